@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pure files of the virtio_swiotlb module, compiled for the host.
+//!
+//! In the kernel these files are modules of `rust/virtio_swiotlb.rs`; here they are modules of
+//! this crate, under the same names, so that `super::` and `crate::` mean the same in both. Their
+//! own tests run as they are under `cargo test` (and as KUnit suites in a guest); the tests in
+//! this crate are the ones that need `std`.
+
+#![forbid(unsafe_code)]
+// What only the kernel half of the module calls has no caller here.
+#![allow(dead_code)]
