@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * C that Rust cannot call: static inlines and macros of the kernel, wrapped
+ * one by one without logic of their own.
+ */
+#ifndef _VIRTIO_SWIOTLB_HELPERS_H
+#define _VIRTIO_SWIOTLB_HELPERS_H
+
+#include <linux/pci.h>
+#include <linux/types.h>
+
+void virtio_swiotlb_device_lock(struct device *dev);
+void virtio_swiotlb_device_unlock(struct device *dev);
+pci_bus_addr_t virtio_swiotlb_pci_bus_address(struct pci_dev *pdev, int bar);
+phys_addr_t virtio_swiotlb_page_to_phys(struct page *page);
+void *virtio_swiotlb_phys_to_virt(phys_addr_t phys);
+bool virtio_swiotlb_memory_encrypted(void);
+unsigned int virtio_swiotlb_cpu(void);
+
+#endif /* _VIRTIO_SWIOTLB_HELPERS_H */

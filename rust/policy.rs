@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whether a device is bounced, and within which limits: offered bits, region, device type and
+//! parameters in, a decision with its reason out.
+//!
+//! The rules are R1 to R28 of the wire format document, the decisions those of the design
+//! document; the table of tests at the end goes through all of them. Pure: may be called in any
+//! context.
+
+use super::wire::{
+    device_type,
+    segments,
+    Extent,
+    Fault,
+    Features,
+    Finding, //
+};
+use core::fmt;
+
+/// The smallest region that is accepted, in bytes: rings, and one minimal request of any driver.
+pub const MIN_REGION_BYTES: u64 = 64 << 10;
+
+/// All that a decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Device type (virtio 1.4, 5).
+    pub device_type: u32,
+    /// What the device offered when it was last asked.
+    pub offered: Features,
+    /// What the device's configuration space says of a region.
+    pub finding: Finding,
+    /// Whether the transport maps buffers in a way of its own (vDPA).
+    pub own_mapping: bool,
+    /// Parameter `hint`: whether a region that comes without the bit is used.
+    pub hint: bool,
+}
+
+/// Why a device is not bounced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// It has neither the bit nor a region: nothing to do with it.
+    NotConcerned,
+    /// Bit 27 is VIRTIO_F_ANY_LAYOUT on the legacy interface (R12).
+    Legacy,
+    /// The transport brings its own mapping operations.
+    OwnMapping,
+    /// The bit is offered and there is no region: the device is wrong (R8).
+    NoRegion,
+    /// This device type hands addresses to the device that are no buffers.
+    Type(u32),
+    /// There is a region without the bit, and parameter `hint` is off.
+    HintOff,
+    /// No capability names a usable region (R14).
+    Malformed(Fault),
+    /// The region has only this many bytes.
+    TooSmall(u64),
+    /// The region could not be claimed: something else uses its addresses.
+    Claimed,
+    /// The region could not be mapped, or there was no memory for the pool's records.
+    NoMemory,
+    /// The region is not where it was when the driver was bound (R19).
+    Moved,
+    /// The driver was bound before the module came.
+    NotTakenOver,
+    /// The module is being unloaded.
+    Unloading,
+    /// The transport keeps its devices in a way that is not known here.
+    Transport,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotConcerned => f.write_str("neither the feature bit nor a region"),
+            Self::Legacy => f.write_str("legacy interface, where bit 27 means ANY_LAYOUT"),
+            Self::OwnMapping => f.write_str("the transport maps buffers in its own way"),
+            Self::NoRegion => f.write_str("the device offers VIRTIO_F_SWIOTLB but brings no region"),
+            Self::Type(kind) => write!(
+                f,
+                "a {} device uses guest addresses that are no buffers",
+                type_name(*kind)
+            ),
+            Self::HintOff => f.write_str("a region without the feature bit, and hint=0"),
+            Self::Malformed(fault) => fault.fmt(f),
+            Self::TooSmall(bytes) => write!(
+                f,
+                "the region has {bytes} bytes, at least {MIN_REGION_BYTES} are needed"
+            ),
+            Self::Claimed => f.write_str("the region's addresses are in use, see /proc/iomem"),
+            Self::NoMemory => f.write_str("not enough memory to map the region"),
+            Self::Moved => f.write_str("the region moved while the driver was bound"),
+            Self::NotTakenOver => f.write_str("not taken over"),
+            Self::Unloading => f.write_str("the module is being unloaded"),
+            Self::Transport => f.write_str("a transport that is not supported"),
+        }
+    }
+}
+
+fn type_name(kind: u32) -> &'static str {
+    match kind {
+        device_type::BALLOON => "balloon",
+        device_type::GPU => "gpu",
+        device_type::IOMMU => "iommu",
+        device_type::MEM => "mem",
+        device_type::PMEM => "pmem",
+        _ => "virtio",
+    }
+}
+
+/// What is done with a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Bounced through this region, and bit 27 is accepted.
+    Accept(Extent),
+    /// Bounced through this region; the bit was not offered (R6).
+    Hint(Extent),
+    /// The bit is not accepted, though it was offered. The driver may bind.
+    Decline(Reason),
+    /// The driver may not bind: confinement was asked for and cannot be had.
+    Refuse(Reason),
+    /// Left alone.
+    Ignore(Reason),
+}
+
+impl Decision {
+    /// The value of `mode` in debugfs.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Self::Accept(_) => "bounced",
+            Self::Hint(_) => "hint",
+            Self::Decline(_) => "declined",
+            Self::Refuse(_) => "refused",
+            Self::Ignore(_) => "ignored",
+        }
+    }
+
+    /// Why the device is not bounced, if it is not.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Accept(_) | Self::Hint(_) => None,
+            Self::Decline(reason) | Self::Refuse(reason) | Self::Ignore(reason) => Some(*reason),
+        }
+    }
+
+    /// The region to bounce through, if the device is bounced.
+    pub fn extent(&self) -> Option<Extent> {
+        match self {
+            Self::Accept(extent) | Self::Hint(extent) => Some(*extent),
+            _ => None,
+        }
+    }
+
+    /// What becomes of the decision when bouncing turned out to be impossible: with the bit
+    /// offered the device stays unbound, a mere hint is forgone (R7).
+    pub fn failed(self, reason: Reason) -> Self {
+        match self {
+            Self::Accept(_) => Self::Refuse(reason),
+            Self::Hint(_) => Self::Ignore(reason),
+            other => other,
+        }
+    }
+}
+
+/// Whether a device has anything to do with this module: it offers the bit on the modern
+/// interface, or brings something that claims to be a region. All others are left exactly as
+/// they were (R24).
+pub fn concerns(offered: Features, finding: Finding) -> bool {
+    offered.has(Features::VERSION_1)
+        && (offered.has(Features::SWIOTLB) || finding != Finding::Absent)
+}
+
+/// Decides what is done with a device.
+pub fn decide(facts: &Facts) -> Decision {
+    let bit = facts.offered.has(Features::SWIOTLB);
+    if !facts.offered.has(Features::VERSION_1) {
+        return Decision::Ignore(Reason::Legacy);
+    }
+    if !concerns(facts.offered, facts.finding) {
+        return Decision::Ignore(Reason::NotConcerned);
+    }
+    // Without the bit nothing may fail because of a region (R7).
+    let give_up = |reason| match bit {
+        true => Decision::Decline(reason),
+        false => Decision::Ignore(reason),
+    };
+    let give_up_closed = |reason| match bit {
+        true => Decision::Refuse(reason),
+        false => Decision::Ignore(reason),
+    };
+    if facts.own_mapping {
+        return give_up(Reason::OwnMapping);
+    }
+    if !can_bounce(facts.device_type) {
+        return give_up(Reason::Type(facts.device_type));
+    }
+    let extent = match facts.finding {
+        Finding::Absent => return give_up(Reason::NoRegion),
+        Finding::Malformed(fault) => return give_up_closed(Reason::Malformed(fault)),
+        Finding::Usable(extent) if extent.bytes < MIN_REGION_BYTES => {
+            return give_up_closed(Reason::TooSmall(extent.bytes));
+        }
+        Finding::Usable(extent) => extent,
+    };
+    match (bit, facts.hint) {
+        (true, _) => Decision::Accept(extent),
+        (false, true) => Decision::Hint(extent),
+        (false, false) => Decision::Ignore(Reason::HintOff),
+    }
+}
+
+/// Whether all that a driver of this type tells its device are buffers that can be copied.
+///
+/// Balloon passes page frame numbers and gives pages away to be discarded, gpu maps through the
+/// DMA API of its parent, and the addresses of mem, pmem and iommu name guest memory itself.
+fn can_bounce(kind: u32) -> bool {
+    !matches!(
+        kind,
+        device_type::BALLOON
+            | device_type::GPU
+            | device_type::IOMMU
+            | device_type::MEM
+            | device_type::PMEM
+    )
+}
+
+/// Where the configuration of a device type says how many segments a request may have, as a
+/// byte offset, for the types whose drivers retry a request that could not be mapped.
+pub fn segments_offset(kind: u32) -> Option<u32> {
+    match kind {
+        device_type::BLK => Some(segments::BLK_OFFSET),
+        device_type::SCSI => Some(segments::SCSI_OFFSET),
+        _ => None,
+    }
+}
+
+/// What a driver is told, so that every request it can build fits an empty pool.
+///
+/// virtio-blk requeues a request that could not be mapped, for ever. The share of one request
+/// is a quarter of the pool: rings may take up to half of it, and the last quarter keeps two
+/// directions from waiting for each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// The longest single mapping, in bytes.
+    pub max_mapping: usize,
+    /// The most segments of one request.
+    pub max_segments: u32,
+}
+
+impl Limits {
+    /// What the block layer takes for the shortest legal segment limit, in bytes.
+    const PAGE: usize = 4096;
+    /// Room for a request's header and status, and for its descriptors beside the segments'.
+    const OVERHEAD: usize = 512;
+    /// What a segment costs beside its bytes: alignment within granules on both sides, and its
+    /// entry in the indirect table.
+    const SEGMENT_OVERHEAD: usize = 2 * 64 + 16;
+
+    /// Limits for a pool of `pool_bytes` whose longest single mapping is `largest`, and a driver
+    /// that was told by its device to build requests of up to `segments` segments.
+    pub fn new(pool_bytes: usize, largest: usize, segments: Option<u32>) -> Self {
+        let Some(offered) = segments else {
+            return Self {
+                max_mapping: largest,
+                max_segments: u32::MAX,
+            };
+        };
+        let share = (pool_bytes / 4).saturating_sub(Self::OVERHEAD);
+        let fit = share / (Self::PAGE + Self::SEGMENT_OVERHEAD);
+        let segments = (offered.max(1) as usize).min(fit.max(1));
+        let each = (share / segments).saturating_sub(Self::SEGMENT_OVERHEAD) & !(Self::PAGE - 1);
+        Self {
+            max_mapping: each.clamp(Self::PAGE, largest.max(Self::PAGE)),
+            max_segments: segments as u32,
+        }
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_policy))]
+mod tests {
+    use super::*;
+
+    const NET: u32 = 1;
+    const MODERN: Features = Features::VERSION_1;
+    const BIT: Features = MODERN.with(Features::SWIOTLB);
+    const REGION: Extent = Extent {
+        bar: 4,
+        offset: 0,
+        start: 0x38_0000_0000,
+        bytes: 16 << 20,
+        shares_bar: false,
+    };
+    const SMALL: Extent = Extent {
+        bytes: MIN_REGION_BYTES - 4096,
+        ..REGION
+    };
+    const SMALLEST: Extent = Extent {
+        bytes: MIN_REGION_BYTES,
+        ..REGION
+    };
+    const BROKEN: Finding = Finding::Malformed(Fault::Empty);
+
+    fn facts(offered: Features, finding: Finding) -> Facts {
+        Facts {
+            device_type: NET,
+            offered,
+            finding,
+            own_mapping: false,
+            hint: true,
+        }
+    }
+
+    fn decide_on(offered: Features, finding: Finding) -> Decision {
+        decide(&facts(offered, finding))
+    }
+
+    #[test]
+    fn bit_and_region_are_accepted() {
+        let decision = decide_on(BIT, Finding::Usable(REGION));
+        assert_eq!(decision, Decision::Accept(REGION));
+        assert_eq!(decision.mode(), "bounced");
+    }
+
+    #[test]
+    fn access_platform_changes_nothing() {
+        for features in [MODERN, BIT] {
+            for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
+                assert_eq!(
+                    decide_on(features, finding),
+                    decide_on(features.with(Features::ACCESS_PLATFORM), finding)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn smallest_region() {
+        assert_eq!(
+            decide_on(BIT, Finding::Usable(SMALLEST)),
+            Decision::Accept(SMALLEST)
+        );
+        assert_eq!(
+            decide_on(BIT, Finding::Usable(SMALL)),
+            Decision::Refuse(Reason::TooSmall(SMALL.bytes))
+        );
+        assert_eq!(
+            decide_on(MODERN, Finding::Usable(SMALL)),
+            Decision::Ignore(Reason::TooSmall(SMALL.bytes))
+        );
+    }
+
+    #[test]
+    fn region_alone_is_a_hint() {
+        let mut facts = facts(MODERN, Finding::Usable(REGION));
+        assert_eq!(decide(&facts), Decision::Hint(REGION));
+        facts.hint = false;
+        assert_eq!(decide(&facts), Decision::Ignore(Reason::HintOff));
+        facts.offered = BIT;
+        assert_eq!(decide(&facts), Decision::Accept(REGION));
+    }
+
+    #[test]
+    fn bit_alone_is_declined() {
+        assert_eq!(
+            decide_on(BIT, Finding::Absent),
+            Decision::Decline(Reason::NoRegion)
+        );
+    }
+
+    #[test]
+    fn malformed_region_fails_closed_only_with_the_bit() {
+        assert_eq!(
+            decide_on(BIT, BROKEN),
+            Decision::Refuse(Reason::Malformed(Fault::Empty))
+        );
+        assert_eq!(
+            decide_on(MODERN, BROKEN),
+            Decision::Ignore(Reason::Malformed(Fault::Empty))
+        );
+    }
+
+    #[test]
+    fn neither_is_no_concern() {
+        assert!(!concerns(MODERN, Finding::Absent));
+        assert_eq!(
+            decide_on(MODERN, Finding::Absent),
+            Decision::Ignore(Reason::NotConcerned)
+        );
+    }
+
+    #[test]
+    fn legacy_bit_27_means_something_else() {
+        for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
+            assert!(!concerns(Features::SWIOTLB, finding));
+            assert_eq!(
+                decide_on(Features::SWIOTLB, finding),
+                Decision::Ignore(Reason::Legacy)
+            );
+        }
+    }
+
+    #[test]
+    fn types_that_cannot_be_bounced() {
+        for kind in [5, 16, 23, 24, 27] {
+            for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
+                let mut facts = facts(BIT, finding);
+                facts.device_type = kind;
+                assert_eq!(decide(&facts), Decision::Decline(Reason::Type(kind)));
+                if finding != Finding::Absent {
+                    facts.offered = MODERN;
+                    assert_eq!(decide(&facts), Decision::Ignore(Reason::Type(kind)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn own_mapping_is_left_alone() {
+        let mut facts = facts(BIT, Finding::Usable(REGION));
+        facts.own_mapping = true;
+        assert_eq!(decide(&facts), Decision::Decline(Reason::OwnMapping));
+        facts.offered = MODERN;
+        assert_eq!(decide(&facts), Decision::Ignore(Reason::OwnMapping));
+    }
+
+    #[test]
+    fn failure_to_bounce() {
+        assert_eq!(
+            Decision::Accept(REGION).failed(Reason::Claimed),
+            Decision::Refuse(Reason::Claimed)
+        );
+        assert_eq!(
+            Decision::Hint(REGION).failed(Reason::Claimed),
+            Decision::Ignore(Reason::Claimed)
+        );
+    }
+
+    #[test]
+    fn largest_request_fits_a_quarter_of_any_pool() {
+        let mut pool = MIN_REGION_BYTES as usize;
+        while pool <= 4 << 30 {
+            for offered in [0, 1, 2, 64, 126, 254, 1024, u32::MAX] {
+                let limits = Limits::new(pool, pool / 4, Some(offered));
+                let segments = limits.max_segments as usize;
+                let request = segments * (limits.max_mapping + Limits::SEGMENT_OVERHEAD);
+                assert!(request + Limits::OVERHEAD <= pool / 4);
+                assert!(limits.max_segments >= 1 && limits.max_segments <= offered.max(1));
+                assert!(limits.max_mapping >= 4096);
+                assert_eq!(limits.max_mapping % 4096, 0);
+            }
+            pool = pool * 3 / 2;
+        }
+    }
+
+    #[test]
+    fn drivers_that_do_not_retry_get_the_longest_mapping() {
+        let limits = Limits::new(1 << 20, 1 << 18, None);
+        assert_eq!(limits.max_mapping, 1 << 18);
+        assert_eq!(limits.max_segments, u32::MAX);
+    }
+}

@@ -1,0 +1,734 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Numbers and layouts on the wire, and the parsing of bytes that nobody trusts.
+//!
+//! Sources: the VIRTIO_F_SWIOTLB RFC series (virtio-comment, April 2025) for the feature bit and
+//! the capability; virtio 1.4, section 4.1.4, for the PCI capabilities; PCI 3.0, section 6.7 and
+//! 6.8.2, for the capability list and MSI-X. Neither the bit nor the capability's type has been
+//! assigned by the committee: they have no other home than this file.
+//!
+//! Pure: bytes in, facts out. Everything here may be called in any context.
+
+use core::fmt;
+
+/// A set of virtio feature bits, the first 64.
+///
+/// The successors of the numbers here are expected below 64 as well; transports that have more
+/// keep the others to themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// The device brings a region and wants every transfer to go through it (RFC patch 1).
+    pub const SWIOTLB: Self = Self(1 << 27);
+    /// The device follows virtio 1.0 or later (virtio 1.4, 6). Without it, bit 27 is the legacy
+    /// VIRTIO_F_ANY_LAYOUT and means nothing here.
+    pub const VERSION_1: Self = Self(1 << 32);
+    /// The device's addresses are the platform's, not bare physical ones (virtio 1.4, 6).
+    pub const ACCESS_PLATFORM: Self = Self(1 << 33);
+
+    /// Whether all of `other` is in the set.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The set with `other` in it.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The set without `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// The bytes of PCI configuration space that hold the capability list.
+pub const CONFIG_SPACE_BYTES: usize = 256;
+/// PCI has six base address registers.
+pub const BARS: usize = 6;
+/// The granularity in which a region is mapped, in bytes.
+pub const PAGE_BYTES: u64 = 4096;
+
+const STATUS: usize = 0x06;
+const STATUS_CAPABILITIES: u8 = 1 << 4;
+const CAPABILITY_POINTER: usize = 0x34;
+const FIRST_CAPABILITY: u8 = 0x40;
+/// How many four-byte aligned capabilities fit behind the header: no list is longer.
+const MOST_CAPABILITIES: usize = (CONFIG_SPACE_BYTES - FIRST_CAPABILITY as usize) / 4;
+
+const ID_VENDOR: u8 = 0x09;
+const ID_MSIX: u8 = 0x11;
+
+/// VIRTIO_PCI_CAP_SWIOTLB (RFC patch 3), and the types of virtio 1.4, 4.1.4, that name memory.
+const TYPE_COMMON: u8 = 1;
+const TYPE_NOTIFY: u8 = 2;
+const TYPE_ISR: u8 = 3;
+const TYPE_DEVICE: u8 = 4;
+const TYPE_SHARED_MEMORY: u8 = 8;
+const TYPE_SWIOTLB: u8 = 10;
+
+/// Length of `struct virtio_pci_cap` and of `struct virtio_pci_cap64`, in bytes.
+const CAP_BYTES: usize = 16;
+const CAP64_BYTES: usize = 24;
+
+/// What a base address register decodes, as the guest's PCI core sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bar {
+    /// The device does not implement it (or it is the upper half of a 64-bit one).
+    Absent,
+    /// I/O ports.
+    Io,
+    /// Memory that was given no address.
+    Unassigned,
+    /// Memory at CPU physical address `start`, `bytes` long.
+    Memory {
+        /// CPU physical address.
+        start: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
+}
+
+/// A device's region, checked: whole pages inside one memory BAR that overlap nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Index of the BAR, 0 to 5.
+    pub bar: u8,
+    /// Distance of the region's start from the BAR's, in bytes.
+    pub offset: u64,
+    /// CPU physical address of the region's start, page aligned.
+    pub start: u64,
+    /// Length in bytes, a multiple of [`PAGE_BYTES`], never 0.
+    pub bytes: u64,
+    /// Whether the BAR holds one of the device's other structures as well.
+    pub shares_bar: bool,
+}
+
+/// What lies where a region may not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Structure {
+    /// VIRTIO_PCI_CAP_COMMON_CFG.
+    Common,
+    /// VIRTIO_PCI_CAP_NOTIFY_CFG.
+    Notify,
+    /// VIRTIO_PCI_CAP_ISR_CFG.
+    Isr,
+    /// VIRTIO_PCI_CAP_DEVICE_CFG.
+    Device,
+    /// VIRTIO_PCI_CAP_SHARED_MEMORY_CFG.
+    SharedMemory,
+    /// The MSI-X table.
+    MsixTable,
+    /// The MSI-X pending bit array.
+    MsixPba,
+}
+
+impl fmt::Display for Structure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Common => "the common configuration",
+            Self::Notify => "the notification area",
+            Self::Isr => "the ISR status",
+            Self::Device => "the device configuration",
+            Self::SharedMemory => "a shared memory region",
+            Self::MsixTable => "the MSI-X table",
+            Self::MsixPba => "the MSI-X pending bits",
+        })
+    }
+}
+
+/// Why a SWIOTLB capability names no usable region (WIRE.md, R14).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The capability is shorter than its structure, or runs out of configuration space.
+    Truncated,
+    /// There is no BAR of this number.
+    NoSuchBar(u8),
+    /// The device does not implement this BAR.
+    BarAbsent(u8),
+    /// This BAR decodes I/O ports.
+    BarIsIo(u8),
+    /// This BAR was given no address.
+    BarUnassigned(u8),
+    /// The region is empty.
+    Empty,
+    /// The region ends behind its BAR, or wraps.
+    OutsideBar(u8),
+    /// No whole page is left of the region.
+    NoWholePage,
+    /// The region overlaps another structure of the device.
+    Overlaps(Structure),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated => f.write_str("the SWIOTLB capability is truncated"),
+            Self::NoSuchBar(bar) => {
+                write!(f, "the SWIOTLB capability names BAR {bar}, there are 0 to 5")
+            }
+            Self::BarAbsent(bar) => write!(f, "the region's BAR {bar} does not exist"),
+            Self::BarIsIo(bar) => write!(f, "the region's BAR {bar} is I/O ports, not memory"),
+            Self::BarUnassigned(bar) => write!(f, "the region's BAR {bar} was given no address"),
+            Self::Empty => f.write_str("the region is empty"),
+            Self::OutsideBar(bar) => write!(f, "the region does not fit in its BAR {bar}"),
+            Self::NoWholePage => f.write_str("the region holds no whole page"),
+            Self::Overlaps(structure) => write!(f, "the region overlaps {structure}"),
+        }
+    }
+}
+
+/// What a device's configuration space says of a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finding {
+    /// There is no SWIOTLB capability.
+    Absent,
+    /// The first capability that names a usable region (WIRE.md, R13).
+    Usable(Extent),
+    /// There are capabilities, none is usable; what is wrong with the first.
+    Malformed(Fault),
+}
+
+/// Bytes of a device's configuration space, as read once: what is checked is what is used.
+pub struct ConfigSpace<'a>(&'a [u8; CONFIG_SPACE_BYTES]);
+
+/// One capability: where it stands, and its PCI capability ID.
+#[derive(Clone, Copy)]
+struct Capability {
+    at: usize,
+    id: u8,
+}
+
+/// A range of a BAR that something occupies, in bytes.
+#[derive(Clone, Copy)]
+struct Window {
+    bar: u8,
+    offset: u64,
+    bytes: u64,
+}
+
+impl Window {
+    fn overlaps(&self, other: &Self) -> bool {
+        self.bar == other.bar
+            && self.offset < other.offset.saturating_add(other.bytes)
+            && other.offset < self.offset.saturating_add(self.bytes)
+    }
+}
+
+impl<'a> ConfigSpace<'a> {
+    /// Takes the first 256 bytes of a device's configuration space.
+    pub fn new(bytes: &'a [u8; CONFIG_SPACE_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    fn u8(&self, at: usize) -> Option<u8> {
+        self.0.get(at).copied()
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        let bytes = self.0.get(at..at.checked_add(2)?)?;
+        Some(u16::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        let bytes = self.0.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    /// The capability list, in its order. A list that loops or leaves the space ends there.
+    fn capabilities(&self) -> impl Iterator<Item = Capability> + '_ {
+        let listed = self.u8(STATUS).unwrap_or(0) & STATUS_CAPABILITIES != 0;
+        let mut next = if listed {
+            self.u8(CAPABILITY_POINTER).unwrap_or(0)
+        } else {
+            0
+        };
+        // More steps than there is room for capabilities are steps in a circle.
+        (0..MOST_CAPABILITIES).map_while(move |_| {
+            let at = usize::from(next & !3);
+            if at < usize::from(FIRST_CAPABILITY) {
+                return None;
+            }
+            let id = self.u8(at)?;
+            next = self.u8(at + 1)?;
+            Some(Capability { at, id })
+        })
+    }
+
+    /// The type of a virtio capability (`cfg_type`), if this is one.
+    fn virtio_type(&self, cap: Capability) -> Option<u8> {
+        if cap.id != ID_VENDOR {
+            return None;
+        }
+        self.u8(cap.at + 3)
+    }
+
+    /// The window of a `struct virtio_pci_cap`, or of a `struct virtio_pci_cap64` if `wide`.
+    fn virtio_window(&self, cap: Capability, wide: bool) -> Option<Window> {
+        let needed = if wide { CAP64_BYTES } else { CAP_BYTES };
+        if usize::from(self.u8(cap.at + 2)?) < needed {
+            return None;
+        }
+        let mut offset = u64::from(self.u32(cap.at + 8)?);
+        let mut bytes = u64::from(self.u32(cap.at + 12)?);
+        if wide {
+            offset |= u64::from(self.u32(cap.at + 16)?) << 32;
+            bytes |= u64::from(self.u32(cap.at + 20)?) << 32;
+        }
+        Some(Window {
+            bar: self.u8(cap.at + 4)?,
+            offset,
+            bytes,
+        })
+    }
+
+    /// What else the device keeps in its BARs.
+    fn structures(&self) -> impl Iterator<Item = (Structure, Window)> + '_ {
+        self.capabilities().flat_map(move |cap| {
+            let msix = cap.id == ID_MSIX;
+            let virtio = self.virtio_type(cap).and_then(|kind| {
+                let structure = match kind {
+                    TYPE_COMMON => Structure::Common,
+                    TYPE_NOTIFY => Structure::Notify,
+                    TYPE_ISR => Structure::Isr,
+                    TYPE_DEVICE => Structure::Device,
+                    TYPE_SHARED_MEMORY => Structure::SharedMemory,
+                    _ => return None,
+                };
+                let wide = kind == TYPE_SHARED_MEMORY;
+                Some((structure, self.virtio_window(cap, wide)?))
+            });
+            let table = msix.then(|| self.msix_window(cap, Structure::MsixTable));
+            let pba = msix.then(|| self.msix_window(cap, Structure::MsixPba));
+            [virtio, table.flatten(), pba.flatten()]
+                .into_iter()
+                .flatten()
+        })
+    }
+
+    fn msix_window(&self, cap: Capability, which: Structure) -> Option<(Structure, Window)> {
+        let vectors = u64::from(self.u16(cap.at + 2)? & 0x7ff) + 1;
+        let (at, bytes) = match which {
+            Structure::MsixTable => (cap.at + 4, vectors * 16),
+            _ => (cap.at + 8, vectors.div_ceil(64) * 8),
+        };
+        let register = self.u32(at)?;
+        let window = Window {
+            bar: (register & 7) as u8,
+            offset: u64::from(register & !7),
+            bytes,
+        };
+        Some((which, window))
+    }
+
+    /// Checks one SWIOTLB capability (WIRE.md, R14).
+    fn check(&self, cap: Capability, bars: &[Bar; BARS]) -> Result<Extent, Fault> {
+        let window = self.virtio_window(cap, false).ok_or(Fault::Truncated)?;
+        let bar = window.bar;
+        let (bar_start, bar_bytes) = match bars.get(usize::from(bar)) {
+            None => return Err(Fault::NoSuchBar(bar)),
+            Some(Bar::Absent) => return Err(Fault::BarAbsent(bar)),
+            Some(Bar::Io) => return Err(Fault::BarIsIo(bar)),
+            Some(Bar::Unassigned) => return Err(Fault::BarUnassigned(bar)),
+            Some(Bar::Memory { start, bytes }) => (*start, *bytes),
+        };
+        if window.bytes == 0 {
+            return Err(Fault::Empty);
+        }
+        let end = window
+            .offset
+            .checked_add(window.bytes)
+            .filter(|end| *end <= bar_bytes)
+            .and_then(|end| bar_start.checked_add(end))
+            .ok_or(Fault::OutsideBar(bar))?;
+        if let Some((structure, _)) = self.structures().find(|(_, w)| w.overlaps(&window)) {
+            return Err(Fault::Overlaps(structure));
+        }
+        // A page that is only partly the region's is not given to the pool.
+        let start = (bar_start + window.offset)
+            .checked_next_multiple_of(PAGE_BYTES)
+            .ok_or(Fault::NoWholePage)?;
+        let end = end & !(PAGE_BYTES - 1);
+        if start >= end {
+            return Err(Fault::NoWholePage);
+        }
+        Ok(Extent {
+            bar,
+            offset: start - bar_start,
+            start,
+            bytes: end - start,
+            shares_bar: self.structures().any(|(_, other)| other.bar == bar),
+        })
+    }
+
+    /// Finds the device's region. `bars` are the device's own, in their order.
+    pub fn region(&self, bars: &[Bar; BARS]) -> Finding {
+        let mut first_fault = None;
+        for cap in self.capabilities() {
+            if self.virtio_type(cap) != Some(TYPE_SWIOTLB) {
+                continue;
+            }
+            match self.check(cap, bars) {
+                Ok(extent) => return Finding::Usable(extent),
+                Err(fault) => first_fault = first_fault.or(Some(fault)),
+            }
+        }
+        first_fault.map_or(Finding::Absent, Finding::Malformed)
+    }
+}
+
+/// Where device types keep, in their configuration, how many segments a request may have.
+///
+/// The drivers of these types build requests of up to that many segments and retry for ever one
+/// that cannot be mapped, so a pool must be able to hold the largest (`policy::Limits`).
+pub mod segments {
+    /// Byte offset of `seg_max` in `struct virtio_blk_config` (virtio 1.4, 5.2.4).
+    pub const BLK_OFFSET: u32 = 12;
+    /// Byte offset of `seg_max` in `struct virtio_scsi_config` (virtio 1.4, 5.6.4).
+    pub const SCSI_OFFSET: u32 = 4;
+    /// Both are an le32.
+    pub const BYTES: u32 = 4;
+}
+
+/// Device types that are told apart here (virtio 1.4, 5).
+pub mod device_type {
+    #![allow(missing_docs)]
+    pub const BLK: u32 = 2;
+    pub const BALLOON: u32 = 5;
+    pub const SCSI: u32 = 8;
+    pub const GPU: u32 = 16;
+    pub const IOMMU: u32 = 23;
+    pub const MEM: u32 = 24;
+    pub const PMEM: u32 = 27;
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_wire))]
+mod tests {
+    use super::*;
+
+    const BAR0: u64 = 0xfe00_0000;
+    const BAR4: u64 = 0x38_0000_0000;
+
+    /// A well-behaved device's bytes, to be spoilt by the cases.
+    struct Device {
+        bytes: [u8; CONFIG_SPACE_BYTES],
+        bars: [Bar; BARS],
+        last: usize,
+        free: usize,
+    }
+
+    impl Device {
+        fn new() -> Self {
+            let mut bytes = [0; CONFIG_SPACE_BYTES];
+            bytes[STATUS] = STATUS_CAPABILITIES;
+            let mut bars = [Bar::Absent; BARS];
+            bars[0] = Bar::Memory {
+                start: BAR0,
+                bytes: 0x8000,
+            };
+            bars[1] = Bar::Io;
+            bars[2] = Bar::Unassigned;
+            bars[4] = Bar::Memory {
+                start: BAR4,
+                bytes: 0x10_0000,
+            };
+            let mut device = Self {
+                bytes,
+                bars,
+                last: CAPABILITY_POINTER,
+                free: 0x40,
+            };
+            device.virtio(TYPE_COMMON, 0, 0x0000, 0x1000);
+            device.virtio(TYPE_NOTIFY, 0, 0x3000, 0x1000);
+            device
+        }
+
+        fn link(&mut self, bytes: &[u8]) -> usize {
+            let at = self.free;
+            self.bytes[self.last] = at as u8;
+            self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+            self.last = at + 1;
+            self.free = (at + bytes.len()).next_multiple_of(4);
+            at
+        }
+
+        fn virtio(&mut self, kind: u8, bar: u8, offset: u32, bytes: u32) -> usize {
+            let mut cap = [0; CAP_BYTES];
+            cap[0] = ID_VENDOR;
+            cap[2] = CAP_BYTES as u8;
+            cap[3] = kind;
+            cap[4] = bar;
+            cap[8..12].copy_from_slice(&offset.to_le_bytes());
+            cap[12..16].copy_from_slice(&bytes.to_le_bytes());
+            self.link(&cap)
+        }
+
+        fn msix(&mut self, vectors: u16, table: u32, pba: u32) {
+            let mut cap = [0; 12];
+            cap[0] = ID_MSIX;
+            cap[2..4].copy_from_slice(&(vectors - 1).to_le_bytes());
+            cap[4..8].copy_from_slice(&table.to_le_bytes());
+            cap[8..12].copy_from_slice(&pba.to_le_bytes());
+            self.link(&cap);
+        }
+
+        fn region(&self) -> Finding {
+            ConfigSpace::new(&self.bytes).region(&self.bars)
+        }
+    }
+
+    fn with_region(bar: u8, offset: u32, bytes: u32) -> Device {
+        let mut device = Device::new();
+        device.virtio(TYPE_SWIOTLB, bar, offset, bytes);
+        device
+    }
+
+    fn fault(bar: u8, offset: u32, bytes: u32) -> Finding {
+        with_region(bar, offset, bytes).region()
+    }
+
+    fn usable(finding: Finding) -> Option<(u64, u64)> {
+        match finding {
+            Finding::Usable(extent) => Some((extent.start, extent.bytes)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn no_capability_is_no_region() {
+        assert_eq!(Device::new().region(), Finding::Absent);
+        assert_eq!(
+            ConfigSpace::new(&[0; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS]),
+            Finding::Absent
+        );
+        assert_eq!(
+            ConfigSpace::new(&[0xff; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS]),
+            Finding::Absent
+        );
+    }
+
+    #[test]
+    fn whole_bar_is_a_region() {
+        assert_eq!(
+            fault(4, 0, 0x10_0000),
+            Finding::Usable(Extent {
+                bar: 4,
+                offset: 0,
+                start: BAR4,
+                bytes: 0x10_0000,
+                shares_bar: false,
+            })
+        );
+    }
+
+    #[test]
+    fn region_at_an_offset() {
+        let found = usable(fault(4, 0x2000, 0x4000));
+        assert_eq!(found, Some((BAR4 + 0x2000, 0x4000)));
+    }
+
+    #[test]
+    fn list_is_ignored_when_status_says_there_is_none() {
+        let mut device = with_region(4, 0, 0x1000);
+        device.bytes[STATUS] = 0;
+        assert_eq!(device.region(), Finding::Absent);
+    }
+
+    #[test]
+    fn edges_are_trimmed_to_pages() {
+        assert_eq!(
+            usable(fault(4, 0x10, 0x2ff0)),
+            Some((BAR4 + 0x1000, 0x2000))
+        );
+        assert_eq!(usable(fault(4, 0, 0x1fff)), Some((BAR4, 0x1000)));
+        assert_eq!(
+            fault(4, 0x10, 0x1000),
+            Finding::Malformed(Fault::NoWholePage)
+        );
+        assert_eq!(fault(4, 0, 0xfff), Finding::Malformed(Fault::NoWholePage));
+    }
+
+    #[test]
+    fn empty_region() {
+        assert_eq!(fault(4, 0x1000, 0), Finding::Malformed(Fault::Empty));
+    }
+
+    #[test]
+    fn region_outside_its_bar() {
+        let outside = Finding::Malformed(Fault::OutsideBar(4));
+        assert_eq!(fault(4, 0, 0x10_1000), outside);
+        assert_eq!(fault(4, 0x10_0000, 0x1000), outside);
+        assert_eq!(fault(4, 0xffff_f000, 0xffff_f000), outside);
+        assert_eq!(fault(4, u32::MAX, u32::MAX), outside);
+    }
+
+    #[test]
+    fn region_that_wraps_the_address_space() {
+        let mut device = with_region(4, 0x1000, 0x1000);
+        device.bars[4] = Bar::Memory {
+            start: u64::MAX - 0xfff,
+            bytes: u64::MAX,
+        };
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::OutsideBar(4))
+        );
+    }
+
+    #[test]
+    fn bars_that_hold_no_region() {
+        assert_eq!(fault(6, 0, 0x1000), Finding::Malformed(Fault::NoSuchBar(6)));
+        assert_eq!(
+            fault(255, 0, 0x1000),
+            Finding::Malformed(Fault::NoSuchBar(255))
+        );
+        assert_eq!(fault(1, 0, 0x1000), Finding::Malformed(Fault::BarIsIo(1)));
+        assert_eq!(
+            fault(2, 0, 0x1000),
+            Finding::Malformed(Fault::BarUnassigned(2))
+        );
+        assert_eq!(fault(5, 0, 0x1000), Finding::Malformed(Fault::BarAbsent(5)));
+    }
+
+    #[test]
+    fn truncated_capability() {
+        let mut device = Device::new();
+        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        device.bytes[at + 2] = 15;
+        assert_eq!(device.region(), Finding::Malformed(Fault::Truncated));
+        device.bytes[at + 2] = 16;
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn capability_at_the_end_of_the_space() {
+        let mut device = Device::new();
+        device.free = 0xf0;
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        assert!(usable(device.region()).is_some());
+
+        let mut device = Device::new();
+        device.bytes[device.last] = 0xfc;
+        device.bytes[0xfc] = ID_VENDOR;
+        device.bytes[0xfe] = 16;
+        device.bytes[0xff] = TYPE_SWIOTLB;
+        assert_eq!(device.region(), Finding::Malformed(Fault::Truncated));
+    }
+
+    #[test]
+    fn a_longer_capability_is_read_as_the_plain_one() {
+        let mut device = Device::new();
+        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        device.bytes[at + 2] = 32;
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn overlap_with_virtio_structures() {
+        for kind in [
+            (TYPE_COMMON, Structure::Common),
+            (TYPE_NOTIFY, Structure::Notify),
+            (TYPE_ISR, Structure::Isr),
+            (TYPE_DEVICE, Structure::Device),
+        ] {
+            let mut device = with_region(4, 0x1000, 0x4000);
+            device.virtio(kind.0, 4, 0x4ffc, 4);
+            assert_eq!(
+                device.region(),
+                Finding::Malformed(Fault::Overlaps(kind.1))
+            );
+        }
+    }
+
+    #[test]
+    fn neighbours_do_not_overlap() {
+        let mut device = with_region(4, 0x1000, 0x4000);
+        device.virtio(TYPE_ISR, 4, 0x5000, 4);
+        device.virtio(TYPE_DEVICE, 4, 0x0ff0, 0x10);
+        match device.region() {
+            Finding::Usable(extent) => assert!(extent.shares_bar),
+            _ => assert!(false),
+        }
+    }
+
+    #[test]
+    fn overlap_with_a_large_shared_memory_region() {
+        let mut device = with_region(4, 0x1000, 0x4000);
+        let mut cap = [0; CAP64_BYTES];
+        cap[0] = ID_VENDOR;
+        cap[2] = CAP64_BYTES as u8;
+        cap[3] = TYPE_SHARED_MEMORY;
+        cap[4] = 4;
+        cap[20] = 1; // 4 GiB long
+        device.link(&cap);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::SharedMemory))
+        );
+    }
+
+    #[test]
+    fn overlap_with_msix() {
+        let mut device = with_region(4, 0x1000, 0x4000);
+        device.msix(65, 0x4ff8 | 4, 0x8000);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::MsixTable))
+        );
+        let mut device = with_region(4, 0x1000, 0x4000);
+        device.msix(65, 0x8000, 0x0ff8 | 4); // 65 vectors have 16 bytes of pending bits
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::MsixPba))
+        );
+        let mut device = with_region(4, 0x1000, 0x4000);
+        device.msix(64, 0x5000 | 4, 0x0ff8 | 4);
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn first_usable_region_is_taken() {
+        let mut device = with_region(1, 0, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0x3000, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0x5000, 0x1000);
+        assert_eq!(usable(device.region()), Some((BAR4 + 0x3000, 0x1000)));
+    }
+
+    #[test]
+    fn first_fault_is_reported() {
+        let mut device = with_region(1, 0, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0);
+        assert_eq!(device.region(), Finding::Malformed(Fault::BarIsIo(1)));
+    }
+
+    #[test]
+    fn a_list_that_loops_ends() {
+        let mut device = Device::new();
+        let at = device.virtio(TYPE_ISR, 0, 0x1000, 4);
+        device.bytes[at + 1] = 0x40;
+        assert_eq!(device.region(), Finding::Absent);
+
+        let mut device = with_region(4, 0, 0x1000);
+        device.bytes[device.last] = 0x40;
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn a_list_that_points_into_the_header_ends() {
+        let mut device = Device::new();
+        device.bytes[device.last] = 0x10;
+        device.bytes[0x10] = ID_VENDOR;
+        device.bytes[0x13] = TYPE_SWIOTLB;
+        assert_eq!(device.region(), Finding::Absent);
+    }
+
+    #[test]
+    fn features_are_a_set() {
+        let both = Features::SWIOTLB.with(Features::VERSION_1);
+        assert!(both.has(Features::SWIOTLB));
+        assert!(!Features::SWIOTLB.has(both));
+        assert_eq!(both.without(Features::VERSION_1), Features(0x0800_0000));
+    }
+}
