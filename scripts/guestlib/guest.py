@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest: a kernel, some devices, a command to run.
+
+QEMU is started directly rather than through virtme-ng, whose idea it is to use
+the host's root file system (here the toolbox) through 9p under an overlay: its
+init and udev take most of a minute under emulation, it adds six virtio devices of
+its own, and it cannot let a guest reboot. The root file system is the only thing
+shared with the guest, and it is served by copying: guest RAM is plain -m memory,
+private to QEMU, in every run.
+
+The two sides meet in a directory of the run, /share in the guest. Scripts own
+/share; /share/.guest is for this module and the programs `init` and `start`:
+
+    script, env, shell    what to run (host)
+    output, status        what came of it (guest)
+    boots                 how often the guest has booted (guest)
+    debugfs/              the module's files when the command ended (guest)
+    host/NAME             the guest asks for the action NAME, the host deletes it
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from . import accel
+from .devices import (
+    Device,
+    Restricted,
+    Running,
+    bridge_arguments,
+    image_of,
+    pci_address,
+)
+from .errors import GuestError
+from .kernel import Kernel
+from .paths import HERE, RunDirectory, parse_bytes
+from .process import Process, tail
+from .result import Result, read_report, read_text
+
+_POLL_SECONDS = 0.05
+#: From the end of the command to the end of QEMU.
+_POWEROFF_SECONDS = 20
+_QEMU = "qemu-system-x86_64"
+_FORBIDDEN = ("share=on", "memory-backend", "mem-path")
+
+
+@dataclass
+class Module:
+    """A module to load before the command runs; path None is the one that
+    `make` builds for the kernel."""
+
+    path: str | Path | None = None
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+
+class Guest:
+    """What a guest is made of. Use it in a `with` statement: at its end all
+    processes are gone and so is the directory, unless it was given as `out`.
+
+    kernel    "stock", "test", or the path of a kernel build tree
+    memory    of the guest ("512M")
+    cpus      of the guest
+    module    None, True (the module built for this kernel) or Module(...)
+    devices   Restricted(...) and Ordinary(...), on the PCI bus in this order
+    append    more kernel command line
+    reboots   how many reboots the command may do; it starts anew each time, with
+              BOOT=1, 2...
+    accel     "auto" (KVM if a probe shows that it works), "tcg" or "kvm"
+    qemu      more QEMU arguments
+    out       a directory for logs, reports and images, kept
+    """
+
+    def __init__(
+        self,
+        kernel: str = "test",
+        memory: str = "512M",
+        cpus: int = 2,
+        module: Module | bool | None = None,
+        devices: Sequence[Device] = (),
+        *,
+        append: str = "",
+        reboots: int = 0,
+        accel: str | None = None,
+        qemu: Sequence[str] = (),
+        out: str | Path | None = None,
+    ) -> None:
+        if not os.environ.get("TOOLBOX"):
+            raise GuestError("guests run in the toolbox: scripts/toolbox run ...")
+        for word in qemu:
+            if any(text in word for text in _FORBIDDEN):
+                raise GuestError(f"guest RAM is never shared here: {word}")
+        self.kernel = Kernel(kernel)
+        self.memory = parse_bytes(memory)
+        self.cpus = int(cpus)
+        self.module = Module() if module is True else module or None
+        self.devices = list(devices)
+        self.append = append
+        self.reboots = reboots
+        self.accel = accel or os.environ.get("GUEST_ACCEL") or "auto"
+        self.qemu = list(qemu)
+        self.names = _names(self.devices)
+        self._runs = 0
+        self._directory: RunDirectory | None = None
+        self._out = Path(out).resolve() if out else None
+        #: The restricted devices of the run in progress, for actions of `on`.
+        self.restricted: list[Running] = []
+        self._qmp: Path | None = None
+
+    def __enter__(self) -> "Guest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove what the runs left. Results no longer find their files."""
+        if self._directory:
+            self._directory.remove()
+            self._directory = None
+
+    # --- running ---
+
+    def run(
+        self,
+        script: str,
+        *,
+        timeout: float = 120,
+        on: Mapping[str, Callable[["Guest"], object]] | None = None,
+        stream: IO[bytes] | None = None,
+    ) -> Result:
+        """Boot, run a bash script, power off.
+
+        timeout   seconds for all of it; then the guest is killed
+        on        what the host does when the script says `host NAME`, meanwhile
+                  the script waits
+        stream    where output goes while it comes
+        """
+        return self._run(script, timeout, on or {}, stream)
+
+    def shell(self) -> Result:
+        """Boot, and give the terminal to an interactive shell in the guest."""
+        return self._run(None, None, {}, None)
+
+    def _run(
+        self,
+        script: str | None,
+        timeout: float | None,
+        on: Mapping[str, Callable[["Guest"], object]],
+        stream: IO[bytes] | None,
+    ) -> Result:
+        logs = self._new_logs()
+        share = logs / "share"
+        control = share / ".guest"
+        (control / "host").mkdir(parents=True)
+        self._write_control(control, script)
+        images = [
+            image_of(device, name, logs.parent)
+            for device, name in zip(self.devices, self.names)
+        ]
+        begin = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.restricted.clear)
+            # Short names: a socket's path has at most 107 bytes.
+            sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="g")))
+            for device, name, image in zip(self.devices, self.names, images):
+                if isinstance(device, Restricted):
+                    running = device.start(name, image, sockets, logs)
+                    stack.callback(running.stop)
+                    self.restricted.append(running)
+            restricted = list(self.restricted)
+            self._qmp = sockets / "qmp"
+            if script is None:
+                stack.enter_context(_kept_terminal())
+            qemu = Process(
+                "QEMU",
+                self._qemu_arguments(logs, share, images, script is None),
+                logs / "qemu.log",
+                stdio=(sys.stdin, sys.stdout) if script is None else None,
+            )
+            stack.callback(qemu.kill)
+            watch = _Watch(qemu, restricted, control, on, stream)
+            watch.until_end(self, begin + timeout if timeout else None)
+        problems = watch.problems
+        status = _read_number(control / "status")
+        if status is None and not watch.timed_out:
+            problems.insert(0, _why_no_result(qemu, logs))
+        elif watch.timed_out:
+            problems.insert(
+                0,
+                f"killed after {timeout:.0f} s; the last lines of its console:\n"
+                + tail(logs / "console", 12),
+            )
+        return Result(
+            status=None if watch.timed_out else status,
+            output=read_text(control / "output"),
+            kernel_log=read_text(logs / "console"),
+            reports=[read_report(running.report) for running in restricted],
+            images=images,
+            backend_mappings=[running.backend_mappings for running in restricted],
+            debugfs=_read_tree(control / "debugfs"),
+            share=share,
+            logs=logs,
+            seconds=time.monotonic() - begin,
+            boots=_read_number(control / "boots") or 0,
+            timed_out=watch.timed_out,
+            problems=problems,
+        )
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        """Have QEMU execute a QMP command, from an action of `on`."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(self._qmp))
+            with connection.makefile("rw") as stream:
+                stream.readline()
+                for request in (
+                    {"execute": "qmp_capabilities"},
+                    {"execute": command, "arguments": arguments},
+                ):
+                    answer = _ask(stream, request)
+        return answer
+
+    # --- preparing ---
+
+    def _new_logs(self) -> Path:
+        if self._out:
+            parent = self._out
+        else:
+            self._directory = self._directory or RunDirectory()
+            parent = self._directory.path
+        self._runs += 1
+        logs = parent / f"run{self._runs}"
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir(parents=True)
+        return logs
+
+    def _write_control(self, control: Path, script: str | None) -> None:
+        shutil.copy(HERE / "start", control / "start")
+        variables = {
+            "SHARE": "/share",
+            "BUILD": os.environ["BUILD"],
+            "TOOLBOX": "1",
+            "DIRECTORY": os.getcwd(),
+            "BOOTS": str(self.reboots + 1),
+            "MODULES": str(self.kernel.modules or ""),
+            "INSERT": self._insmod(),
+        }
+        for index, name in enumerate(self.names):
+            variables[name.upper()] = pci_address(index)
+        if script is None:
+            size = shutil.get_terminal_size()
+            variables |= {"ROWS": str(size.lines), "COLUMNS": str(size.columns)}
+            variables["TERM"] = os.environ.get("TERM", "linux")
+            (control / "shell").touch()
+        else:
+            (control / "script").write_text(script + "\n")
+        lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+        functions = (HERE / "env").read_text()
+        (control / "env").write_text(functions + "\n" + "\n".join(lines) + "\n")
+
+    def _insmod(self) -> str:
+        if not self.module:
+            return ""
+        path = Path(self.module.path or self.kernel.module()).resolve()
+        if not path.is_file():
+            raise GuestError(
+                f"there is no module {path}; build it first (make KDIR={self.kernel.tree})"
+            )
+        words = [f"{key}={value}" for key, value in self.module.parameters.items()]
+        return shlex.join([str(path), *words])
+
+    def _qemu_arguments(
+        self, logs: Path, share: Path, images: Sequence[Path | None], shell: bool
+    ) -> list[str | Path]:
+        initramfs = logs / "initramfs"
+        self.kernel.write_initramfs(initramfs)
+        command_line = "console=ttyS0 loglevel=8 mitigations=off audit=0 net.ifnames=0"
+        # Without reboots a panic ends QEMU at once; with them it would look like
+        # one, so there the guest stays as it is until its time is over.
+        command_line += f" panic={0 if self.reboots else -1} {self.append}"
+        arguments: list[str | Path] = [
+            _QEMU,
+            *("-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
+            *accel.arguments(self.accel, (self.kernel, initramfs)),
+            *("-m", f"{self.memory}B", "-smp", str(self.cpus)),
+            *("-kernel", self.kernel.image, "-initrd", initramfs),
+            *("-append", command_line.strip()),
+            *("-serial", f"file:{logs / 'console'}"),
+            *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
+            *_export("root", Path("/"), "readonly=on"),
+            *_export("share", share),
+            *bridge_arguments(len(self.devices)),
+        ]
+        if not self.reboots:
+            arguments.append("-no-reboot")
+        if shell:
+            arguments += ["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]
+        running = iter(self.restricted)
+        for index, (device, name, image) in enumerate(zip(self.devices, self.names, images)):
+            address = pci_address(index)
+            if isinstance(device, Restricted):
+                arguments += next(running).qemu_arguments(address)
+            else:
+                arguments += device.qemu_arguments(name, address, image)
+        return arguments + self.qemu
+
+
+class _Watch:
+    """Follows a running guest until it ends or its time is over."""
+
+    def __init__(
+        self,
+        qemu: Process,
+        restricted: Sequence[Running],
+        control: Path,
+        on: Mapping[str, Callable[[Guest], object]],
+        stream: IO[bytes] | None,
+    ) -> None:
+        self.problems: list[str] = []
+        self.timed_out = False
+        self._qemu = qemu
+        self._restricted = restricted
+        self._control = control
+        self._on = on
+        self._stream = stream
+        self._streamed = 0
+        self._ended: set[str] = set()
+
+    def until_end(self, guest: Guest, deadline: float | None) -> None:
+        poweroff = None
+        while not self._qemu.wait(_POLL_SECONDS):
+            now = time.monotonic()
+            self._copy_output()
+            self._act(guest)
+            for running in self._restricted:
+                running.look()
+                self._note_end(running)
+            if poweroff is None and (self._control / "status").exists():
+                poweroff = now + _POWEROFF_SECONDS
+            if poweroff is not None and now > poweroff:
+                self.problems.append("the guest did not power off after the command; killed")
+                self._qemu.kill()
+            elif poweroff is None and deadline is not None and now > deadline:
+                self.timed_out = True
+                self._qemu.kill()
+        self._copy_output()
+
+    def _copy_output(self) -> None:
+        if not self._stream:
+            return
+        with contextlib.suppress(FileNotFoundError), open(self._control / "output", "rb") as file:
+            file.seek(self._streamed)
+            data = file.read()
+            self._streamed += len(data)
+            self._stream.write(data)
+            self._stream.flush()
+
+    def _act(self, guest: Guest) -> None:
+        for request in (self._control / "host").iterdir():
+            if request.suffix == ".failed":
+                continue
+            failed = request.with_suffix(".failed")
+            failed.unlink(missing_ok=True)
+            try:
+                self._on[request.name](guest)
+            except KeyError:
+                failed.write_text(f"host: no action named {request.name}\n")
+            except Exception as error:  # the script decides what it means
+                failed.write_text(f"host: {request.name}: {error}\n")
+            request.unlink()
+
+    def _note_end(self, running: Running) -> None:
+        for process in running.processes:
+            if process.status is None or process.stopped or process.name in self._ended:
+                continue
+            self._ended.add(process.name)
+            self.problems.append(
+                f"{process.name} ended with status {process.status} while the guest ran:\n"
+                + process.last_words()
+            )
+
+
+def _names(devices: Sequence[Device]) -> list[str]:
+    """restricted0, restricted1..., ordinary0..., in the order of the devices."""
+    counts: dict[str, int] = {}
+    names = []
+    for device in devices:
+        kind = type(device).__name__.lower()
+        names.append(f"{kind}{counts.get(kind, 0)}")
+        counts[kind] = counts.get(kind, 0) + 1
+    return names
+
+
+def _export(tag: str, path: Path, *options: str) -> list[str]:
+    """QEMU's arguments for a 9p export of a directory."""
+    fsdev = ["local", f"id={tag}", f"path={path}", "security_model=none", "multidevs=remap"]
+    return [
+        *("-fsdev", ",".join([*fsdev, *options])),
+        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag},disable-legacy=on"),
+    ]
+
+
+def _why_no_result(qemu: Process, logs: Path) -> str:
+    console = tail(logs / "console", 12)
+    if not console:
+        return f"QEMU ended with status {qemu.status}:\n{qemu.last_words(10)}"
+    panic = "Kernel panic" in read_text(logs / "console")
+    what = "the kernel panicked" if panic else "the guest ended before the command did"
+    return f"{what}; the last lines of its console:\n{console}"
+
+
+def _ask(stream: IO[str], request: dict) -> object:
+    stream.write(json.dumps(request) + "\n")
+    stream.flush()
+    for line in stream:
+        answer = json.loads(line)
+        if "error" in answer:
+            raise GuestError(f"{request['execute']}: {answer['error']['desc']}")
+        if "return" in answer:
+            return answer["return"]
+    raise GuestError(f"QEMU closed the connection on {request['execute']}")
+
+
+def _read_number(path: Path) -> int | None:
+    text = read_text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _read_tree(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): read_text(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def _kept_terminal():
+    """Puts the terminal's settings back, which QEMU changes."""
+    settings = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
+    try:
+        yield
+    finally:
+        if settings:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Where things are, sizes of files, and directories that clean up after us."""
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("BUILD") or TOP / "build")
+HERE = Path(__file__).resolve().parent
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_bytes(text: str | int) -> int:
+    """The number of bytes in "64M"; KeyError and ValueError never escape."""
+    match = re.fullmatch(r"(\d+)([KMG]?)", str(text).upper())
+    if not match:
+        raise ValueError(f"not a size: {text} (it looks like 64M)")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+class RunDirectory:
+    """A fresh directory below $BUILD/run, locked for as long as it is in use.
+
+    Directories that a killed program left there are not locked: they are
+    removed when the next one is made.
+    """
+
+    def __init__(self) -> None:
+        parent = BUILD / "run"
+        parent.mkdir(parents=True, exist_ok=True)
+        with _locked(parent / ".lock"):
+            for stale in parent.iterdir():
+                if stale.is_dir() and not _is_in_use(stale):
+                    shutil.rmtree(stale, ignore_errors=True)
+            self.path = Path(tempfile.mkdtemp(prefix="guest-", dir=parent))
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+class _locked:
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+def _is_in_use(directory: Path) -> bool:
+    file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
