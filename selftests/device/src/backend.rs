@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The vhost-user backend: somebody else's device model. It is given the
+//! region, and has no way to ask for more.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use thiserror::Error;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::region::{self, Region};
+use crate::ring::RingAddresses;
+use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
+
+/// How long the backend may take to answer. The guest waits meanwhile.
+const ANSWER: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Error)]
+pub enum BackendError {
+    #[error("cannot connect to the backend at {path}: {source}")]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("the backend failed at {request}: {source}")]
+    Request {
+        request: &'static str,
+        source: vhost::Error,
+    },
+    #[error("the backend does not offer VIRTIO_F_VERSION_1")]
+    Legacy,
+    #[error("the backend does not offer {0}")]
+    Missing(&'static str),
+    #[error("--queues {wanted} is more than the {offered} of the backend")]
+    Queues { wanted: u16, offered: u64 },
+}
+
+/// Names the request in an error.
+trait At<T> {
+    fn at(self, request: &'static str) -> Result<T, BackendError>;
+}
+
+impl<T> At<T> for Result<T, vhost::Error> {
+    fn at(self, request: &'static str) -> Result<T, BackendError> {
+        self.map_err(|source| BackendError::Request { request, source })
+    }
+}
+
+/// One queue as the backend is to run it.
+pub struct QueueSetup<'a> {
+    pub index: u16,
+    pub ring: RingAddresses,
+    pub kick: &'a EventFd,
+    pub call: &'a EventFd,
+}
+
+/// A shared writable mapping of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    pub name: String,
+    pub bytes: u64,
+    pub offset: u64,
+    pub inode: u64,
+}
+
+pub struct Backend {
+    frontend: Frontend,
+    stream: UnixStream,
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    pid: Option<i32>,
+}
+
+impl Backend {
+    /// Connects, negotiates what concerns only the two of us, and checks that
+    /// the backend can do what is wanted. Waits up to `patience` for somebody
+    /// to listen.
+    pub fn connect(path: &Path, queues: u16, patience: Duration) -> Result<Self, BackendError> {
+        let stream = Self::open(path, patience).map_err(|source| BackendError::Connect {
+            path: path.into(),
+            source,
+        })?;
+        let watch = stream.try_clone().map_err(|source| BackendError::Connect {
+            path: path.into(),
+            source,
+        })?;
+        let pid = peer_pid(&stream);
+        let mut frontend = Frontend::from_stream(stream, queues.into());
+        frontend.set_owner().at("SET_OWNER")?;
+        let features = frontend.get_features().at("GET_FEATURES")?;
+        if features & bit(F_VERSION_1) == 0 {
+            return Err(BackendError::Legacy);
+        }
+        let mut protocol = VhostUserProtocolFeatures::empty();
+        if features & bit(F_PROTOCOL_FEATURES) != 0 {
+            // Without VERSION_1 some backends take this for a legacy driver.
+            let first = bit(F_PROTOCOL_FEATURES) | bit(F_VERSION_1);
+            frontend.set_features(first).at("SET_FEATURES")?;
+            protocol = frontend
+                .get_protocol_features()
+                .at("GET_PROTOCOL_FEATURES")?
+                & (VhostUserProtocolFeatures::CONFIG
+                    | VhostUserProtocolFeatures::MQ
+                    | VhostUserProtocolFeatures::REPLY_ACK);
+            frontend
+                .set_protocol_features(protocol)
+                .at("SET_PROTOCOL_FEATURES")?;
+            if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+                frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            }
+            if protocol.contains(VhostUserProtocolFeatures::MQ) {
+                let offered = frontend.get_queue_num().at("GET_QUEUE_NUM")?;
+                if u64::from(queues) > offered {
+                    return Err(BackendError::Queues {
+                        wanted: queues,
+                        offered,
+                    });
+                }
+            }
+        }
+        Ok(Self {
+            frontend,
+            stream: watch,
+            features,
+            protocol,
+            pid,
+        })
+    }
+
+    fn open(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+        let deadline = Instant::now() + patience;
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        Ok(stream)
+    }
+
+    /// As the backend offers them, unfiltered.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    pub fn has_config(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
+    }
+
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Whether the backend has hung up. Does not block.
+    pub fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(0) => false,
+            Ok(_) => true,
+            Err(error) => error != rustix::io::Errno::INTR,
+        }
+    }
+
+    pub fn config(&mut self, length: u32) -> Result<Vec<u8>, BackendError> {
+        if length == 0 || !self.has_config() {
+            return Ok(Vec::new());
+        }
+        let blank = vec![0; length as usize];
+        let flags = VhostUserConfigFlags::empty();
+        let (_, bytes) = self
+            .frontend
+            .get_config(0, length, flags, &blank)
+            .at("GET_CONFIG")?;
+        Ok(bytes)
+    }
+
+    pub fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<(), BackendError> {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        self.frontend
+            .set_config(offset, flags, data)
+            .at("SET_CONFIG")
+    }
+
+    /// Hands over the region, which the guest sees at `guest`, and starts the
+    /// queues. Everything in `queues` lies in the region.
+    pub fn start(
+        &mut self,
+        accepted: u64,
+        region: &Region,
+        guest: u64,
+        queues: &[QueueSetup<'_>],
+    ) -> Result<(), BackendError> {
+        let mut features = virtio::backend_features(accepted);
+        let protocol = self.features & bit(F_PROTOCOL_FEATURES);
+        features |= protocol;
+        self.frontend.set_features(features).at("SET_FEATURES")?;
+        let table = VhostUserMemoryRegionInfo {
+            guest_phys_addr: guest,
+            memory_size: region.size(),
+            userspace_addr: region.host_address(),
+            mmap_offset: region.offset(),
+            mmap_handle: region.raw_fd(),
+        };
+        self.frontend.set_mem_table(&[table]).at("SET_MEM_TABLE")?;
+        for queue in queues {
+            self.start_queue(queue, region, guest)?;
+        }
+        if protocol != 0 {
+            for queue in queues {
+                self.enable(queue.index, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_queue(
+        &mut self,
+        queue: &QueueSetup<'_>,
+        region: &Region,
+        guest: u64,
+    ) -> Result<(), BackendError> {
+        let index = usize::from(queue.index);
+        let ring = &queue.ring;
+        let host = |addr: u64| addr.wrapping_sub(guest).wrapping_add(region.host_address());
+        // Packed: index 0, wrap counter 1.
+        let base = if ring.packed { 1 << 15 } else { 0 };
+        let data = VringConfigData {
+            queue_max_size: ring.size,
+            queue_size: ring.size,
+            flags: 0,
+            desc_table_addr: host(ring.desc),
+            used_ring_addr: host(ring.device),
+            avail_ring_addr: host(ring.driver),
+            log_addr: None,
+        };
+        let f = &self.frontend;
+        f.set_vring_num(index, ring.size).at("SET_VRING_NUM")?;
+        f.set_vring_base(index, base).at("SET_VRING_BASE")?;
+        f.set_vring_addr(index, &data).at("SET_VRING_ADDR")?;
+        f.set_vring_call(index, queue.call).at("SET_VRING_CALL")?;
+        f.set_vring_kick(index, queue.kick).at("SET_VRING_KICK")
+    }
+
+    fn enable(&mut self, index: u16, enable: bool) -> Result<(), BackendError> {
+        self.frontend
+            .set_vring_enable(index.into(), enable)
+            .at("SET_VRING_ENABLE")
+    }
+
+    /// Stops the queues; when it returns, the backend touches them no more.
+    pub fn stop(&mut self, queues: impl Iterator<Item = u16>) -> Result<(), BackendError> {
+        for index in queues {
+            if self.features & bit(F_PROTOCOL_FEATURES) != 0 {
+                self.enable(index, false)?;
+            }
+            self.frontend
+                .get_vring_base(index.into())
+                .at("GET_VRING_BASE")?;
+        }
+        Ok(())
+    }
+
+    pub fn set_call(&mut self, index: u16, call: &EventFd) -> Result<(), BackendError> {
+        self.frontend
+            .set_vring_call(index.into(), call)
+            .at("SET_VRING_CALL")
+    }
+
+    /// What the backend's process has mapped shared and writable; an error if
+    /// it cannot be known.
+    pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
+        let pid = self
+            .pid
+            .ok_or_else(|| io::Error::other("the backend's process ID is not known"))?;
+        Ok(shared_mappings(&fs::read_to_string(format!(
+            "/proc/{pid}/maps"
+        ))?))
+    }
+}
+
+/// The process that listened. None if it lives in another PID namespace.
+fn peer_pid(stream: &UnixStream) -> Option<i32> {
+    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
+    Some(pid.as_raw_nonzero().get())
+}
+
+/// The lines of a /proc/PID/maps that are both shared and writable.
+fn shared_mappings(maps: &str) -> Vec<Mapping> {
+    maps.lines().filter_map(shared_mapping).collect()
+}
+
+fn shared_mapping(line: &str) -> Option<Mapping> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let mode = fields.next()?;
+    if !(mode.contains('w') && mode.ends_with('s')) {
+        return None;
+    }
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    Some(Mapping {
+        name: fields.collect::<Vec<_>>().join(" "),
+        bytes: end.checked_sub(start)?,
+        offset,
+        inode,
+    })
+}
+
+impl Mapping {
+    /// Whether it could show somebody's memory. Rings of io_uring and the
+    /// like belong to the process and the kernel.
+    pub fn is_memory(&self) -> bool {
+        !self.name.starts_with("anon_inode:")
+    }
+
+    /// Whether it shows the region and nothing else.
+    pub fn is_region(&self, region: &Region) -> bool {
+        self.inode == region.inode() && self.name.starts_with(&format!("/memfd:{}", region::NAME))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps() {
+        let text = "\
+55d0c0000000-55d0c0001000 rw-p 00000000 08:01 12 /usr/bin/x
+7f0000000000-7f0001000000 rw-s 00001000 00:01 4711                       /memfd:swiotlb-region (deleted)
+7f0002000000-7f0002001000 r--s 00000000 00:01 5 /dev/shm/read only
+7f0003000000-7f0003001000 rw-s 00000000 00:0f 7 anon_inode:[io_uring]
+7f0004000000-7f0004001000 rw-s 00000000 00:01 9
+nonsense
+";
+        let maps = shared_mappings(text);
+        assert_eq!(maps.len(), 3);
+        let want = Mapping {
+            name: "/memfd:swiotlb-region (deleted)".into(),
+            bytes: 0x100_0000,
+            offset: 0x1000,
+            inode: 4711,
+        };
+        assert_eq!(maps[0], want);
+        assert_eq!(maps[2].name, "");
+    }
+}

@@ -1,0 +1,785 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device: what the guest does to its registers, carried out. Everything
+//! here runs with the device locked and waits for nobody but the backend.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+use thiserror::Error;
+use vfio_bindings::bindings::vfio::{VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_MSIX_IRQ_INDEX};
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+
+use crate::backend::{Backend, BackendError, QueueSetup};
+use crate::options::{Mode, Options};
+use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
+use crate::region::{Region, RegionError};
+use crate::report::{features, hex, Report};
+use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
+use crate::virtio::{self, Effect, Offer, Refusal, Registers, Rules};
+
+/// Violations reported one by one in one negotiation; all are counted.
+const MAX_REPORTED: u64 = 64;
+
+/// How long to wait for a backend when the device starts, and how often to
+/// look for one that went away.
+const PATIENCE: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
+
+const ISR_CONFIG: u8 = 2;
+
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+struct RunningQueue {
+    index: u16,
+    walker: Walker,
+    kick: EventFd,
+    /// Stands in while the queue has no vector that anybody listens to.
+    idle_call: EventFd,
+}
+
+/// From DRIVER_OK until reset or failure.
+struct Running {
+    window: Window,
+    queues: Vec<RunningQueue>,
+}
+
+pub struct Device {
+    options: Arc<Options>,
+    report: Arc<Report>,
+    region: Region,
+    pci: ConfigSpace,
+    registers: Registers,
+    isr: u8,
+    config: Vec<u8>,
+    backend: Option<Backend>,
+    backend_features: u64,
+    last_attempt: Instant,
+    vectors: Vec<Option<EventFd>>,
+    running: Option<Running>,
+    negotiation: u64,
+    reported: u64,
+}
+
+impl Device {
+    /// Connects to the backend; it must be there.
+    pub fn new(options: Arc<Options>, report: Arc<Report>) -> Result<Self, DeviceError> {
+        let region = Region::new(options.region_offset, options.region_size)?;
+        let mut vectors = Vec::new();
+        vectors.resize_with(pci::vectors(&options).into(), || None);
+        let rules = Rules {
+            offered: 0,
+            required: options.mode == Mode::Required,
+            queues: options.queue_count(),
+            queue_size: options.queue_size,
+            vectors: pci::vectors(&options),
+        };
+        let mut device = Self {
+            pci: ConfigSpace::new(&Layout::new(&options)),
+            registers: Registers::new(rules),
+            isr: 0,
+            config: Vec::new(),
+            backend: None,
+            backend_features: 0,
+            last_attempt: Instant::now(),
+            vectors,
+            running: None,
+            negotiation: 0,
+            reported: 0,
+            region,
+            report,
+            options,
+        };
+        device.connect_backend(PATIENCE)?;
+        device.reset_registers();
+        Ok(device)
+    }
+
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    // Backend
+
+    fn connect_backend(&mut self, patience: Duration) -> Result<(), DeviceError> {
+        self.last_attempt = Instant::now();
+        let mut backend =
+            Backend::connect(&self.options.backend, self.options.queue_count(), patience)?;
+        if self.options.packed && backend.features() & virtio::bit(virtio::F_RING_PACKED) == 0 {
+            return Err(BackendError::Missing("VIRTIO_F_RING_PACKED").into());
+        }
+        self.config = self.read_config(&mut backend)?;
+        self.backend_features = backend.features();
+        let mut fields = features(backend.features());
+        fields["pid"] = json!(backend.pid());
+        fields["config_bytes"] = json!(self.config.len());
+        self.report.event("backend", fields);
+        self.backend = Some(backend);
+        Ok(())
+    }
+
+    fn read_config(&self, backend: &mut Backend) -> Result<Vec<u8>, BackendError> {
+        match &self.options.config {
+            Some(bytes) => Ok(bytes.0.clone()),
+            None => backend.config(self.options.config_length()),
+        }
+    }
+
+    /// Something went wrong between us and the backend: it is gone, whatever
+    /// it thinks of it.
+    fn lose_backend(&mut self, why: &str) {
+        self.backend = None;
+        self.last_attempt = Instant::now();
+        self.report.count(|c| c.backend_losses += 1);
+        self.report.event(
+            "backend_gone",
+            json!({ "reason": why, "negotiation": self.negotiation }),
+        );
+        if self.registers.status() & virtio::STATUS_DRIVER_OK != 0 {
+            self.fail("the backend is gone");
+        }
+    }
+
+    /// What has to happen without the guest asking for it.
+    pub fn tick(&mut self) {
+        if self.backend.as_ref().is_some_and(Backend::is_gone) {
+            self.lose_backend("it closed the connection");
+        }
+        if self.backend.is_none() && self.last_attempt.elapsed() >= RETRY {
+            self.find_backend();
+        }
+        self.check_all();
+    }
+
+    fn find_backend(&mut self) {
+        match self.connect_backend(Duration::ZERO) {
+            // A new offer needs a new negotiation (R18).
+            Ok(()) if self.registers.status() == 0 => self.reset_registers(),
+            Ok(()) => {}
+            Err(error) => log::debug!("{error}"),
+        }
+    }
+
+    // Life cycle
+
+    fn reset_registers(&mut self) {
+        let offer = Offer {
+            swiotlb: self.options.offer_swiotlb,
+            access_platform: self.options.access_platform,
+            packed: self.options.packed,
+            event_idx: self.options.event_idx,
+        };
+        self.registers.reset(offer.features(self.backend_features));
+        self.isr = 0;
+        self.reported = 0;
+    }
+
+    /// A reset of the virtio device, by its status register.
+    fn reset_virtio(&mut self) {
+        self.check_all();
+        self.stop_queues();
+        self.report.count(|c| c.resets += 1);
+        self.report.event(
+            "reset",
+            json!({ "kind": "status", "negotiation": self.negotiation }),
+        );
+        if self.backend.is_none() {
+            self.find_backend();
+        }
+        self.refresh_config();
+        self.reset_registers();
+    }
+
+    /// A reset of the PCI function.
+    pub fn reset(&mut self) {
+        self.stop_queues();
+        self.report.count(|c| c.resets += 1);
+        self.report.event(
+            "reset",
+            json!({ "kind": "function", "negotiation": self.negotiation }),
+        );
+        self.pci.reset();
+        self.reset_registers();
+    }
+
+    pub fn connected(&mut self) {
+        self.report.count(|c| c.connections += 1);
+        self.report.event("connect", json!({}));
+    }
+
+    /// The client is gone: what follows is another machine.
+    pub fn disconnected(&mut self) {
+        self.check_all();
+        self.stop_queues();
+        self.vectors.iter_mut().for_each(|v| *v = None);
+        self.pci.reset();
+        self.reset_registers();
+        if let Err(error) = self.region.clear() {
+            log::warn!("the region could not be cleared: {error}");
+        }
+        self.report.event_with_counters("disconnect");
+    }
+
+    fn refresh_config(&mut self) {
+        let Some(mut backend) = self.backend.take() else {
+            return;
+        };
+        match self.read_config(&mut backend) {
+            Ok(config) => {
+                self.config = config;
+                self.backend = Some(backend);
+            }
+            Err(error) => self.lose_backend(&error.to_string()),
+        }
+    }
+
+    /// DEVICE_NEEDS_RESET, and the driver is told.
+    fn fail(&mut self, reason: &str) {
+        self.stop_queues();
+        self.registers.set_needs_reset();
+        self.registers.config_changed();
+        self.isr |= ISR_CONFIG;
+        self.report.count(|c| c.needs_resets += 1);
+        self.report.event(
+            "needs_reset",
+            json!({ "reason": reason, "negotiation": self.negotiation }),
+        );
+        self.signal(self.registers.config_vector());
+    }
+
+    fn stop_queues(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        self.report_backend_memory(&running.window, "stop");
+        let Some(backend) = &mut self.backend else {
+            return;
+        };
+        if let Err(error) = backend.stop(running.queues.iter().map(|q| q.index)) {
+            self.lose_backend(&error.to_string());
+        }
+    }
+
+    fn start_queues(&mut self) {
+        let Some(bar) = self.pci.bar_address(BOUNCE_BAR) else {
+            self.report.event(
+                "driver_ok",
+                json!({ "negotiation": self.negotiation, "bar": null, "region": null }),
+            );
+            self.fail("the BAR of the region has no address");
+            return;
+        };
+        let window = Window {
+            base: bar.saturating_add(self.region.offset()),
+            len: self.region.size(),
+        };
+        self.report.event(
+            "driver_ok",
+            json!({
+                "negotiation": self.negotiation,
+                "bar": hex(bar),
+                "region": hex(window.base),
+                "region_bytes": window.len,
+            }),
+        );
+        let rings = self.rings();
+        let bad = rings
+            .iter()
+            .filter(|(index, ring)| !self.check_ring(*index, ring, &window))
+            .count();
+        if bad != 0 {
+            self.fail("a ring lies outside the region or is not aligned");
+            return;
+        }
+        let queues = match running_queues(rings) {
+            Ok(queues) => queues,
+            Err(error) => {
+                self.fail(&format!("out of file descriptors: {error}"));
+                return;
+            }
+        };
+        self.run(Running { window, queues });
+    }
+
+    /// The queues that the driver enabled.
+    fn rings(&self) -> Vec<(u16, RingAddresses)> {
+        let packed = self.registers.has(virtio::F_RING_PACKED);
+        let ring = |q: &virtio::Queue| RingAddresses {
+            size: q.size,
+            packed,
+            desc: q.desc,
+            driver: q.driver,
+            device: q.device,
+        };
+        let queues = self.registers.queues().iter().zip(0u16..);
+        queues
+            .filter(|(q, _)| q.enabled)
+            .map(|(q, index)| (index, ring(q)))
+            .collect()
+    }
+
+    /// Reports a queue, and what is wrong with where it lies.
+    fn check_ring(&mut self, index: u16, ring: &RingAddresses, window: &Window) -> bool {
+        let inside = ring
+            .areas()
+            .iter()
+            .all(|(_, addr, len)| window.contains(*addr, *len));
+        self.report.event(
+            "queue",
+            json!({
+                "index": index,
+                "size": ring.size,
+                "packed": ring.packed,
+                "desc": hex(ring.desc),
+                "avail": hex(ring.driver),
+                "used": hex(ring.device),
+                "inside": inside,
+                "negotiation": self.negotiation,
+            }),
+        );
+        let mut checked = Checked::default();
+        for (n, (_, addr, len)) in ring.areas().into_iter().enumerate() {
+            if !window.contains(addr, len) {
+                checked.violations += 1;
+                checked.findings.push(Finding::Outside {
+                    kind: Kind::Ring,
+                    index: n as u16,
+                    entry: None,
+                    addr,
+                    len,
+                });
+            }
+        }
+        if !ring.aligned() {
+            checked.malformed += 1;
+            checked.findings.push(Finding::Malformed {
+                index: 0,
+                what: "alignment of a ring",
+            });
+        }
+        self.report_check(index, &checked);
+        checked.findings.is_empty()
+    }
+
+    fn run(&mut self, running: Running) {
+        let Some(mut backend) = self.backend.take() else {
+            self.fail("there is no backend");
+            return;
+        };
+        let setups: Vec<_> = running
+            .queues
+            .iter()
+            .zip(self.rings())
+            .map(|(queue, (index, ring))| QueueSetup {
+                index,
+                ring,
+                kick: &queue.kick,
+                call: self.call(queue),
+            })
+            .collect();
+        let accepted = self.registers.accepted();
+        match backend.start(accepted, &self.region, running.window.base, &setups) {
+            Ok(()) => {
+                self.backend = Some(backend);
+                self.report_backend_memory(&running.window, "start");
+                let queues: Vec<_> = running.queues.iter().map(|q| q.index).collect();
+                self.running = Some(running);
+                // What is there already is not announced again.
+                queues.into_iter().for_each(|index| self.forward(index));
+            }
+            Err(error) => {
+                drop(setups);
+                self.lose_backend(&error.to_string());
+            }
+        }
+    }
+
+    // Queues
+
+    /// The driver's notification, and what it announces.
+    fn kick(&mut self, index: u16) {
+        self.report.count(|c| c.kicks += 1);
+        self.forward(index);
+    }
+
+    /// Looks first; a queue with an address outside does not reach the
+    /// backend (R26).
+    fn forward(&mut self, index: u16) {
+        if !self.check(index) {
+            self.fail("the driver gave an address outside the region or a malformed chain");
+            return;
+        }
+        let queue = self
+            .running
+            .iter()
+            .flat_map(|r| &r.queues)
+            .find(|q| q.index == index);
+        if let Some(queue) = queue {
+            if let Err(error) = queue.kick.write(1) {
+                log::debug!("queue {index}: {error}");
+            }
+        }
+    }
+
+    /// Whether what is new in a queue is as it must be.
+    fn check(&mut self, index: u16) -> bool {
+        let Some(running) = &mut self.running else {
+            return true;
+        };
+        let memory = Memory::new(running.window, self.region.bytes());
+        let queue = running.queues.iter_mut().find(|q| q.index == index);
+        let Some(checked) = queue.map(|q| q.walker.check(&memory)) else {
+            return true;
+        };
+        self.report_check(index, &checked);
+        checked.violations == 0 && checked.malformed == 0
+    }
+
+    fn check_all(&mut self) {
+        let indices = self.running.iter().flat_map(|r| &r.queues).map(|q| q.index);
+        for index in indices.collect::<Vec<_>>() {
+            if !self.check(index) {
+                self.fail("the driver gave an address outside the region or a malformed chain");
+                return;
+            }
+        }
+    }
+
+    fn report_check(&mut self, queue: u16, checked: &Checked) {
+        if *checked == Checked::default() {
+            return;
+        }
+        self.report.count(|c| {
+            c.chains_checked += checked.chains;
+            c.chains_late += checked.late;
+            c.chains_lost += checked.lost;
+            c.descriptors_checked += checked.descriptors;
+            c.bytes_readable += checked.bytes_readable;
+            c.bytes_writable += checked.bytes_writable;
+            c.violations += checked.violations;
+            c.suspects += checked.suspects;
+            c.malformed += checked.malformed;
+        });
+        for finding in &checked.findings {
+            if self.reported == MAX_REPORTED {
+                return;
+            }
+            self.reported += 1;
+            let (name, fields) = self.finding(queue, finding);
+            self.report.event(name, fields);
+        }
+    }
+
+    fn finding(&self, queue: u16, finding: &Finding) -> (&'static str, Value) {
+        match finding {
+            Finding::Outside {
+                kind,
+                index,
+                entry,
+                addr,
+                len,
+            } => (
+                "violation",
+                json!({
+                    "queue": queue,
+                    "index": index,
+                    "entry": entry,
+                    "kind": kind.name(),
+                    "addr": hex(*addr),
+                    "len": len,
+                    "negotiation": self.negotiation,
+                }),
+            ),
+            Finding::Malformed { index, what } => (
+                "malformed",
+                json!({
+                    "queue": queue,
+                    "index": index,
+                    "what": what,
+                    "negotiation": self.negotiation,
+                }),
+            ),
+        }
+    }
+
+    fn report_backend_memory(&self, window: &Window, when: &str) {
+        let Some(backend) = &self.backend else {
+            return;
+        };
+        let (mappings, why) = match backend.mappings() {
+            Ok(mappings) => (Some(mappings), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let region = |m: &crate::backend::Mapping| m.is_region(&self.region);
+        let list = mappings.as_ref().map(|list| {
+            list.iter()
+                .map(|m| {
+                    json!({
+                        "name": m.name,
+                        "bytes": m.bytes,
+                        "offset": m.offset,
+                        "inode": m.inode,
+                        "region": region(m),
+                    })
+                })
+                .collect::<Vec<_>>()
+        });
+        let foreign = mappings.map(|list| {
+            let is_foreign = |m: &&crate::backend::Mapping| m.is_memory() && !region(m);
+            list.iter().filter(is_foreign).count() as u64
+        });
+        if let Some(foreign) = foreign {
+            self.report.count(|c| {
+                c.backend_foreign_mappings = c.backend_foreign_mappings.max(foreign);
+            });
+        }
+        self.report.event(
+            "backend_memory",
+            json!({
+                "when": when,
+                "negotiation": self.negotiation,
+                "table": [{
+                    "guest": hex(window.base),
+                    "bytes": window.len,
+                    "offset": self.region.offset(),
+                    "inode": self.region.inode(),
+                }],
+                "pid": backend.pid(),
+                "mappings": list,
+                "foreign": foreign,
+                "unknown": why,
+            }),
+        );
+    }
+
+    // Interrupts
+
+    fn vector(&self, vector: u16) -> Option<&EventFd> {
+        self.vectors.get(usize::from(vector))?.as_ref()
+    }
+
+    fn signal(&self, vector: u16) {
+        if let Some(fd) = self.vector(vector) {
+            if let Err(error) = fd.write(1) {
+                log::debug!("vector {vector}: {error}");
+            }
+        }
+    }
+
+    fn call<'a>(&'a self, queue: &'a RunningQueue) -> &'a EventFd {
+        self.registers
+            .queues()
+            .get(usize::from(queue.index))
+            .and_then(|q| self.vector(q.vector))
+            .unwrap_or(&queue.idle_call)
+    }
+
+    /// Tells the backend where a queue's interrupts go now.
+    fn update_calls(&mut self, concerns: impl Fn(u16, u16) -> bool) {
+        let (Some(running), Some(mut backend)) = (&self.running, self.backend.take()) else {
+            return;
+        };
+        let mut outcome = Ok(());
+        for queue in &running.queues {
+            let vector = self.registers.queues()[usize::from(queue.index)].vector;
+            if !concerns(queue.index, vector) {
+                continue;
+            }
+            let call = self.call(queue);
+            outcome = backend.set_call(queue.index, call);
+            if outcome.is_err() {
+                break;
+            }
+            // An interrupt that nobody was there for is not lost.
+            if queue.idle_call.read().is_ok() {
+                let _ = call.write(1);
+            }
+        }
+        self.backend = Some(backend);
+        if let Err(error) = outcome {
+            self.lose_backend(&error.to_string());
+        }
+    }
+
+    /// SET_IRQS: event file descriptors for vectors `start..start + count`, or
+    /// none to take them away.
+    pub fn set_irqs(&mut self, index: u32, flags: u32, start: u32, count: u32, fds: Vec<File>) {
+        if index != VFIO_PCI_MSIX_IRQ_INDEX {
+            return;
+        }
+        let range = if count == 0 {
+            0..self.vectors.len()
+        } else {
+            let start = (start as usize).min(self.vectors.len());
+            start..start.saturating_add(count as usize).min(self.vectors.len())
+        };
+        if count != 0 && flags & VFIO_IRQ_SET_DATA_EVENTFD == 0 {
+            // Without data it means: trigger these.
+            range.for_each(|vector| self.signal(vector as u16));
+            return;
+        }
+        let mut fds = fds.into_iter();
+        for vector in range.clone() {
+            self.vectors[vector] = fds.next().map(eventfd);
+        }
+        self.update_calls(|_, vector| range.contains(&usize::from(vector)));
+    }
+
+    // Guest memory that is not ours
+
+    /// A descriptor is closed unseen: guest memory is never mapped here.
+    pub fn dma_map(&mut self, address: u64, size: u64, fd: Option<File>) {
+        self.report.count(|c| {
+            c.dma_maps += 1;
+            c.dma_map_fds += u64::from(fd.is_some());
+        });
+        let fields = json!({ "addr": hex(address), "size": hex(size), "fd": fd.is_some() });
+        self.report.event("dma_map", fields);
+    }
+
+    pub fn dma_unmap(&mut self, address: u64, size: u64) {
+        self.report.count(|c| c.dma_unmaps += 1);
+        let fields = json!({ "addr": hex(address), "size": hex(size) });
+        self.report.event("dma_unmap", fields);
+    }
+
+    // Accesses
+
+    pub fn config_read(&mut self, offset: u64, data: &mut [u8]) {
+        self.pci.read(offset, data);
+        if let Some(access) = self.pci.window_access(offset) {
+            let mut value = [0; 4];
+            self.bar_read(
+                access.bar.into(),
+                access.offset,
+                &mut value[..access.length],
+            );
+            let n = data.len().min(access.length);
+            data[..n].copy_from_slice(&value[..n]);
+        }
+    }
+
+    pub fn config_write(&mut self, offset: u64, data: &[u8]) {
+        self.pci.write(offset, data);
+        if let Some(access) = self.pci.window_access(offset) {
+            let n = data.len().min(access.length);
+            self.bar_write(access.bar.into(), access.offset, &data[..n]);
+        }
+    }
+
+    pub fn bar_read(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match (bar, offset) {
+            (CONTROL_BAR, pci::COMMON_OFFSET..pci::ISR_OFFSET) => {
+                self.registers.read(offset - pci::COMMON_OFFSET, data);
+            }
+            (CONTROL_BAR, pci::ISR_OFFSET) => {
+                if let Some(first) = data.first_mut() {
+                    *first = std::mem::take(&mut self.isr);
+                }
+            }
+            (CONTROL_BAR, pci::DEVICE_OFFSET..pci::NOTIFY_OFFSET) => {
+                let from = ((offset - pci::DEVICE_OFFSET) as usize).min(self.config.len());
+                let n = data.len().min(self.config.len() - from);
+                data[..n].copy_from_slice(&self.config[from..from + n]);
+            }
+            (BOUNCE_BAR, _) => self.region.read(offset, data),
+            _ => {}
+        }
+    }
+
+    pub fn bar_write(&mut self, bar: usize, offset: u64, data: &[u8]) {
+        match (bar, offset) {
+            (CONTROL_BAR, pci::COMMON_OFFSET..pci::ISR_OFFSET) => {
+                let effect = self.registers.write(offset - pci::COMMON_OFFSET, data);
+                self.carry_out(effect);
+            }
+            (CONTROL_BAR, pci::DEVICE_OFFSET..pci::NOTIFY_OFFSET) => {
+                self.write_device_config(offset - pci::DEVICE_OFFSET, data);
+            }
+            (CONTROL_BAR, pci::NOTIFY_OFFSET..pci::MSIX_TABLE_OFFSET) => {
+                let index = (offset - pci::NOTIFY_OFFSET) / u64::from(pci::NOTIFY_MULTIPLIER);
+                self.kick(index as u16);
+            }
+            (BOUNCE_BAR, _) => self.region.write(offset, data),
+            _ => {}
+        }
+    }
+
+    fn write_device_config(&mut self, offset: u64, data: &[u8]) {
+        let end = offset.saturating_add(data.len() as u64);
+        if data.is_empty() || end > self.config.len() as u64 || self.options.config.is_some() {
+            return;
+        }
+        let Some(backend) = self.backend.as_mut().filter(|b| b.has_config()) else {
+            return;
+        };
+        match backend.set_config(offset as u32, data) {
+            Ok(()) => self.refresh_config(),
+            // A field that cannot be written is the driver's mistake.
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Reset => self.reset_virtio(),
+            Effect::Features(verdict) => self.features_ok(verdict),
+            Effect::DriverOk => self.start_queues(),
+            Effect::Vector(None) => {}
+            Effect::Vector(Some(which)) => self.update_calls(|index, _| index == which),
+        }
+    }
+
+    fn features_ok(&mut self, verdict: Result<(), Refusal>) {
+        self.negotiation += 1;
+        self.report.count(|c| c.negotiations += 1);
+        let mut offered = features(self.registers.offered());
+        offered["negotiation"] = json!(self.negotiation);
+        self.report.event("offered", offered);
+        let mut accepted = features(self.registers.accepted());
+        accepted["negotiation"] = json!(self.negotiation);
+        accepted["swiotlb"] = json!(self.registers.has(virtio::F_SWIOTLB));
+        self.report.event("accepted", accepted);
+        if let Err(refusal) = verdict {
+            self.report.count(|c| c.features_refused += 1);
+            self.report.event(
+                "features_refused",
+                json!({ "reason": refusal.text(), "negotiation": self.negotiation }),
+            );
+        }
+    }
+}
+
+fn running_queues(rings: Vec<(u16, RingAddresses)>) -> io::Result<Vec<RunningQueue>> {
+    rings
+        .into_iter()
+        .map(|(index, ring)| {
+            Ok(RunningQueue {
+                index,
+                walker: Walker::new(ring),
+                kick: EventFd::new(EFD_NONBLOCK)?,
+                idle_call: EventFd::new(EFD_NONBLOCK)?,
+            })
+        })
+        .collect()
+}
+
+#[allow(unsafe_code)]
+fn eventfd(file: File) -> EventFd {
+    // SAFETY: `into_raw_fd` gives up the only ownership of an open descriptor,
+    // which the EventFd takes over. That it may be something other than an
+    // eventfd makes its reads and writes fail, nothing else.
+    unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! swiotlb-device: the reference device for VIRTIO_F_SWIOTLB.
+//!
+//! A virtio device of any type that has a region of its own and no access to
+//! guest memory. The guest's VMM is a vfio-user client (QEMU); the device model
+//! is a vhost-user backend (qemu-storage-daemon, virtiofsd...) that is given
+//! the region and nothing else. See README.md.
+
+#![deny(unsafe_code)]
+
+mod backend;
+mod device;
+mod options;
+mod pci;
+mod region;
+mod report;
+mod ring;
+mod server;
+mod types;
+mod virtio;
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+
+use crate::device::Device;
+use crate::options::Options;
+use crate::report::Report;
+use crate::server::Shared;
+
+/// How often the rings and the backend are looked at without a notification.
+const TICK: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Error)]
+enum SetupError {
+    #[error("cannot write the report to {path}: {source}")]
+    Report { path: PathBuf, source: io::Error },
+    #[error("cannot set up signals and threads: {0}")]
+    Threads(#[from] io::Error),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let level = if options.verbose { "info" } else { "error" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_timestamp(None)
+        .init();
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("swiotlb-device: error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    options.validate()?;
+    let options = Arc::new(options);
+    let report = Report::new(options.report.as_deref());
+    let report = Arc::new(report.map_err(|source| SetupError::Report {
+        path: options.report.clone().unwrap_or_default(),
+        source,
+    })?);
+    // From here on a signal ends the program in good order.
+    let signals = Signals::new([SIGTERM, SIGINT]).map_err(SetupError::Threads)?;
+    report.event("start", start(&options));
+
+    let device = Device::new(Arc::clone(&options), Arc::clone(&report))?;
+    let device = Arc::new(Mutex::new(device));
+    let listener = server::listen(&options.socket)?;
+    let outcome = watch(signals, &options.socket, &device, &report)
+        .map_err(|e| SetupError::Threads(e).into())
+        .and_then(|()| server::serve(&options, listener, &device).map_err(Into::into));
+    finish(&options.socket, &report);
+    outcome
+}
+
+fn start(options: &Options) -> serde_json::Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": process::id(),
+        "socket": options.socket,
+        "backend": options.backend,
+        "type": options.device_type.name,
+        "virtio_id": options.device_type.id,
+        "region_bytes": options.region_size,
+        "region_offset": options.region_offset,
+        "bar_bytes": pci::bounce_bar_size(options),
+        "mode": format!("{:?}", options.mode).to_lowercase(),
+        "offer_swiotlb": options.offer_swiotlb,
+        "capability": options.capability,
+        "access_platform": options.access_platform,
+        "packed": options.packed,
+        "event_idx": options.event_idx,
+        "queues": options.queue_count(),
+        "queue_size": options.queue_size,
+    })
+}
+
+/// Starts the threads that act without the client asking for it.
+fn watch(
+    mut signals: Signals,
+    socket: &Path,
+    device: &Shared,
+    report: &Arc<Report>,
+) -> io::Result<()> {
+    let (socket, last) = (socket.to_path_buf(), Arc::clone(report));
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                finish(&socket, &last);
+                process::exit(0);
+            }
+        })?;
+    let device = Arc::clone(device);
+    thread::Builder::new()
+        .name("watch".into())
+        .spawn(move || loop {
+            thread::sleep(TICK);
+            server::lock(&device).tick();
+        })?;
+    Ok(())
+}
+
+fn finish(socket: &Path, report: &Report) {
+    let _ = std::fs::remove_file(socket);
+    report.close();
+}

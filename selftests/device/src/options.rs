@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line, and what follows from it.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+use thiserror::Error;
+
+use crate::types::{self, DeviceType};
+
+/// Largest number of virtqueues: what fits the notify page and the MSI-X table.
+pub const MAX_QUEUES: u16 = 256;
+
+const PAGE: u64 = 4096;
+
+/// A virtio PCI device that cannot touch guest memory.
+///
+/// Presents a modern virtio device over vfio-user, with VIRTIO_F_SWIOTLB and a
+/// region of its own in a BAR, and relays its queues to a vhost-user backend
+/// that is given that region and nothing else.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "swiotlb-device", version)]
+pub struct Options {
+    /// vfio-user socket to listen on
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// vhost-user socket of the backend
+    #[arg(long, value_name = "PATH")]
+    pub backend: PathBuf,
+
+    /// Device type: a name (blk, net, fs, scsi, rng, console, vsock...) or a virtio ID
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_type, default_value = "blk")]
+    pub device_type: DeviceType,
+
+    /// Length of the region in bytes, with suffix K, M or G if wanted
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "16M")]
+    pub region_size: u64,
+
+    /// Where in its BAR the region begins
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    pub region_offset: u64,
+
+    /// Whether FEATURES_OK is refused when VIRTIO_F_SWIOTLB was not accepted
+    #[arg(long, value_enum, default_value = "required")]
+    pub mode: Mode,
+
+    /// Offer VIRTIO_F_SWIOTLB (bit 27)
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
+    pub offer_swiotlb: bool,
+
+    /// Present the capability that names the region
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
+    pub capability: bool,
+
+    /// Offer VIRTIO_F_ACCESS_PLATFORM (bit 33)
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
+    pub access_platform: bool,
+
+    /// Offer VIRTIO_F_RING_PACKED (bit 34); the backend must have it
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
+    pub packed: bool,
+
+    /// Offer VIRTIO_F_EVENT_IDX (bit 29) if the backend has it; without it more
+    /// chains are looked at before they are done
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
+    pub event_idx: bool,
+
+    /// Number of virtqueues [default: the fewest that the type can have]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES as i64))]
+    pub queues: Option<u16>,
+
+    /// Largest size of a virtqueue, a power of two
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub queue_size: u16,
+
+    /// Bytes of configuration space to ask the backend for [default: by type]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(0..=256))]
+    pub config_size: Option<u32>,
+
+    /// Configuration space in hexadecimal, for a backend that offers none
+    #[arg(long, value_name = "HEX", value_parser = parse_hex)]
+    pub config: Option<ConfigBytes>,
+
+    /// Write a report to FILE (JSON lines)
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// End when the first client disconnects, instead of listening again
+    #[arg(long)]
+    pub once: bool,
+
+    /// Say on standard error what is going on
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// What becomes of a driver that does not accept VIRTIO_F_SWIOTLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// It is refused at FEATURES_OK.
+    Required,
+    /// It may go on, and fails at the first address outside the region.
+    Optional,
+}
+
+/// A newtype, so that clap takes a vector as one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigBytes(pub Vec<u8>);
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OptionsError {
+    #[error("--region-size {0} is not a multiple of {PAGE} bytes above zero")]
+    RegionSize(u64),
+    #[error("--region-offset {0} is not a multiple of {PAGE} bytes")]
+    RegionOffset(u64),
+    #[error("--region-offset and --region-size together exceed 1T")]
+    BarSize,
+    #[error("--queue-size {0} is not a power of two from 2 to 32768")]
+    QueueSize(u16),
+}
+
+impl Options {
+    /// Checks what clap cannot.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        if self.region_size == 0 || self.region_size % PAGE != 0 {
+            return Err(OptionsError::RegionSize(self.region_size));
+        }
+        if self.region_offset % PAGE != 0 {
+            return Err(OptionsError::RegionOffset(self.region_offset));
+        }
+        match self.region_offset.checked_add(self.region_size) {
+            Some(end) if end <= 1 << 40 => {}
+            _ => return Err(OptionsError::BarSize),
+        }
+        if !self.queue_size.is_power_of_two() || self.queue_size < 2 {
+            return Err(OptionsError::QueueSize(self.queue_size));
+        }
+        Ok(())
+    }
+
+    pub fn queue_count(&self) -> u16 {
+        self.queues.unwrap_or(self.device_type.queues)
+    }
+
+    pub fn config_length(&self) -> u32 {
+        self.config_size.unwrap_or(self.device_type.config_size)
+    }
+}
+
+fn parse_type(text: &str) -> Result<DeviceType, String> {
+    types::lookup(text).ok_or_else(|| {
+        format!(
+            "neither a virtio ID from 1 to 63 nor one of {}",
+            types::names()
+        )
+    })
+}
+
+fn parse_yes_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("say yes or no".into()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number = match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => digits.parse(),
+    };
+    number
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .ok_or_else(|| "not a size such as 4096, 64K, 16M or 1G".into())
+}
+
+fn parse_hex(text: &str) -> Result<ConfigBytes, String> {
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .map(|c| c.to_digit(16).map(|d| d as u8))
+        .collect();
+    match digits {
+        Some(d) if d.len() % 2 == 0 && d.len() <= 512 => Ok(ConfigBytes(
+            d.chunks(2).map(|pair| (pair[0] << 4) | pair[1]).collect(),
+        )),
+        _ => Err("not an even number of hexadecimal digits, 512 at most".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(more: &[&str]) -> Options {
+        let mut args = vec!["swiotlb-device", "--socket", "a", "--backend", "b"];
+        args.extend(more);
+        Options::try_parse_from(args).expect("options")
+    }
+
+    #[test]
+    fn clap_is_content() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("64K"), Ok(65536));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        assert_eq!(parse_size("0x1000"), Ok(4096));
+        for bad in ["", "K", "-1", "1T", "99999999999G", "é"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hex() {
+        assert_eq!(parse_hex("00ff"), Ok(ConfigBytes(vec![0, 255])));
+        assert!(parse_hex("0").is_err());
+        assert!(parse_hex("zz").is_err());
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let options = parse(&[]);
+        assert_eq!(options.validate(), Ok(()));
+        assert_eq!(options.queue_count(), 1);
+        assert_eq!(options.mode, Mode::Required);
+        assert!(options.offer_swiotlb && options.capability);
+    }
+
+    #[test]
+    fn impossible_geometry_is_refused() {
+        let check = |more: &[&str]| parse(more).validate();
+        assert!(matches!(
+            check(&["--region-size", "100"]),
+            Err(OptionsError::RegionSize(100))
+        ));
+        assert!(matches!(
+            check(&["--region-size", "0"]),
+            Err(OptionsError::RegionSize(0))
+        ));
+        assert!(matches!(
+            check(&["--region-offset", "1"]),
+            Err(OptionsError::RegionOffset(1))
+        ));
+        assert!(matches!(
+            check(&["--region-size", "2048G"]),
+            Err(OptionsError::BarSize)
+        ));
+        assert!(matches!(
+            check(&["--queue-size", "100"]),
+            Err(OptionsError::QueueSize(100))
+        ));
+    }
+}

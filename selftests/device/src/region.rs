@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The region: memory of the device's own that the guest maps as a BAR and
+//! that is all the backend ever gets.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{fallocate, fcntl_add_seals, memfd_create, FallocateFlags, MemfdFlags, SealFlags};
+use thiserror::Error;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+/// The name under which it shows in /proc/PID/maps.
+pub const NAME: &str = "swiotlb-region";
+
+#[derive(Debug, Error)]
+pub enum RegionError {
+    #[error("cannot create a memory file of {bytes} bytes: {source}")]
+    Create { bytes: u64, source: io::Error },
+    #[error("cannot map the region: {0}")]
+    Map(#[from] MmapRegionError),
+    #[error("{0} bytes are more than this machine can address")]
+    Size(u64),
+}
+
+/// A sealed memfd. What precedes the window in the BAR precedes it in the file
+/// as well, is never written by anyone, and stays a hole.
+pub struct Region {
+    file: File,
+    map: MmapRegion,
+    offset: u64,
+    size: u64,
+    inode: u64,
+}
+
+impl Region {
+    /// `size` bytes that begin `offset` bytes into the BAR, both whole pages.
+    pub fn new(offset: u64, size: u64) -> Result<Self, RegionError> {
+        let bytes = offset + size;
+        let (file, inode) =
+            Self::create(bytes).map_err(|source| RegionError::Create { bytes, source })?;
+        let length = usize::try_from(size).map_err(|_| RegionError::Size(size))?;
+        let backing = FileOffset::new(
+            file.try_clone()
+                .map_err(|source| RegionError::Create { bytes, source })?,
+            offset,
+        );
+        let map = MmapRegion::from_file(backing, length)?;
+        Ok(Self {
+            file,
+            map,
+            offset,
+            size,
+            inode,
+        })
+    }
+
+    fn create(bytes: u64) -> io::Result<(File, u64)> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create(NAME, flags)?);
+        file.set_len(bytes)?;
+        // Nobody who gets the descriptor may take memory away under the
+        // others.
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let inode = file.metadata()?.ino();
+        Ok((file, inode))
+    }
+
+    /// Offset of the window in the file, in bytes.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes in the window.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    pub fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Where the window begins in this process.
+    pub fn host_address(&self) -> u64 {
+        self.map.as_ptr() as u64
+    }
+
+    pub fn bytes(&self) -> VolatileSlice<'_> {
+        self.map.as_volatile_slice()
+    }
+
+    /// Reads at an offset into the BAR; what is not the window is zero.
+    pub fn read(&self, bar_offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(at) = self.inside(bar_offset, data.len()) {
+            let _ = self.bytes().read_slice(data, at);
+        }
+    }
+
+    pub fn write(&self, bar_offset: u64, data: &[u8]) {
+        if let Some(at) = self.inside(bar_offset, data.len()) {
+            let _ = self.bytes().write_slice(data, at);
+        }
+    }
+
+    fn inside(&self, bar_offset: u64, len: usize) -> Option<usize> {
+        let at = bar_offset.checked_sub(self.offset)?;
+        let end = at.checked_add(len as u64)?;
+        (end <= self.size)
+            .then(|| usize::try_from(at).ok())
+            .flatten()
+    }
+
+    /// Forgets the content: the next guest is another one.
+    pub fn clear(&self) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.file, flags, self.offset, self.size)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_window_holds_bytes() {
+        let region = Region::new(8192, 4096).expect("region");
+        let mut data = [1; 4];
+        for outside in [0, 8188, 8190, 12286, 12288, u64::MAX - 1] {
+            region.write(outside, &[7; 4]);
+            region.read(outside, &mut data);
+            assert_eq!(data, [0; 4], "{outside}");
+        }
+        region.write(8192, &[7; 4]);
+        region.write(12284, &[9; 4]);
+        region.read(8192, &mut data);
+        assert_eq!(data, [7; 4]);
+        region.clear().expect("clear");
+        region.read(12284, &mut data);
+        assert_eq!(data, [0; 4]);
+    }
+
+    #[test]
+    fn it_cannot_shrink() {
+        let region = Region::new(0, 4096).expect("region");
+        assert!(region.file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,1099 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looks at what the driver put into its rings and says which addresses lie
+//! outside the region (R2 to R5). Pure: reads a slice of shared memory, trusts
+//! nothing in it, does bounded work, changes nothing.
+//!
+//! # What is looked at, and when
+//!
+//! A check walks everything that became available since the last one. While a
+//! chain is outstanding, its descriptors and indirect tables are the device's,
+//! so what is found there is certain. A chain that the backend has finished
+//! before it was looked at (*late*) may have been overwritten by the driver for
+//! good reasons: an address outside found there is a *suspect*, not a
+//! violation. Entries that were overwritten before anyone looked are *lost*.
+//! Late, suspect and lost are counted, so that a reader knows what zero
+//! violations mean. The backend cannot follow an address outside in any case.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes, VolatileSlice};
+
+const DESC_SIZE: u64 = 16;
+const DESC_F_NEXT: u16 = 1;
+const DESC_F_WRITE: u16 = 2;
+const DESC_F_INDIRECT: u16 = 4;
+const DESC_F_AVAIL: u16 = 1 << 7;
+const DESC_F_USED: u16 = 1 << 15;
+
+/// Descriptors that one check follows at most. A correct driver can have a
+/// queue of 1024 chains of 1024 descriptors.
+const BUDGET: u32 = 1 << 20;
+
+/// Findings that one check returns at most; the rest is counted.
+const MAX_FINDINGS: usize = 16;
+
+/// The region by its guest address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub base: u64,
+    pub len: u64,
+}
+
+impl Window {
+    /// Where in the region `addr..addr + len` begins, if all of it lies there.
+    pub fn offset(&self, addr: u64, len: u64) -> Option<u64> {
+        let offset = addr.checked_sub(self.base)?;
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then_some(offset)
+    }
+
+    pub fn contains(&self, addr: u64, len: u64) -> bool {
+        self.offset(addr, len).is_some()
+    }
+}
+
+/// The region's bytes by guest address.
+#[derive(Clone, Copy)]
+pub struct Memory<'a> {
+    window: Window,
+    bytes: VolatileSlice<'a>,
+}
+
+impl<'a> Memory<'a> {
+    /// `bytes` is what the window shows.
+    pub fn new(window: Window, bytes: VolatileSlice<'a>) -> Self {
+        Self { window, bytes }
+    }
+
+    fn index(&self, addr: u64, len: u64) -> Option<usize> {
+        usize::try_from(self.window.offset(addr, len)?).ok()
+    }
+
+    /// A field that the driver publishes others with.
+    fn load_u16(&self, addr: u64) -> Option<u16> {
+        let at = self.index(addr, 2)?;
+        let value: u16 = self.bytes.load(at, Ordering::Acquire).ok()?;
+        Some(u16::from_le(value))
+    }
+
+    fn load_u32(&self, addr: u64) -> Option<u32> {
+        let at = self.index(addr, 4)?;
+        let value: u32 = self.bytes.load(at, Ordering::Acquire).ok()?;
+        Some(u32::from_le(value))
+    }
+
+    /// Two descriptors' worth is never read at once: the driver may be
+    /// writing, and one descriptor is the unit that it publishes.
+    fn descriptor(&self, addr: u64) -> Option<[u8; 16]> {
+        let at = self.index(addr, DESC_SIZE)?;
+        self.bytes.read_obj(at).ok()
+    }
+}
+
+/// Where a queue lies, and how long it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingAddresses {
+    pub size: u16,
+    pub packed: bool,
+    pub desc: u64,
+    pub driver: u64,
+    pub device: u64,
+}
+
+impl RingAddresses {
+    /// The three areas: name, address, bytes (virtio 1.4, 2.7 and 2.8).
+    pub fn areas(&self) -> [(&'static str, u64, u64); 3] {
+        let size = u64::from(self.size);
+        if self.packed {
+            [
+                ("desc", self.desc, DESC_SIZE * size),
+                ("avail", self.driver, 4),
+                ("used", self.device, 4),
+            ]
+        } else {
+            [
+                ("desc", self.desc, DESC_SIZE * size),
+                ("avail", self.driver, 6 + 2 * size),
+                ("used", self.device, 6 + 8 * size),
+            ]
+        }
+    }
+
+    /// Alignment that virtio 1.4, 2.7 and 2.8.10.1 ask for; without it the
+    /// indices cannot be read in one go.
+    pub fn aligned(&self) -> bool {
+        let (driver, device) = if self.packed { (4, 4) } else { (2, 4) };
+        self.desc % 16 == 0 && self.driver % driver == 0 && self.device % device == 0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ring,
+    Descriptor,
+    /// An indirect table or an entry of one.
+    Indirect,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ring => "ring",
+            Kind::Descriptor => "descriptor",
+            Kind::Indirect => "indirect",
+        }
+    }
+}
+
+/// Something that a correct driver does not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// An address outside the region. `index` is that of the descriptor in its
+    /// ring, `entry` that in the indirect table which it names.
+    Outside {
+        kind: Kind,
+        index: u16,
+        entry: Option<u32>,
+        addr: u64,
+        len: u64,
+    },
+    Malformed {
+        index: u16,
+        what: &'static str,
+    },
+}
+
+/// What one check did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    pub chains: u64,
+    pub descriptors: u64,
+    /// Bytes of the buffers that the driver offered to be read and written.
+    pub bytes_readable: u64,
+    pub bytes_writable: u64,
+    /// Chains that were finished before they were looked at.
+    pub late: u64,
+    /// Chains that could not be looked at any more.
+    pub lost: u64,
+    /// Addresses outside in chains that were finished by then.
+    pub suspects: u64,
+    pub violations: u64,
+    pub malformed: u64,
+    /// The first of both kinds.
+    pub findings: Vec<Finding>,
+}
+
+impl Checked {
+    fn keep(&mut self, finding: Finding) {
+        match finding {
+            Finding::Outside { .. } => self.violations += 1,
+            Finding::Malformed { .. } => self.malformed += 1,
+        }
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.push(finding);
+        }
+    }
+
+    fn malformed(&mut self, index: u16, what: &'static str) {
+        self.keep(Finding::Malformed { index, what });
+    }
+}
+
+/// Follows one queue.
+pub enum Walker {
+    Split(SplitWalker),
+    Packed(PackedWalker),
+}
+
+impl Walker {
+    /// The areas must lie in the window and be aligned.
+    pub fn new(ring: RingAddresses) -> Self {
+        if ring.packed {
+            Walker::Packed(PackedWalker::new(ring))
+        } else {
+            Walker::Split(SplitWalker::new(ring))
+        }
+    }
+
+    /// Walks everything new.
+    pub fn check(&mut self, memory: &Memory<'_>) -> Checked {
+        match self {
+            Walker::Split(walker) => walker.check(memory),
+            Walker::Packed(walker) => walker.check(memory),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    /// Split: the next descriptor.
+    next: u16,
+}
+
+impl Descriptor {
+    fn split(raw: [u8; 16]) -> Self {
+        let low = u128::from_le_bytes(raw);
+        Self {
+            addr: low as u64,
+            len: (low >> 64) as u32,
+            flags: (low >> 96) as u16,
+            next: (low >> 112) as u16,
+        }
+    }
+
+    /// Packed: the ID, which nothing here needs, stands before the flags.
+    fn packed(raw: [u8; 16]) -> Self {
+        let low = u128::from_le_bytes(raw);
+        Self {
+            addr: low as u64,
+            len: (low >> 64) as u32,
+            flags: (low >> 112) as u16,
+            next: 0,
+        }
+    }
+}
+
+/// What was found in one chain, until it is known how certain that is.
+struct Chain<'a, 'b> {
+    memory: &'a Memory<'b>,
+    budget: &'a mut u32,
+    descriptors: u64,
+    readable: u64,
+    writable: u64,
+    outside: Vec<Finding>,
+    malformed: Option<&'static str>,
+    index: u16,
+}
+
+impl<'a, 'b> Chain<'a, 'b> {
+    fn new(memory: &'a Memory<'b>, budget: &'a mut u32, index: u16) -> Self {
+        Self {
+            memory,
+            budget,
+            descriptors: 0,
+            readable: 0,
+            writable: 0,
+            outside: Vec::new(),
+            malformed: None,
+            index,
+        }
+    }
+
+    /// Accounts for one more descriptor; false if there were too many.
+    fn spend(&mut self) -> bool {
+        if *self.budget == 0 {
+            self.malformed = Some("more descriptors than a queue can hold");
+            return false;
+        }
+        *self.budget -= 1;
+        self.descriptors += 1;
+        true
+    }
+
+    fn outside(&mut self, kind: Kind, index: u16, entry: Option<u32>, addr: u64, len: u32) {
+        if self.outside.len() < MAX_FINDINGS {
+            self.outside.push(Finding::Outside {
+                kind,
+                index,
+                entry,
+                addr,
+                len: len.into(),
+            });
+        }
+    }
+
+    fn buffer(&mut self, kind: Kind, index: u16, entry: Option<u32>, d: &Descriptor) {
+        if !self.memory.window.contains(d.addr, d.len.into()) {
+            self.outside(kind, index, entry, d.addr, d.len);
+        } else if d.flags & DESC_F_WRITE != 0 {
+            self.writable += u64::from(d.len);
+        } else {
+            self.readable += u64::from(d.len);
+        }
+    }
+
+    /// The table that descriptor `index` names. In packed rings its entries
+    /// follow one another, in split rings they are linked.
+    fn table(&mut self, index: u16, table: &Descriptor, packed: bool) {
+        if !self.memory.window.contains(table.addr, table.len.into()) {
+            self.outside(Kind::Indirect, index, None, table.addr, table.len);
+            return;
+        }
+        if table.len == 0 || u64::from(table.len) % DESC_SIZE != 0 {
+            self.malformed = Some("length of an indirect table");
+            return;
+        }
+        let entries = table.len / DESC_SIZE as u32;
+        let mut entry = 0;
+        for _ in 0..entries {
+            let at = table.addr + DESC_SIZE * u64::from(entry);
+            let Some(raw) = self.memory.descriptor(at) else {
+                return;
+            };
+            if !self.spend() {
+                return;
+            }
+            let d = if packed {
+                Descriptor::packed(raw)
+            } else {
+                Descriptor::split(raw)
+            };
+            if d.flags & DESC_F_INDIRECT != 0 {
+                self.malformed = Some("an indirect table in an indirect table");
+                return;
+            }
+            self.buffer(Kind::Indirect, index, Some(entry), &d);
+            if packed {
+                entry += 1;
+                continue;
+            }
+            if d.flags & DESC_F_NEXT == 0 {
+                return;
+            }
+            entry = d.next.into();
+            if entry >= entries {
+                self.malformed = Some("link out of an indirect table");
+                return;
+            }
+        }
+        if !packed {
+            self.malformed = Some("a loop in an indirect table");
+        }
+    }
+
+    /// Adds what was found. What is not `certain` accuses nobody.
+    fn finish(self, certain: bool, checked: &mut Checked) {
+        checked.descriptors += self.descriptors;
+        if !certain {
+            checked.suspects += self.outside.len() as u64;
+            return;
+        }
+        checked.bytes_readable += self.readable;
+        checked.bytes_writable += self.writable;
+        for finding in self.outside {
+            checked.keep(finding);
+        }
+        if let Some(what) = self.malformed {
+            checked.malformed(self.index, what);
+        }
+    }
+}
+
+/// A split virtqueue (virtio 1.4, 2.7).
+pub struct SplitWalker {
+    ring: RingAddresses,
+    next_avail: u16,
+    next_used: u16,
+    /// By head: how often it is available and not yet used.
+    outstanding: Vec<u16>,
+}
+
+impl SplitWalker {
+    fn new(ring: RingAddresses) -> Self {
+        Self {
+            ring,
+            next_avail: 0,
+            next_used: 0,
+            outstanding: vec![0; usize::from(ring.size)],
+        }
+    }
+
+    fn check(&mut self, memory: &Memory<'_>) -> Checked {
+        let mut checked = Checked::default();
+        let size = self.ring.size;
+        let Some(avail) = memory.load_u16(self.ring.driver + 2) else {
+            return checked;
+        };
+        let new = avail.wrapping_sub(self.next_avail);
+        if new == 0 {
+            return checked;
+        }
+        let take = new.min(size);
+        checked.lost += u64::from(new - take);
+
+        let mut heads = Vec::with_capacity(take.into());
+        for n in 0..take {
+            let slot = avail.wrapping_sub(take).wrapping_add(n) % size;
+            let head = memory.load_u16(self.ring.driver + 4 + 2 * u64::from(slot));
+            let Some(head) = head.filter(|h| *h < size) else {
+                checked.malformed(slot, "index in the available ring");
+                continue;
+            };
+            let count = &mut self.outstanding[usize::from(head)];
+            *count = count.saturating_add(1);
+            heads.push(head);
+        }
+        self.next_avail = avail;
+        self.take_used(memory);
+
+        // The used index was read after the available one, so that it may be
+        // ahead of it; it can never be behind by more than the ring holds.
+        let in_flight = avail.wrapping_sub(self.next_used) as i16;
+        if i32::from(in_flight).abs() > i32::from(size) {
+            checked.malformed(0, "available index");
+        }
+
+        // The newest first: of a head that came twice only the last can be
+        // outstanding.
+        let mut budget = BUDGET;
+        let mut seen = HashSet::new();
+        for head in heads.into_iter().rev() {
+            let newest = seen.insert(head);
+            let mut certain = newest && self.outstanding[usize::from(head)] > 0;
+            let mut chain = Chain::new(memory, &mut budget, head);
+            self.walk(&mut chain, head);
+            if certain && !(chain.outside.is_empty() && chain.malformed.is_none()) {
+                self.take_used(memory);
+                certain = self.outstanding[usize::from(head)] > 0;
+            }
+            checked.chains += 1;
+            checked.late += u64::from(!certain);
+            chain.finish(certain, &mut checked);
+        }
+        checked
+    }
+
+    /// Accounts for what the backend has finished.
+    fn take_used(&mut self, memory: &Memory<'_>) {
+        let Some(used) = memory.load_u16(self.ring.device + 2) else {
+            return;
+        };
+        let new = used.wrapping_sub(self.next_used);
+        self.next_used = used;
+        if new > self.ring.size {
+            // Too much was missed to know what is outstanding: nothing is.
+            self.outstanding.fill(0);
+            return;
+        }
+        for n in 1..=new {
+            let slot = used.wrapping_sub(n) % self.ring.size;
+            let id = memory.load_u32(self.ring.device + 4 + 8 * u64::from(slot));
+            let count = id
+                .and_then(|id| usize::try_from(id).ok())
+                .and_then(|id| self.outstanding.get_mut(id));
+            if let Some(count) = count {
+                *count = count.saturating_sub(1);
+            }
+        }
+    }
+
+    fn walk(&self, chain: &mut Chain<'_, '_>, head: u16) {
+        let mut index = head;
+        for _ in 0..self.ring.size {
+            let at = self.ring.desc + DESC_SIZE * u64::from(index);
+            let Some(raw) = chain.memory.descriptor(at) else {
+                return;
+            };
+            if !chain.spend() {
+                return;
+            }
+            let d = Descriptor::split(raw);
+            if d.flags & DESC_F_INDIRECT != 0 {
+                if d.flags & DESC_F_NEXT != 0 {
+                    chain.malformed = Some("an indirect table in the middle of a chain");
+                }
+                chain.table(index, &d, false);
+                return;
+            }
+            chain.buffer(Kind::Descriptor, index, None, &d);
+            if d.flags & DESC_F_NEXT == 0 {
+                return;
+            }
+            index = d.next;
+            if index >= self.ring.size {
+                chain.malformed = Some("link out of the descriptor table");
+                return;
+            }
+        }
+        chain.malformed = Some("a loop in a chain");
+    }
+}
+
+/// A packed virtqueue (virtio 1.4, 2.8).
+///
+/// Once a chain is used, its length is gone with its flags. So this goes by
+/// descriptor, not by chain: the driver fills the ring in order, and each
+/// descriptor carries an address that can be judged by itself.
+pub struct PackedWalker {
+    ring: RingAddresses,
+    next: u16,
+    wrap: bool,
+}
+
+impl PackedWalker {
+    fn new(ring: RingAddresses) -> Self {
+        Self {
+            ring,
+            next: 0,
+            wrap: true,
+        }
+    }
+
+    fn check(&mut self, memory: &Memory<'_>) -> Checked {
+        let mut checked = Checked::default();
+        let mut budget = BUDGET;
+        // Behind a used descriptor may lie the rest of its chain, which looks
+        // available and whose table may be gone.
+        let mut after_used = false;
+        for _ in 0..self.ring.size {
+            let at = self.ring.desc + DESC_SIZE * u64::from(self.next);
+            let flags = |m: &Memory<'_>| m.load_u16(at + 14);
+            let Some(now) = flags(memory) else {
+                break;
+            };
+            if (now & DESC_F_AVAIL != 0) != self.wrap {
+                break;
+            }
+            if (now & DESC_F_USED != 0) == self.wrap {
+                checked.chains += 1;
+                checked.late += 1;
+                after_used = true;
+                self.advance();
+                continue;
+            }
+            let Some(raw) = memory.descriptor(at) else {
+                break;
+            };
+            let d = Descriptor::packed(raw);
+            let mut chain = Chain::new(memory, &mut budget, self.next);
+            if !chain.spend() {
+                chain.finish(true, &mut checked);
+                break;
+            }
+            let indirect = d.flags & DESC_F_INDIRECT != 0;
+            if indirect {
+                chain.table(self.next, &d, true);
+            } else {
+                chain.buffer(Kind::Descriptor, self.next, None, &d);
+            }
+            let still = flags(memory) == Some(now);
+            let certain = still && !(indirect && after_used);
+            chain.finish(certain, &mut checked);
+            if d.flags & DESC_F_NEXT == 0 {
+                checked.chains += 1;
+                checked.late += u64::from(!certain);
+            }
+            self.advance();
+        }
+        checked
+    }
+
+    fn advance(&mut self) {
+        self.next += 1;
+        if self.next >= self.ring.size {
+            self.next = 0;
+            self.wrap = !self.wrap;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: u64 = 0x38_0000_0000;
+    const LEN: u64 = 0x1_0000;
+    const DESC: u64 = BASE;
+    const AVAIL: u64 = BASE + 0x1000;
+    const USED: u64 = BASE + 0x2000;
+    const TABLE: u64 = BASE + 0x3000;
+    const DATA: u64 = BASE + 0x4000;
+    const RAM: u64 = 0x10_0000;
+
+    /// A region, and a driver that writes into it.
+    struct Ring {
+        bytes: Vec<u64>,
+        ring: RingAddresses,
+        walker: Walker,
+        avail: u16,
+        used: u16,
+    }
+
+    impl Ring {
+        fn new(size: u16, packed: bool) -> Self {
+            let ring = RingAddresses {
+                size,
+                packed,
+                desc: DESC,
+                driver: AVAIL,
+                device: USED,
+            };
+            Self {
+                bytes: vec![0; LEN as usize / 8],
+                ring,
+                walker: Walker::new(ring),
+                avail: 0,
+                used: 0,
+            }
+        }
+
+        fn put(&mut self, addr: u64, data: &[u8]) {
+            for (n, byte) in data.iter().enumerate() {
+                let at = (addr - BASE) as usize + n;
+                let shift = 8 * (at % 8);
+                let word = &mut self.bytes[at / 8];
+                *word = *word & !(0xff << shift) | (u64::from(*byte) << shift);
+            }
+        }
+
+        /// A descriptor: split as (addr, len, flags, next), packed as
+        /// (addr, len, id, flags).
+        fn desc(&mut self, at: u64, addr: u64, len: u32, a: u16, b: u16) {
+            self.put(at, &addr.to_le_bytes());
+            self.put(at + 8, &len.to_le_bytes());
+            self.put(at + 12, &a.to_le_bytes());
+            self.put(at + 14, &b.to_le_bytes());
+        }
+
+        fn offer(&mut self, head: u16) {
+            let slot = u64::from(self.avail % self.ring.size);
+            self.put(AVAIL + 4 + 2 * slot, &head.to_le_bytes());
+            self.avail = self.avail.wrapping_add(1);
+            self.put(AVAIL + 2, &self.avail.to_le_bytes());
+        }
+
+        fn complete(&mut self, head: u16) {
+            let slot = u64::from(self.used % self.ring.size);
+            self.put(USED + 4 + 8 * slot, &u32::from(head).to_le_bytes());
+            self.used = self.used.wrapping_add(1);
+            self.put(USED + 2, &self.used.to_le_bytes());
+        }
+
+        fn check(&mut self) -> Checked {
+            let mut raw: Vec<u8> = Vec::with_capacity(LEN as usize + 8);
+            // load() wants alignment, which a Vec<u8> does not promise
+            let pad = raw.as_ptr().align_offset(8);
+            raw.resize(pad, 0);
+            raw.extend(self.bytes.iter().flat_map(|w| w.to_le_bytes()));
+            let slice = VolatileSlice::from(&mut raw[pad..]);
+            let window = Window {
+                base: BASE,
+                len: LEN,
+            };
+            self.walker.check(&Memory::new(window, slice))
+        }
+    }
+
+    fn outside(checked: &Checked) -> Vec<(Kind, u16, Option<u32>, u64)> {
+        let pick = |f: &Finding| match f {
+            Finding::Outside {
+                kind,
+                index,
+                entry,
+                addr,
+                ..
+            } => Some((*kind, *index, *entry, *addr)),
+            Finding::Malformed { .. } => None,
+        };
+        checked.findings.iter().filter_map(pick).collect()
+    }
+
+    fn malformed(checked: &Checked) -> Vec<&'static str> {
+        let pick = |f: &Finding| match f {
+            Finding::Malformed { what, .. } => Some(*what),
+            Finding::Outside { .. } => None,
+        };
+        checked.findings.iter().filter_map(pick).collect()
+    }
+
+    #[test]
+    fn window_edges() {
+        let w = Window {
+            base: 0x1000,
+            len: 0x1000,
+        };
+        assert_eq!(w.offset(0x1000, 0x1000), Some(0));
+        assert_eq!(w.offset(0x1fff, 1), Some(0xfff));
+        assert!(!w.contains(0xfff, 1));
+        assert!(!w.contains(0x1fff, 2));
+        assert!(!w.contains(0x1000, 0x1001));
+        assert!(!w.contains(u64::MAX, 2));
+        assert!(!w.contains(0x1800, u64::MAX));
+    }
+
+    mod split {
+        use super::*;
+
+        fn ring() -> Ring {
+            Ring::new(8, false)
+        }
+
+        #[test]
+        fn nothing_new() {
+            assert_eq!(ring().check(), Checked::default());
+        }
+
+        #[test]
+        fn chain_inside() {
+            let mut r = ring();
+            r.desc(DESC, DATA, 512, DESC_F_NEXT, 3);
+            r.desc(DESC + 48, DATA + 512, 100, DESC_F_WRITE, 0);
+            r.offer(0);
+            let c = r.check();
+            assert_eq!(
+                (c.chains, c.descriptors, c.violations, c.late),
+                (1, 2, 0, 0)
+            );
+            assert_eq!((c.bytes_readable, c.bytes_writable), (512, 100));
+            assert_eq!(r.check(), Checked::default(), "seen once");
+        }
+
+        #[test]
+        fn outside_by_a_byte_and_far() {
+            let mut r = ring();
+            r.desc(DESC, BASE + LEN - 511, 512, DESC_F_NEXT, 1);
+            r.desc(DESC + 16, RAM, 1, 0, 0);
+            r.offer(0);
+            let c = r.check();
+            let want = [
+                (Kind::Descriptor, 0, None, BASE + LEN - 511),
+                (Kind::Descriptor, 1, None, RAM),
+            ];
+            assert_eq!(outside(&c), want);
+        }
+
+        #[test]
+        fn indirect_table_outside() {
+            let mut r = ring();
+            r.desc(DESC, RAM, 32, DESC_F_INDIRECT, 0);
+            r.offer(0);
+            assert_eq!(outside(&r.check()), [(Kind::Indirect, 0, None, RAM)]);
+        }
+
+        #[test]
+        fn indirect_entry_outside() {
+            let mut r = ring();
+            r.desc(DESC + 32, TABLE, 48, DESC_F_INDIRECT, 0);
+            r.desc(TABLE, DATA, 16, DESC_F_NEXT, 2);
+            r.desc(TABLE + 16, 0, 0, 0, 0); // not reached
+            r.desc(TABLE + 32, RAM, 16, DESC_F_WRITE, 0);
+            r.offer(2);
+            let c = r.check();
+            assert_eq!(outside(&c), [(Kind::Indirect, 2, Some(2), RAM)]);
+            assert_eq!(c.descriptors, 3);
+        }
+
+        #[test]
+        fn table_at_the_very_end() {
+            let mut r = ring();
+            r.desc(DESC, BASE + LEN - 16, 16, DESC_F_INDIRECT, 0);
+            r.desc(BASE + LEN - 16, DATA, 16, 0, 0);
+            r.offer(0);
+            let c = r.check();
+            assert_eq!((c.descriptors, c.violations, c.malformed), (2, 0, 0));
+        }
+
+        #[test]
+        fn malformed_chains() {
+            let cases: [(u16, u16, &str); 3] = [
+                (DESC_F_NEXT, 0, "a loop in a chain"),
+                (DESC_F_NEXT, 8, "link out of the descriptor table"),
+                (DESC_F_NEXT, 0xffff, "link out of the descriptor table"),
+            ];
+            for (flags, next, what) in cases {
+                let mut r = ring();
+                r.desc(DESC, DATA, 1, flags, next);
+                r.offer(0);
+                assert_eq!(malformed(&r.check()), [what]);
+            }
+        }
+
+        #[test]
+        fn malformed_tables() {
+            let cases: [(u32, u16, u16, &str); 5] = [
+                (0, 0, 0, "length of an indirect table"),
+                (24, 0, 0, "length of an indirect table"),
+                (32, DESC_F_NEXT, 0, "a loop in an indirect table"),
+                (32, DESC_F_NEXT, 2, "link out of an indirect table"),
+                (
+                    32,
+                    DESC_F_INDIRECT,
+                    0,
+                    "an indirect table in an indirect table",
+                ),
+            ];
+            for (len, flags, next, what) in cases {
+                let mut r = ring();
+                r.desc(DESC, TABLE, len, DESC_F_INDIRECT, 0);
+                r.desc(TABLE, DATA, 1, flags, next);
+                r.offer(0);
+                assert_eq!(malformed(&r.check()), [what]);
+            }
+        }
+
+        #[test]
+        fn table_in_the_middle() {
+            let mut r = ring();
+            r.desc(DESC, TABLE, 16, DESC_F_INDIRECT | DESC_F_NEXT, 1);
+            r.desc(TABLE, DATA, 1, 0, 0);
+            r.offer(0);
+            assert_eq!(
+                malformed(&r.check()),
+                ["an indirect table in the middle of a chain"]
+            );
+        }
+
+        #[test]
+        fn head_out_of_range() {
+            let mut r = ring();
+            r.offer(8);
+            r.offer(0xffff);
+            assert_eq!(r.check().malformed, 2);
+        }
+
+        #[test]
+        fn garbage_index() {
+            let mut r = ring();
+            r.avail = 0x7000;
+            r.offer(0);
+            let c = r.check();
+            assert!(malformed(&c).contains(&"available index"));
+        }
+
+        #[test]
+        fn work_is_bounded() {
+            // Every entry names the same table, which fills the region.
+            let mut r = Ring::new(256, false);
+            for entry in 0..4095u16 {
+                r.desc(
+                    BASE + 16 * u64::from(entry),
+                    DATA,
+                    1,
+                    DESC_F_NEXT,
+                    entry + 1,
+                );
+            }
+            r.desc(DESC, BASE, LEN as u32, DESC_F_INDIRECT, 0);
+            for _ in 0..256 {
+                r.offer(0);
+            }
+            assert!(r.check().descriptors <= BUDGET.into());
+        }
+
+        #[test]
+        fn indices_wrap() {
+            let mut r = ring();
+            if let Walker::Split(w) = &mut r.walker {
+                w.next_avail = 0xfffe;
+                w.next_used = 0xfffe;
+            }
+            r.avail = 0xfffe;
+            r.used = 0xfffe;
+            r.put(USED + 2, &0xfffeu16.to_le_bytes());
+            for n in 0..4u16 {
+                r.desc(DESC + 16 * u64::from(n), DATA, 4, 0, 0);
+                r.offer(n);
+            }
+            let c = r.check();
+            assert_eq!((c.chains, c.late, c.malformed), (4, 0, 0));
+        }
+
+        #[test]
+        fn finished_before_the_look_is_no_violation() {
+            let mut r = ring();
+            r.desc(DESC, RAM, 512, 0, 0);
+            r.offer(0);
+            r.complete(0);
+            let c = r.check();
+            assert_eq!((c.violations, c.late, c.suspects), (0, 1, 1));
+        }
+
+        #[test]
+        fn reused_head_counts_once_as_late_and_once_in_full() {
+            let mut r = ring();
+            r.offer(0);
+            r.complete(0);
+            r.desc(DESC, RAM, 512, 0, 0);
+            r.offer(0);
+            let c = r.check();
+            assert_eq!((c.chains, c.violations, c.late), (2, 1, 1));
+        }
+
+        #[test]
+        fn what_was_overwritten_is_lost() {
+            let mut r = ring();
+            r.desc(DESC, DATA, 512, 0, 0);
+            for _ in 0..20 {
+                r.offer(0);
+                r.complete(0);
+            }
+            let c = r.check();
+            assert_eq!((c.lost, c.chains, c.late, c.malformed), (12, 8, 8, 0));
+        }
+    }
+
+    mod packed {
+        use super::*;
+
+        fn ring() -> Ring {
+            Ring::new(4, true)
+        }
+
+        fn slot(n: u64) -> u64 {
+            DESC + 16 * n
+        }
+
+        fn flags(wrap: bool, more: u16) -> u16 {
+            more | if wrap { DESC_F_AVAIL } else { DESC_F_USED }
+        }
+
+        fn used(wrap: bool) -> u16 {
+            if wrap {
+                DESC_F_AVAIL | DESC_F_USED
+            } else {
+                0
+            }
+        }
+
+        #[test]
+        fn nothing_new() {
+            assert_eq!(ring().check(), Checked::default());
+        }
+
+        #[test]
+        fn chain_and_violation() {
+            let mut r = ring();
+            r.desc(slot(0), DATA, 8, 0, flags(true, DESC_F_NEXT));
+            r.desc(slot(1), RAM, 8, 0, flags(true, DESC_F_WRITE));
+            let c = r.check();
+            assert_eq!((c.chains, c.descriptors, c.bytes_readable), (1, 2, 8));
+            assert_eq!(outside(&c), [(Kind::Descriptor, 1, None, RAM)]);
+            assert_eq!(r.check(), Checked::default());
+        }
+
+        #[test]
+        fn wrap_counters() {
+            let mut r = ring();
+            for lap in 0..5 {
+                let wrap = lap % 2 == 0;
+                for n in 0..4 {
+                    r.desc(slot(n), DATA, 8, n as u16, flags(wrap, 0));
+                    let c = r.check();
+                    assert_eq!((c.chains, c.violations, c.late), (1, 0, 0), "{lap} {n}");
+                    r.desc(slot(n), DATA, 8, n as u16, used(wrap));
+                }
+            }
+            // Nothing of the last lap counts again.
+            assert_eq!(r.check(), Checked::default());
+        }
+
+        #[test]
+        fn chain_across_the_end() {
+            let mut r = ring();
+            for n in 0..3 {
+                r.desc(slot(n), DATA, 8, 0, flags(true, 0));
+            }
+            assert_eq!(r.check().chains, 3);
+            r.desc(slot(3), DATA, 8, 0, flags(true, DESC_F_NEXT));
+            r.desc(slot(0), RAM, 8, 0, flags(false, 0));
+            let c = r.check();
+            assert_eq!((c.chains, c.descriptors), (1, 2));
+            assert_eq!(outside(&c), [(Kind::Descriptor, 0, None, RAM)]);
+        }
+
+        #[test]
+        fn table_entries_follow_one_another() {
+            let mut r = ring();
+            r.desc(slot(0), TABLE, 32, 0, flags(true, DESC_F_INDIRECT));
+            r.desc(TABLE, DATA, 8, 0, 0);
+            r.desc(TABLE + 16, RAM, 8, 0, DESC_F_WRITE);
+            let c = r.check();
+            assert_eq!(outside(&c), [(Kind::Indirect, 0, Some(1), RAM)]);
+            assert_eq!(c.descriptors, 3);
+        }
+
+        #[test]
+        fn nested_table() {
+            let mut r = ring();
+            r.desc(slot(0), TABLE, 16, 0, flags(true, DESC_F_INDIRECT));
+            r.desc(TABLE, TABLE, 16, 0, DESC_F_INDIRECT);
+            assert_eq!(
+                malformed(&r.check()),
+                ["an indirect table in an indirect table"]
+            );
+        }
+
+        #[test]
+        fn used_before_the_look_is_late() {
+            let mut r = ring();
+            r.desc(slot(0), DATA, 8, 0, used(true));
+            r.desc(slot(1), DATA, 8, 0, flags(true, 0));
+            let c = r.check();
+            assert_eq!((c.chains, c.late, c.violations), (2, 1, 0));
+        }
+
+        #[test]
+        fn table_behind_a_used_one_is_only_suspect() {
+            let mut r = ring();
+            r.desc(slot(0), DATA, 8, 0, used(true));
+            r.desc(slot(1), TABLE, 16, 0, flags(true, DESC_F_INDIRECT));
+            r.desc(TABLE, RAM, 8, 0, 0);
+            let c = r.check();
+            assert_eq!((c.violations, c.suspects), (0, 1));
+        }
+
+        #[test]
+        fn a_full_ring_ends() {
+            let mut r = ring();
+            for n in 0..4 {
+                r.desc(slot(n), DATA, 8, 0, flags(true, DESC_F_NEXT));
+            }
+            let c = r.check();
+            assert_eq!(c.descriptors, 4);
+        }
+    }
+
+    #[test]
+    fn areas_and_alignment() {
+        let split = RingAddresses {
+            size: 256,
+            packed: false,
+            desc: 0x1000,
+            driver: 0x2000,
+            device: 0x3000,
+        };
+        assert_eq!(split.areas().map(|a| a.2), [4096, 518, 2054]);
+        assert!(split.aligned());
+        let off = RingAddresses {
+            device: 0x3002,
+            ..split
+        };
+        assert!(!off.aligned());
+        let packed = RingAddresses {
+            packed: true,
+            ..split
+        };
+        assert_eq!(packed.areas().map(|a| a.2), [4096, 4, 4]);
+    }
+
+    /// Every word of the region is random, again and again, under both
+    /// walkers: nothing panics, and no check does more than it may.
+    #[test]
+    fn rubbish_everywhere_is_survived() {
+        let mut state = 1u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for packed in [false, true] {
+            let mut r = Ring::new(8, packed);
+            for _ in 0..200 {
+                // Half of the addresses are made to lie inside.
+                r.bytes.fill_with(|| match random() {
+                    n if n % 2 == 0 => BASE + n % LEN,
+                    n => n,
+                });
+                let c = r.check();
+                assert!(c.descriptors <= BUDGET.into());
+                assert!(c.findings.len() <= MAX_FINDINGS);
+            }
+        }
+    }
+}

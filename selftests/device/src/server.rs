@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The vfio-user side: one client at a time, QEMU for one.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::event::{poll, PollFd, PollFlags};
+use thiserror::Error;
+use vfio_bindings::bindings::vfio::{
+    vfio_region_info, vfio_region_sparse_mmap_area, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE,
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR4_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
+    VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+    VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+};
+use vfio_user::{
+    DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, ServerRegion, SparseArea,
+};
+
+use crate::device::Device;
+use crate::options::Options;
+use crate::pci;
+use crate::region::Region;
+
+#[derive(Debug, Error)]
+pub enum ServerError {
+    #[error("cannot listen on {path}: {source}")]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("{0} is in use: another program listens on it")]
+    InUse(PathBuf),
+    #[error("cannot wait for a client: {0}")]
+    Wait(io::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// The device as several threads share it.
+pub type Shared = Arc<Mutex<Device>>;
+
+/// A thread that panicked cannot have left the device in a state worse than
+/// any other that a guest may bring about.
+pub fn lock(device: &Shared) -> MutexGuard<'_, Device> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Translates region numbers; everything else is the device's. Never returns
+/// an error: the crate would answer it with error number 0.
+struct Session(Shared);
+
+impl ServerBackend for Session {
+    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let mut device = lock(&self.0);
+        if region == VFIO_PCI_CONFIG_REGION_INDEX {
+            device.config_read(offset, data);
+        } else {
+            device.bar_read(region as usize, offset, data);
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut device = lock(&self.0);
+        if region == VFIO_PCI_CONFIG_REGION_INDEX {
+            device.config_write(offset, data);
+        } else {
+            device.bar_write(region as usize, offset, data);
+        }
+        Ok(())
+    }
+
+    fn dma_map(
+        &mut self,
+        _flags: DmaMapFlags,
+        _offset: u64,
+        address: u64,
+        size: u64,
+        fd: Option<File>,
+    ) -> io::Result<()> {
+        lock(&self.0).dma_map(address, size, fd);
+        Ok(())
+    }
+
+    fn dma_unmap(&mut self, _flags: DmaUnmapFlags, address: u64, size: u64) -> io::Result<()> {
+        lock(&self.0).dma_unmap(address, size);
+        Ok(())
+    }
+
+    fn reset(&mut self) -> io::Result<()> {
+        lock(&self.0).reset();
+        Ok(())
+    }
+
+    fn set_irqs(
+        &mut self,
+        index: u32,
+        flags: u32,
+        start: u32,
+        count: u32,
+        fds: Vec<File>,
+    ) -> io::Result<()> {
+        lock(&self.0).set_irqs(index, flags, start, count, fds);
+        Ok(())
+    }
+}
+
+/// The nine regions of a VFIO PCI device, most of them empty.
+fn regions(options: &Options, region: &Region) -> Vec<ServerRegion> {
+    let both = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+    (0..VFIO_PCI_NUM_REGIONS)
+        .map(|index| {
+            let (flags, size) = match index {
+                VFIO_PCI_BAR0_REGION_INDEX => (both, pci::CONTROL_BAR_SIZE),
+                VFIO_PCI_BAR4_REGION_INDEX => {
+                    let flags = both | VFIO_REGION_INFO_FLAG_MMAP;
+                    (flags, pci::bounce_bar_size(options))
+                }
+                VFIO_PCI_CONFIG_REGION_INDEX => (both, pci::CONFIG_SIZE as u64),
+                _ => (0, 0),
+            };
+            let mapped = index == VFIO_PCI_BAR4_REGION_INDEX;
+            // Only the window is memory. Without a list of areas the crate
+            // would not send the descriptor at all.
+            let area = SparseArea {
+                area: vfio_region_sparse_mmap_area {
+                    offset: region.offset(),
+                    size: region.size(),
+                },
+            };
+            ServerRegion {
+                region_info: vfio_region_info {
+                    argsz: std::mem::size_of::<vfio_region_info>() as u32,
+                    flags,
+                    index,
+                    cap_offset: 0,
+                    size,
+                    offset: 0,
+                },
+                sparse_areas: if mapped { vec![area] } else { vec![] },
+                mmap_fd: mapped.then(|| region.raw_fd()),
+            }
+        })
+        .collect()
+}
+
+/// Interrupts: MSI-X. The error interrupt is there because QEMU warns when it
+/// is not; nothing ever raises it.
+fn irqs(options: &Options) -> Vec<IrqInfo> {
+    (0..VFIO_PCI_NUM_IRQS)
+        .map(|index| {
+            let (flags, count) = match index {
+                VFIO_PCI_MSIX_IRQ_INDEX => (
+                    VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
+                    pci::vectors(options).into(),
+                ),
+                VFIO_PCI_ERR_IRQ_INDEX => (VFIO_IRQ_INFO_EVENTFD, 1),
+                _ => (0, 0),
+            };
+            IrqInfo {
+                index,
+                flags,
+                count,
+            }
+        })
+        .collect()
+}
+
+/// Takes the place of a socket that nobody listens on any more.
+pub fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+    let failed = |source| ServerError::Listen {
+        path: path.into(),
+        source,
+    };
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            match std::os::unix::net::UnixStream::connect(path) {
+                Ok(_) => return Err(ServerError::InUse(path.into())),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(_) => return Err(failed(error)),
+            }
+            std::fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path).map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
+}
+
+/// Serves one client after the other; returns after the first with `--once`.
+pub fn serve(
+    options: &Options,
+    listener: UnixListener,
+    device: &Shared,
+) -> Result<(), ServerError> {
+    let waiting = listener.try_clone().map_err(ServerError::Wait)?;
+    let (irqs, regions) = (irqs(options), regions(options, lock(device).region()));
+    let server = Server::from_owned_fd(OwnedFd::from(listener), true, irqs, regions);
+    let server = Arc::new(server);
+    loop {
+        // The crate accepts by itself and does not tell.
+        match poll(&mut [PollFd::new(&waiting, PollFlags::IN)], None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(ServerError::Wait(error.into())),
+        }
+        lock(device).connected();
+        let server = Arc::clone(&server);
+        let mut session = Session(Arc::clone(device));
+        // A thread of its own: the crate may panic on a message that makes no
+        // sense, which must not take the device down.
+        let thread = thread::Builder::new()
+            .name("vfio-user".into())
+            .spawn(move || server.run(&mut session))
+            .map_err(ServerError::Thread)?;
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::info!("the client went away: {error}"),
+            Err(_) => log::error!("the client sent something that is not vfio-user"),
+        }
+        lock(device).disconnected();
+        if options.once {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the program knows of a device type: its virtio ID, its PCI class, how
+//! many queues it has and how long its configuration space is. Nothing else
+//! anywhere depends on the type.
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceType {
+    pub name: &'static str,
+    /// virtio 1.4, section 5.
+    pub id: u16,
+    /// Class, subclass, programming interface.
+    pub class: u32,
+    /// Virtqueues when `--queues` does not say.
+    pub queues: u16,
+    /// Bytes of configuration space asked of the backend when `--config-size`
+    /// does not say. Backends refuse to be asked for more than they have.
+    pub config_size: u32,
+}
+
+const fn row(name: &'static str, id: u16, class: u32, queues: u16, config_size: u32) -> DeviceType {
+    DeviceType {
+        name,
+        id,
+        class,
+        queues,
+        config_size,
+    }
+}
+
+const TYPES: &[DeviceType] = &[
+    row("net", 1, 0x02_0000, 2, 12),
+    row("blk", 2, 0x01_0000, 1, 60),
+    row("console", 3, 0x07_8000, 2, 12),
+    row("rng", 4, 0x00_ff00, 1, 0),
+    row("scsi", 8, 0x01_0000, 3, 36),
+    row("9p", 9, 0x00_0200, 1, 0),
+    row("gpu", 16, 0x03_8000, 2, 16),
+    row("input", 18, 0x09_8000, 2, 136),
+    row("vsock", 19, 0x07_8000, 3, 8),
+    row("crypto", 20, 0x10_8000, 2, 56),
+    row("sound", 25, 0x04_0100, 4, 12),
+    row("fs", 26, 0x01_8000, 2, 40),
+    row("i2c", 34, 0x0c_8000, 1, 0),
+    row("can", 36, 0x0c_0900, 3, 2),
+    row("gpio", 41, 0x08_8000, 2, 8),
+];
+
+/// The type that goes by this name or virtio ID.
+pub fn lookup(name: &str) -> Option<DeviceType> {
+    if let Some(known) = TYPES.iter().find(|t| t.name == name) {
+        return Some(*known);
+    }
+    let id: u16 = match name.strip_prefix("0x") {
+        Some(hex) => u16::from_str_radix(hex, 16).ok()?,
+        None => name.parse().ok()?,
+    };
+    // PCI device IDs 0x1040..=0x107f are all that modern devices have.
+    if !(1..=0x3f).contains(&id) {
+        return None;
+    }
+    let known = TYPES.iter().find(|t| t.id == id).copied();
+    Some(known.unwrap_or(row("other", id, 0x00_ff00, 1, 0)))
+}
+
+/// All names, for messages.
+pub fn names() -> String {
+    TYPES.iter().map(|t| t.name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers() {
+        assert_eq!(lookup("blk").map(|t| t.id), Some(2));
+        assert_eq!(lookup("2").map(|t| t.name), Some("blk"));
+        assert_eq!(lookup("0x1a").map(|t| t.name), Some("fs"));
+        assert_eq!(lookup("63").map(|t| t.name), Some("other"));
+    }
+
+    #[test]
+    fn nonsense_is_no_type() {
+        for name in ["", "0", "64", "disk", "0x", "-1"] {
+            assert_eq!(lookup(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,597 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The common configuration structure (virtio 1.4, 4.1.4.3) and the state
+//! machine behind it. Pure: register accesses in, [`Effect`]s out; carrying
+//! them out is the caller's business.
+
+/// Device status bits, virtio 1.4, 2.1.
+pub const STATUS_DRIVER_OK: u8 = 4;
+pub const STATUS_FEATURES_OK: u8 = 8;
+pub const STATUS_NEEDS_RESET: u8 = 64;
+
+pub const F_NOTIFY_ON_EMPTY: u32 = 24;
+pub const F_LOG_ALL: u32 = 26;
+pub const F_SWIOTLB: u32 = 27;
+pub const F_EVENT_IDX: u32 = 29;
+pub const F_PROTOCOL_FEATURES: u32 = 30;
+pub const F_VERSION_1: u32 = 32;
+pub const F_ACCESS_PLATFORM: u32 = 33;
+pub const F_RING_PACKED: u32 = 34;
+pub const F_SR_IOV: u32 = 37;
+pub const F_NOTIFICATION_DATA: u32 = 38;
+pub const F_NOTIF_CONFIG_DATA: u32 = 39;
+pub const F_RING_RESET: u32 = 40;
+pub const F_ADMIN_VQ: u32 = 41;
+
+/// No vector is assigned.
+pub const NO_VECTOR: u16 = 0xffff;
+
+pub const fn bit(number: u32) -> u64 {
+    1 << number
+}
+
+/// The numbers of the bits that are set.
+pub fn bits(features: u64) -> Vec<u32> {
+    (0..64).filter(|n| features & bit(*n) != 0).collect()
+}
+
+/// What of the backend's offer must not reach the guest: what concerns the
+/// two of us only, what this transport has its own answer to, and what it
+/// does not implement.
+const HIDDEN: u64 = bit(F_NOTIFY_ON_EMPTY)
+    | bit(F_LOG_ALL)
+    | bit(F_SWIOTLB)
+    | bit(F_PROTOCOL_FEATURES)
+    | bit(F_ACCESS_PLATFORM)
+    | bit(F_SR_IOV)
+    | bit(F_NOTIFICATION_DATA)
+    | bit(F_NOTIF_CONFIG_DATA)
+    | bit(F_RING_RESET)
+    | bit(F_ADMIN_VQ);
+
+/// The four offers that are the device's own to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    pub swiotlb: bool,
+    pub access_platform: bool,
+    pub packed: bool,
+    pub event_idx: bool,
+}
+
+impl Offer {
+    /// What the guest is offered when the backend offers `backend`.
+    pub fn features(&self, backend: u64) -> u64 {
+        let mut features = backend & !HIDDEN;
+        if self.swiotlb {
+            features |= bit(F_SWIOTLB);
+        }
+        if self.access_platform {
+            features |= bit(F_ACCESS_PLATFORM);
+        }
+        if !self.packed {
+            features &= !bit(F_RING_PACKED);
+        }
+        if !self.event_idx {
+            features &= !bit(F_EVENT_IDX);
+        }
+        features
+    }
+}
+
+/// What the backend is told of what the guest accepted.
+pub fn backend_features(accepted: u64) -> u64 {
+    accepted & !HIDDEN
+}
+
+/// Why FEATURES_OK is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NotOffered,
+    NoVersion1,
+    NoSwiotlb,
+}
+
+impl Refusal {
+    pub fn text(self) -> &'static str {
+        match self {
+            Refusal::NotOffered => "a feature was accepted that was not offered",
+            Refusal::NoVersion1 => "VIRTIO_F_VERSION_1 was not accepted",
+            Refusal::NoSwiotlb => "VIRTIO_F_SWIOTLB was not accepted, and it is required",
+        }
+    }
+}
+
+/// What a register access asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    /// The driver asked for a reset; the registers have been reset.
+    Reset,
+    /// The driver set FEATURES_OK.
+    Features(Result<(), Refusal>),
+    DriverOk,
+    /// A vector was assigned: of this queue, or of configuration changes.
+    Vector(Option<u16>),
+}
+
+/// The registers of one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    pub size: u16,
+    pub vector: u16,
+    pub enabled: bool,
+    /// Descriptor table or ring.
+    pub desc: u64,
+    /// Available ring or driver event suppression.
+    pub driver: u64,
+    /// Used ring or device event suppression.
+    pub device: u64,
+}
+
+/// What the machine needs to know of its device.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub offered: u64,
+    /// FEATURES_OK needs VIRTIO_F_SWIOTLB.
+    pub required: bool,
+    pub queues: u16,
+    pub queue_size: u16,
+    pub vectors: u16,
+}
+
+#[derive(Debug)]
+pub struct Registers {
+    rules: Rules,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    config_vector: u16,
+    status: u8,
+    generation: u8,
+    queue_select: u16,
+    queues: Vec<Queue>,
+}
+
+impl Registers {
+    pub fn new(rules: Rules) -> Self {
+        let queue = Queue {
+            size: rules.queue_size,
+            vector: NO_VECTOR,
+            enabled: false,
+            desc: 0,
+            driver: 0,
+            device: 0,
+        };
+        Self {
+            rules,
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            driver_features: 0,
+            config_vector: NO_VECTOR,
+            status: 0,
+            generation: 0,
+            queue_select: 0,
+            queues: vec![queue; usize::from(rules.queues)],
+        }
+    }
+
+    /// As after power-on. A new offer takes effect here and nowhere else (R18).
+    pub fn reset(&mut self, offered: u64) {
+        let generation = self.generation;
+        self.rules.offered = offered;
+        *self = Self::new(self.rules);
+        self.generation = generation;
+    }
+
+    pub fn status(&self) -> u8 {
+        self.status
+    }
+
+    pub fn offered(&self) -> u64 {
+        self.rules.offered
+    }
+
+    pub fn accepted(&self) -> u64 {
+        self.driver_features
+    }
+
+    pub fn has(&self, feature: u32) -> bool {
+        self.driver_features & bit(feature) != 0
+    }
+
+    pub fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    pub fn config_vector(&self) -> u16 {
+        self.config_vector
+    }
+
+    pub fn set_needs_reset(&mut self) {
+        self.status |= STATUS_NEEDS_RESET;
+    }
+
+    /// The device configuration space has changed.
+    pub fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    fn queue(&self) -> Option<&Queue> {
+        self.queues.get(usize::from(self.queue_select))
+    }
+
+    /// The value of the field at `offset`, and where that field begins.
+    fn field(&self, offset: u64) -> (u64, u64) {
+        let queue = self.queue();
+        let of = |pick: fn(&Queue) -> u64| queue.map_or(0, pick);
+        match offset {
+            0..=3 => (0, u64::from(self.device_feature_select)),
+            4..=7 => (4, half(self.rules.offered, self.device_feature_select)),
+            8..=11 => (8, u64::from(self.driver_feature_select)),
+            12..=15 => (12, half(self.driver_features, self.driver_feature_select)),
+            16..=17 => (16, u64::from(self.config_vector)),
+            18..=19 => (18, u64::from(self.rules.queues)),
+            20 => (20, u64::from(self.status)),
+            21 => (21, u64::from(self.generation)),
+            22..=23 => (22, u64::from(self.queue_select)),
+            24..=25 => (24, of(|q| q.size.into())),
+            26..=27 => (26, queue.map_or(NO_VECTOR, |q| q.vector).into()),
+            28..=29 => (28, of(|q| q.enabled.into())),
+            30..=31 => (30, self.queue_select.into()),
+            32..=39 => (32, of(|q| q.desc)),
+            40..=47 => (40, of(|q| q.driver)),
+            48..=55 => (48, of(|q| q.device)),
+            // queue_notify_data, queue_reset, admin queues: not offered
+            _ => (offset, 0),
+        }
+    }
+
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        for (n, byte) in data.iter_mut().enumerate() {
+            let at = offset.saturating_add(n as u64);
+            let (start, value) = self.field(at);
+            *byte = value
+                .to_le_bytes()
+                .get((at - start) as usize)
+                .copied()
+                .unwrap_or(0);
+        }
+    }
+
+    /// A write of a width that the field does not allow has no effect.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+        if data.len() > 8 {
+            return Effect::None;
+        }
+        let mut bytes = [0; 8];
+        bytes[..data.len()].copy_from_slice(data);
+        let value = u64::from_le_bytes(bytes);
+        match (offset, data.len()) {
+            (0, 4) => self.device_feature_select = value as u32,
+            (8, 4) => self.driver_feature_select = value as u32,
+            (12, 4) => self.write_features(value as u32),
+            (16, 2) => {
+                self.config_vector = self.usable_vector(value as u16);
+                return Effect::Vector(None);
+            }
+            (20, 1) => return self.write_status(value as u8),
+            (22, 2) => self.queue_select = value as u16,
+            (26, 2) => {
+                let vector = self.usable_vector(value as u16);
+                let index = self.queue_select;
+                if let Some(queue) = self.queues.get_mut(usize::from(index)) {
+                    queue.vector = vector;
+                    return Effect::Vector(Some(index));
+                }
+            }
+            (24..=55, _) => self.write_queue(offset, data.len(), value),
+            _ => {}
+        }
+        Effect::None
+    }
+
+    fn usable_vector(&self, vector: u16) -> u16 {
+        if vector < self.rules.vectors {
+            vector
+        } else {
+            NO_VECTOR
+        }
+    }
+
+    fn write_features(&mut self, value: u32) {
+        // After FEATURES_OK they stand (virtio 1.4, 3.1.1).
+        if self.status & STATUS_FEATURES_OK != 0 {
+            return;
+        }
+        let value = u64::from(value);
+        match self.driver_feature_select {
+            0 => self.driver_features = self.driver_features & !0xffff_ffff | value,
+            1 => self.driver_features = self.driver_features & 0xffff_ffff | (value << 32),
+            _ => {}
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, width: usize, value: u64) {
+        let limit = self.rules.queue_size;
+        let packed = self.has(F_RING_PACKED);
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
+            return;
+        };
+        // A queue that is enabled cannot be moved.
+        if queue.enabled {
+            return;
+        }
+        let address = match offset {
+            32..=39 => &mut queue.desc,
+            40..=47 => &mut queue.driver,
+            48..=55 => &mut queue.device,
+            24 if width == 2 => {
+                let size = value as u16;
+                if size != 0 && size <= limit && (packed || size.is_power_of_two()) {
+                    queue.size = size;
+                }
+                return;
+            }
+            28 if width == 2 => {
+                queue.enabled = value == 1;
+                return;
+            }
+            _ => return,
+        };
+        match (offset % 8, width) {
+            (0, 8) => *address = value,
+            (0, 4) => *address = *address & !0xffff_ffff | value,
+            (4, 4) => *address = *address & 0xffff_ffff | (value << 32),
+            _ => {}
+        }
+    }
+
+    fn write_status(&mut self, value: u8) -> Effect {
+        if value == 0 {
+            let offered = self.rules.offered;
+            self.reset(offered);
+            return Effect::Reset;
+        }
+        // Bits are only ever added, and NEEDS_RESET is the device's own.
+        let new = value & !self.status & !STATUS_NEEDS_RESET;
+        if new & STATUS_FEATURES_OK != 0 {
+            self.status |= new & !STATUS_FEATURES_OK & !STATUS_DRIVER_OK;
+            let verdict = self.judge();
+            if verdict.is_ok() {
+                self.status |= STATUS_FEATURES_OK;
+            }
+            return Effect::Features(verdict);
+        }
+        let mut new = new;
+        if self.status & STATUS_FEATURES_OK == 0 {
+            new &= !STATUS_DRIVER_OK;
+        }
+        self.status |= new;
+        if new & STATUS_DRIVER_OK != 0 {
+            return Effect::DriverOk;
+        }
+        Effect::None
+    }
+
+    fn judge(&self) -> Result<(), Refusal> {
+        if self.driver_features & !self.rules.offered != 0 {
+            return Err(Refusal::NotOffered);
+        }
+        // Legacy ANY_LAYOUT is the same bit: it counts with VERSION_1 only (R12).
+        if !self.has(F_VERSION_1) {
+            return Err(Refusal::NoVersion1);
+        }
+        if self.rules.required && !self.has(F_SWIOTLB) {
+            return Err(Refusal::NoSwiotlb);
+        }
+        Ok(())
+    }
+}
+
+fn half(value: u64, select: u32) -> u64 {
+    match select {
+        0 => value & 0xffff_ffff,
+        1 => value >> 32,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFFERED: u64 = bit(F_VERSION_1) | bit(F_SWIOTLB) | bit(9);
+
+    fn registers(required: bool) -> Registers {
+        Registers::new(Rules {
+            offered: OFFERED,
+            required,
+            queues: 2,
+            queue_size: 256,
+            vectors: 3,
+        })
+    }
+
+    fn read(r: &Registers, at: u64, width: usize) -> u64 {
+        let mut bytes = [0; 8];
+        r.read(at, &mut bytes[..width]);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn accept(r: &mut Registers, features: u64) -> Effect {
+        r.write(20, &[1]);
+        r.write(20, &[3]);
+        for select in 0..2u32 {
+            r.write(8, &select.to_le_bytes());
+            r.write(12, &((features >> (32 * select)) as u32).to_le_bytes());
+        }
+        r.write(20, &[11])
+    }
+
+    #[test]
+    fn offer_reads_in_halves() {
+        let mut r = registers(true);
+        assert_eq!(read(&r, 4, 4), OFFERED & 0xffff_ffff);
+        r.write(0, &1u32.to_le_bytes());
+        assert_eq!(read(&r, 4, 4), OFFERED >> 32);
+        r.write(0, &2u32.to_le_bytes());
+        assert_eq!(read(&r, 4, 4), 0);
+    }
+
+    #[test]
+    fn required_wants_the_bit() {
+        let mut r = registers(true);
+        let effect = accept(&mut r, bit(F_VERSION_1));
+        assert_eq!(effect, Effect::Features(Err(Refusal::NoSwiotlb)));
+        assert_eq!(read(&r, 20, 1), 3);
+        assert_eq!(
+            r.write(20, &[15]),
+            Effect::Features(Err(Refusal::NoSwiotlb))
+        );
+        assert_eq!(read(&r, 20, 1), 3, "no DRIVER_OK on the back of a refusal");
+    }
+
+    #[test]
+    fn optional_does_not() {
+        let mut r = registers(false);
+        assert_eq!(accept(&mut r, bit(F_VERSION_1)), Effect::Features(Ok(())));
+        assert_eq!(read(&r, 20, 1), 11);
+        assert_eq!(r.write(20, &[15]), Effect::DriverOk);
+    }
+
+    #[test]
+    fn legacy_any_layout_does_not_satisfy() {
+        let mut r = registers(true);
+        let effect = accept(&mut r, bit(F_SWIOTLB));
+        assert_eq!(effect, Effect::Features(Err(Refusal::NoVersion1)));
+    }
+
+    #[test]
+    fn only_what_is_offered() {
+        let mut r = registers(false);
+        let effect = accept(&mut r, OFFERED | bit(5));
+        assert_eq!(effect, Effect::Features(Err(Refusal::NotOffered)));
+    }
+
+    #[test]
+    fn features_stand_after_features_ok() {
+        let mut r = registers(true);
+        accept(&mut r, OFFERED);
+        r.write(8, &0u32.to_le_bytes());
+        r.write(12, &0u32.to_le_bytes());
+        assert_eq!(r.accepted(), OFFERED);
+    }
+
+    #[test]
+    fn driver_ok_needs_features_ok() {
+        let mut r = registers(true);
+        assert_eq!(r.write(20, &[7]), Effect::None);
+        assert_eq!(read(&r, 20, 1), 3);
+    }
+
+    #[test]
+    fn reset_clears_and_takes_the_new_offer() {
+        let mut r = registers(true);
+        accept(&mut r, OFFERED);
+        r.set_needs_reset();
+        assert_eq!(read(&r, 20, 1), 11 | 64);
+        assert_eq!(r.write(20, &[0]), Effect::Reset);
+        assert_eq!(read(&r, 20, 1), 0);
+        assert_eq!(r.accepted(), 0);
+        r.reset(bit(F_VERSION_1));
+        assert_eq!(r.offered(), bit(F_VERSION_1));
+    }
+
+    #[test]
+    fn needs_reset_is_not_the_drivers() {
+        let mut r = registers(true);
+        r.write(20, &[0x41]);
+        assert_eq!(read(&r, 20, 1), 1);
+    }
+
+    #[test]
+    fn queue_registers() {
+        let mut r = registers(true);
+        r.write(22, &1u16.to_le_bytes());
+        assert_eq!(read(&r, 24, 2), 256);
+        r.write(24, &64u16.to_le_bytes());
+        r.write(24, &65u16.to_le_bytes());
+        r.write(24, &512u16.to_le_bytes());
+        assert_eq!(read(&r, 24, 2), 64);
+        r.write(32, &0x1234_5000u32.to_le_bytes());
+        r.write(36, &0x38u32.to_le_bytes());
+        r.write(40, &0x38_1234_6000u64.to_le_bytes());
+        r.write(48, &0x38_1234_7000u64.to_le_bytes());
+        assert_eq!(r.write(26, &2u16.to_le_bytes()), Effect::Vector(Some(1)));
+        r.write(28, &1u16.to_le_bytes());
+        r.write(32, &0u64.to_le_bytes());
+        let want = Queue {
+            size: 64,
+            vector: 2,
+            enabled: true,
+            desc: 0x38_1234_5000,
+            driver: 0x38_1234_6000,
+            device: 0x38_1234_7000,
+        };
+        assert_eq!(r.queues()[1], want);
+        assert_eq!(read(&r, 30, 2), 1);
+        assert_eq!(read(&r, 36, 4), 0x38);
+    }
+
+    #[test]
+    fn absent_queue_has_size_0() {
+        let mut r = registers(true);
+        r.write(22, &2u16.to_le_bytes());
+        assert_eq!(read(&r, 24, 2), 0);
+        assert_eq!(r.write(26, &0u16.to_le_bytes()), Effect::None);
+        r.write(28, &1u16.to_le_bytes());
+    }
+
+    #[test]
+    fn vectors_that_do_not_exist_read_back_as_none() {
+        let mut r = registers(true);
+        r.write(16, &3u16.to_le_bytes());
+        assert_eq!(read(&r, 16, 2), 0xffff);
+        r.write(16, &2u16.to_le_bytes());
+        assert_eq!(read(&r, 16, 2), 2);
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        let mut r = registers(true);
+        for at in (0..70).chain([u64::MAX - 3, u64::MAX]) {
+            for width in 0..=16 {
+                r.read(at, &mut vec![0; width]);
+                r.write(at, &vec![0xff; width]);
+            }
+        }
+    }
+
+    #[test]
+    fn offer_hides_what_is_not_the_guests() {
+        let backend = u64::MAX;
+        let offer = Offer {
+            swiotlb: false,
+            access_platform: false,
+            packed: false,
+            event_idx: true,
+        };
+        let offered = offer.features(backend);
+        for hidden in [24, 26, 27, 30, 33, 34, 37, 38, 39, 40, 41] {
+            assert_eq!(offered & bit(hidden), 0, "{hidden}");
+        }
+        let all = Offer {
+            swiotlb: true,
+            access_platform: true,
+            packed: true,
+            event_idx: false,
+        };
+        let offered = all.features(backend);
+        assert_eq!(
+            offered & ((1 << 27) | (1 << 33) | (1 << 34)),
+            (1 << 27) | (1 << 33) | (1 << 34)
+        );
+        assert_eq!(offered & bit(29), 0);
+        assert_eq!(backend_features(offered) & ((1 << 27) | (1 << 33)), 0);
+    }
+}
