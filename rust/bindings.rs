@@ -5,10 +5,12 @@
 #![allow(
     clippy::all,
     dead_code,
+    improper_ctypes,
     missing_docs,
     non_camel_case_types,
     non_snake_case,
     non_upper_case_globals,
+    unreachable_pub,
     unsafe_op_in_unsafe_fn
 )]
 

@@ -4,6 +4,7 @@
 #include <linux/device.h>
 #include <linux/io.h>
 #include <linux/mm.h>
+#include <linux/rcupdate.h>
 #include <linux/smp.h>
 
 #include "helpers.h"
@@ -16,6 +17,11 @@ void virtio_swiotlb_device_lock(struct device *dev)
 void virtio_swiotlb_device_unlock(struct device *dev)
 {
 	device_unlock(dev);
+}
+
+struct resource *virtio_swiotlb_pci_resource(struct pci_dev *pdev, int bar)
+{
+	return pci_resource_n(pdev, bar);
 }
 
 pci_bus_addr_t virtio_swiotlb_pci_bus_address(struct pci_dev *pdev, int bar)
@@ -41,4 +47,9 @@ bool virtio_swiotlb_memory_encrypted(void)
 unsigned int virtio_swiotlb_cpu(void)
 {
 	return raw_smp_processor_id();
+}
+
+void virtio_swiotlb_synchronize_rcu_tasks(void)
+{
+	synchronize_rcu_tasks();
 }

@@ -11,10 +11,12 @@
 
 void virtio_swiotlb_device_lock(struct device *dev);
 void virtio_swiotlb_device_unlock(struct device *dev);
+struct resource *virtio_swiotlb_pci_resource(struct pci_dev *pdev, int bar);
 pci_bus_addr_t virtio_swiotlb_pci_bus_address(struct pci_dev *pdev, int bar);
 phys_addr_t virtio_swiotlb_page_to_phys(struct page *page);
 void *virtio_swiotlb_phys_to_virt(phys_addr_t phys);
 bool virtio_swiotlb_memory_encrypted(void);
 unsigned int virtio_swiotlb_cpu(void);
+void virtio_swiotlb_synchronize_rcu_tasks(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

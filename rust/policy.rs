@@ -8,8 +8,9 @@
 //! context.
 
 use super::wire::{
+    bounds,
     device_type,
-    segments,
+    Bound,
     Extent,
     Fault,
     Features,
@@ -62,6 +63,8 @@ pub enum Reason {
     Moved,
     /// The driver was bound before the module came.
     NotTakenOver,
+    /// The driver that was bounced is gone.
+    NoDriver,
     /// The module is being unloaded.
     Unloading,
     /// The transport keeps its devices in a way that is not known here.
@@ -90,6 +93,7 @@ impl fmt::Display for Reason {
             Self::NoMemory => f.write_str("not enough memory to map the region"),
             Self::Moved => f.write_str("the region moved while the driver was bound"),
             Self::NotTakenOver => f.write_str("not taken over"),
+            Self::NoDriver => f.write_str("no driver is bound"),
             Self::Unloading => f.write_str("the module is being unloaded"),
             Self::Transport => f.write_str("a transport that is not supported"),
         }
@@ -223,27 +227,19 @@ fn can_bounce(kind: u32) -> bool {
     )
 }
 
-/// Where the configuration of a device type says how many segments a request may have, as a
-/// byte offset, for the types whose drivers retry a request that could not be mapped.
-pub fn segments_offset(kind: u32) -> Option<u32> {
-    match kind {
-        device_type::BLK => Some(segments::BLK_OFFSET),
-        device_type::SCSI => Some(segments::SCSI_OFFSET),
-        _ => None,
-    }
-}
-
 /// What a driver is told, so that every request it can build fits an empty pool.
 ///
-/// virtio-blk requeues a request that could not be mapped, for ever. The share of one request
-/// is a quarter of the pool: rings may take up to half of it, and the last quarter keeps two
-/// directions from waiting for each other.
+/// virtio-blk and virtio-scsi requeue a request that could not be mapped, for ever. The share of
+/// one request is a quarter of the pool: rings may take up to half of it, and the last quarter
+/// keeps two directions from waiting for each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// The longest single mapping, in bytes.
     pub max_mapping: usize,
     /// The most segments of one request.
     pub max_segments: u32,
+    /// The most sectors of 512 bytes of one request.
+    pub max_sectors: u32,
 }
 
 impl Limits {
@@ -256,21 +252,34 @@ impl Limits {
     const SEGMENT_OVERHEAD: usize = 2 * 64 + 16;
 
     /// Limits for a pool of `pool_bytes` whose longest single mapping is `largest`, and a driver
-    /// that was told by its device to build requests of up to `segments` segments.
-    pub fn new(pool_bytes: usize, largest: usize, segments: Option<u32>) -> Self {
-        let Some(offered) = segments else {
+    /// of device type `kind` that was told by its device to build requests of up to `segments`
+    /// segments (of one, as long as it was told nothing).
+    pub fn new(kind: u32, pool_bytes: usize, largest: usize, segments: u32) -> Self {
+        if bounds(kind).is_empty() {
             return Self {
                 max_mapping: largest,
                 max_segments: u32::MAX,
+                max_sectors: u32::MAX,
             };
-        };
+        }
         let share = (pool_bytes / 4).saturating_sub(Self::OVERHEAD);
         let fit = share / (Self::PAGE + Self::SEGMENT_OVERHEAD);
-        let segments = (offered.max(1) as usize).min(fit.max(1));
-        let each = (share / segments).saturating_sub(Self::SEGMENT_OVERHEAD) & !(Self::PAGE - 1);
+        let segments = (segments.max(1) as usize).min(fit.max(1));
+        let bytes = share.saturating_sub(segments * Self::SEGMENT_OVERHEAD);
+        let each = bytes.checked_div(segments).unwrap_or(0) & !(Self::PAGE - 1);
         Self {
-            max_mapping: each.clamp(Self::PAGE, largest.max(Self::PAGE)),
+            max_mapping: each.min(largest).max(Self::PAGE),
             max_segments: segments as u32,
+            max_sectors: (bytes / 512) as u32,
+        }
+    }
+
+    /// What the driver reads instead of `value`.
+    pub fn clamp(&self, bound: Bound, value: u32) -> u32 {
+        match bound {
+            Bound::Segments => value.min(self.max_segments),
+            Bound::Sectors if value == 0 => self.max_sectors,
+            Bound::Sectors => value.min(self.max_sectors),
         }
     }
 }
@@ -440,10 +449,11 @@ mod tests {
         let mut pool = MIN_REGION_BYTES as usize;
         while pool <= 4 << 30 {
             for offered in [0, 1, 2, 64, 126, 254, 1024, u32::MAX] {
-                let limits = Limits::new(pool, pool / 4, Some(offered));
+                let limits = Limits::new(device_type::BLK, pool, pool / 4, offered);
                 let segments = limits.max_segments as usize;
-                let request = segments * (limits.max_mapping + Limits::SEGMENT_OVERHEAD);
-                assert!(request + Limits::OVERHEAD <= pool / 4);
+                let overhead = segments * Limits::SEGMENT_OVERHEAD + Limits::OVERHEAD;
+                assert!(segments * limits.max_mapping + overhead <= pool / 4);
+                assert!(limits.max_sectors as usize * 512 + overhead <= pool / 4);
                 assert!(limits.max_segments >= 1 && limits.max_segments <= offered.max(1));
                 assert!(limits.max_mapping >= 4096);
                 assert_eq!(limits.max_mapping % 4096, 0);
@@ -453,9 +463,19 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_only_made_smaller() {
+        let limits = Limits::new(device_type::SCSI, 1 << 20, 1 << 18, 254);
+        assert_eq!(limits.clamp(Bound::Segments, 1), 1);
+        assert_eq!(limits.clamp(Bound::Segments, 254), limits.max_segments);
+        assert_eq!(limits.clamp(Bound::Sectors, 8), 8);
+        assert_eq!(limits.clamp(Bound::Sectors, 0), limits.max_sectors);
+        assert_eq!(limits.clamp(Bound::Sectors, u32::MAX), limits.max_sectors);
+    }
+
+    #[test]
     fn drivers_that_do_not_retry_get_the_longest_mapping() {
-        let limits = Limits::new(1 << 20, 1 << 18, None);
+        let limits = Limits::new(NET, 1 << 20, 1 << 18, 254);
         assert_eq!(limits.max_mapping, 1 << 18);
-        assert_eq!(limits.max_segments, u32::MAX);
+        assert_eq!(limits.clamp(Bound::Segments, u32::MAX), u32::MAX);
     }
 }

@@ -1,8 +1,111 @@
 // SPDX-License-Identifier: GPL-2.0
-use kernel::prelude::*;
+
+//! virtio_swiotlb: a virtio device works without any access to guest memory.
+//!
+//! A device that may not touch guest memory offers VIRTIO_F_SWIOTLB and brings a memory region of
+//! its own. With this module every unmodified driver keeps its rings and buffers for that device
+//! inside the region. Documentation/design.rst tells how.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `wire.rs` | numbers and layouts on the wire |
+//! | `policy.rs` | what is done with a device, and why |
+//! | `pool.rs` | the allocator of a region |
+//! | `region.rs` | a device's region: found, checked, claimed, mapped |
+//! | `bounce.rs` | region and pool: map, unmap, sync, alloc, free |
+//! | `attach.rs` | one device's life |
+//! | `virtio.rs` | safe layer over the C side of virtio |
+//! | `debugfs.rs` | the files |
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    }, //
+};
+
+mod attach;
 mod bindings;
+mod bounce;
+mod debugfs;
+mod region;
+mod virtio;
+
+// The pure files. selftests/host compiles them too and tests them from outside.
+#[allow(unreachable_pub)]
+mod policy;
+#[allow(unreachable_pub)]
+mod pool;
+#[allow(unreachable_pub)]
+mod wire;
+
 module! {
-    type: S, name: "virtio_swiotlb", authors: ["x"], description: "x", license: "GPL",
+    type: VirtioSwiotlb,
+    name: "virtio_swiotlb",
+    authors: ["The virtio_swiotlb authors"],
+    description: "Bounce buffers in a region that the virtio device brings (VIRTIO_F_SWIOTLB)",
+    license: "GPL",
+    params: {
+        hint: bool {
+            default: true,
+            description: "Use a region that comes without the feature bit (default: 1)",
+        },
+        takeover: bool {
+            default: false,
+            description: "Unbind and bind drivers that use a restricted device already when the module is loaded (default: 0: they are left alone)",
+        },
+    },
 }
-struct S;
-impl kernel::Module for S { fn init(_m: &'static ThisModule) -> Result<Self> { Ok(S) } }
+
+#[pin_data(PinnedDrop)]
+struct VirtioSwiotlb {
+    registry: Arc<attach::Registry>,
+    #[pin]
+    files: debugfs::ModuleFiles,
+    #[pin]
+    registration: virtio::bus::Registration<attach::Registry>,
+}
+
+impl kernel::InPlaceModule for VirtioSwiotlb {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        let parameters = attach::Parameters {
+            hint: module_parameters::hint.value(),
+            takeover: module_parameters::takeover.value(),
+        };
+        pin_init::pin_init_scope(move || {
+            let registry = Arc::pin_init(attach::Registry::new(module, parameters), GFP_KERNEL)?;
+            Ok(try_pin_init!(Self {
+                files <- debugfs::ModuleFiles::new(registry.clone()),
+                registration <- virtio::bus::Registration::new(module, registry.clone()),
+                registry,
+            }? Error))
+        })
+        .pin_chain(|this| {
+            let this = &*this;
+            this.registration.for_each(|dev| this.registry.late(dev));
+            let outcomes = &this.registry.shared().outcomes;
+            pr_info!(
+                "loaded: {} devices seen, {} bounced ({} on a hint), {} declined, {} refused\n",
+                outcomes.seen.load(Relaxed),
+                outcomes.bounced.load(Relaxed) + outcomes.hint.load(Relaxed),
+                outcomes.hint.load(Relaxed),
+                outcomes.declined.load(Relaxed),
+                outcomes.refused.load(Relaxed)
+            );
+            Ok(())
+        })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for VirtioSwiotlb {
+    fn drop(self: Pin<&mut Self>) {
+        // No device is bounced: each would hold the module. Those that are being bound, or were
+        // not bounced, may still be hooked.
+        self.registry.stop();
+        self.registration
+            .for_each(|dev| self.registry.unhook(dev));
+        virtio::synchronize_hooks();
+    }
+}

@@ -283,28 +283,37 @@ impl<'a> ConfigSpace<'a> {
         })
     }
 
-    /// What else the device keeps in its BARs.
-    fn structures(&self) -> impl Iterator<Item = (Structure, Window)> + '_ {
-        self.capabilities().flat_map(move |cap| {
-            let msix = cap.id == ID_MSIX;
-            let virtio = self.virtio_type(cap).and_then(|kind| {
-                let structure = match kind {
-                    TYPE_COMMON => Structure::Common,
-                    TYPE_NOTIFY => Structure::Notify,
-                    TYPE_ISR => Structure::Isr,
-                    TYPE_DEVICE => Structure::Device,
-                    TYPE_SHARED_MEMORY => Structure::SharedMemory,
-                    _ => return None,
-                };
-                let wide = kind == TYPE_SHARED_MEMORY;
-                Some((structure, self.virtio_window(cap, wide)?))
-            });
-            let table = msix.then(|| self.msix_window(cap, Structure::MsixTable));
-            let pba = msix.then(|| self.msix_window(cap, Structure::MsixPba));
-            [virtio, table.flatten(), pba.flatten()]
-                .into_iter()
-                .flatten()
-        })
+    /// The first of what else the device keeps in its BARs that `matches`.
+    fn structure(&self, matches: impl Fn(&Window) -> bool) -> Option<Structure> {
+        for cap in self.capabilities() {
+            let found = match (cap.id, self.virtio_type(cap)) {
+                (ID_MSIX, _) => [
+                    self.msix_window(cap, Structure::MsixTable),
+                    self.msix_window(cap, Structure::MsixPba),
+                ],
+                (_, Some(kind)) => [self.virtio_structure(cap, kind), None],
+                _ => continue,
+            };
+            for (structure, window) in found.into_iter().flatten() {
+                if matches(&window) {
+                    return Some(structure);
+                }
+            }
+        }
+        None
+    }
+
+    fn virtio_structure(&self, cap: Capability, kind: u8) -> Option<(Structure, Window)> {
+        let structure = match kind {
+            TYPE_COMMON => Structure::Common,
+            TYPE_NOTIFY => Structure::Notify,
+            TYPE_ISR => Structure::Isr,
+            TYPE_DEVICE => Structure::Device,
+            TYPE_SHARED_MEMORY => Structure::SharedMemory,
+            _ => return None,
+        };
+        let wide = structure == Structure::SharedMemory;
+        Some((structure, self.virtio_window(cap, wide)?))
     }
 
     fn msix_window(&self, cap: Capability, which: Structure) -> Option<(Structure, Window)> {
@@ -342,7 +351,7 @@ impl<'a> ConfigSpace<'a> {
             .filter(|end| *end <= bar_bytes)
             .and_then(|end| bar_start.checked_add(end))
             .ok_or(Fault::OutsideBar(bar))?;
-        if let Some((structure, _)) = self.structures().find(|(_, w)| w.overlaps(&window)) {
+        if let Some(structure) = self.structure(|other| other.overlaps(&window)) {
             return Err(Fault::Overlaps(structure));
         }
         // A page that is only partly the region's is not given to the pool.
@@ -358,7 +367,7 @@ impl<'a> ConfigSpace<'a> {
             offset: start - bar_start,
             start,
             bytes: end - start,
-            shares_bar: self.structures().any(|(_, other)| other.bar == bar),
+            shares_bar: self.structure(|other| other.bar == bar).is_some(),
         })
     }
 
@@ -378,17 +387,24 @@ impl<'a> ConfigSpace<'a> {
     }
 }
 
-/// Where device types keep, in their configuration, how many segments a request may have.
-///
-/// The drivers of these types build requests of up to that many segments and retry for ever one
-/// that cannot be mapped, so a pool must be able to hold the largest (`policy::Limits`).
-pub mod segments {
-    /// Byte offset of `seg_max` in `struct virtio_blk_config` (virtio 1.4, 5.2.4).
-    pub const BLK_OFFSET: u32 = 12;
-    /// Byte offset of `seg_max` in `struct virtio_scsi_config` (virtio 1.4, 5.6.4).
-    pub const SCSI_OFFSET: u32 = 4;
-    /// Both are an le32.
-    pub const BYTES: u32 = 4;
+/// A field of a device's configuration that bounds the requests its driver builds; an le32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bound {
+    /// The most segments of a request.
+    Segments,
+    /// The most sectors of 512 bytes of a request; 0 is no bound.
+    Sectors,
+}
+
+/// Where the configuration of a device type has such fields, as byte offsets.
+pub fn bounds(kind: u32) -> &'static [(u32, Bound)] {
+    match kind {
+        // struct virtio_blk_config (virtio 1.4, 5.2.4): seg_max.
+        device_type::BLK => &[(12, Bound::Segments)],
+        // struct virtio_scsi_config (virtio 1.4, 5.6.4): seg_max and max_sectors.
+        device_type::SCSI => &[(4, Bound::Segments), (8, Bound::Sectors)],
+        _ => &[],
+    }
 }
 
 /// Device types that are told apart here (virtio 1.4, 5).

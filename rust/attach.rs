@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One device's life: seen, hooked, negotiated, released.
+//!
+//! - *Seen*: a driver is about to be bound to a device that offers the bit or brings a region
+//!   ([`Registry::binding`]). The device gets an [`Attachment`], which it keeps until it leaves
+//!   the bus, with its files in debugfs.
+//! - *Hooked*: its configuration operations are interposed, so that
+//! - *negotiated* is decided in `finalize_features`, where the core would only write down what it
+//!   knows ([`Negotiator`]). An accepted device is *bounced*: it has a region, a pool and mapping
+//!   operations, and holds the module in use. Any other is unhooked on the spot.
+//! - *Released*: the driver is gone; everything is undone.
+//!
+//! Negotiation is serialised by the device lock (or, on resume, by the suspend of the parent).
+//! [`State`] has a lock of its own for the sake of readers in debugfs. All of it sleeps. Lock
+//! order: device, [`Registry::attachments`], [`Seen::state`].
+
+use super::{
+    bounce::{
+        Bounce,
+        Counters,
+        Usage, //
+    },
+    debugfs,
+    policy::{
+        self,
+        Decision,
+        Facts,
+        Reason, //
+    },
+    region::{
+        self,
+        Region, //
+    },
+    virtio::{
+        bus,
+        config::{
+            Hooks,
+            Interposer,
+            Original, //
+        },
+        map::{
+            Installed,
+            Mapper, //
+        },
+        Device,
+        DeviceId,
+        ModuleReference, //
+    },
+    wire::{
+        self,
+        Extent,
+        Features, //
+    }, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// The module's parameters.
+#[derive(Clone, Copy)]
+pub(crate) struct Parameters {
+    /// Whether a region that comes without the bit is used.
+    pub(crate) hint: bool,
+    /// Whether devices that had a driver when the module came are bound anew.
+    pub(crate) takeover: bool,
+}
+
+/// Negotiations since the module was loaded, by their end, and devices seen.
+#[allow(missing_docs)]
+pub(crate) struct Outcomes {
+    pub(crate) seen: Atomic<u64>,
+    pub(crate) bounced: Atomic<u64>,
+    pub(crate) hint: Atomic<u64>,
+    pub(crate) declined: Atomic<u64>,
+    pub(crate) refused: Atomic<u64>,
+}
+
+impl Outcomes {
+    fn new() -> Self {
+        Self {
+            seen: Atomic::new(0),
+            bounced: Atomic::new(0),
+            hint: Atomic::new(0),
+            declined: Atomic::new(0),
+            refused: Atomic::new(0),
+        }
+    }
+
+    fn count(&self, decision: &Decision) {
+        let counter = match decision {
+            Decision::Accept(_) => &self.bounced,
+            Decision::Hint(_) => &self.hint,
+            Decision::Decline(_) => &self.declined,
+            Decision::Refuse(_) => &self.refused,
+            Decision::Ignore(_) => return,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+/// What all devices have in common.
+#[pin_data]
+pub(crate) struct Shared {
+    module: &'static ThisModule,
+    parameters: Parameters,
+    unloading: Atomic<bool>,
+    /// Negotiations and devices, since load.
+    pub(crate) outcomes: Outcomes,
+    /// What devices counted whose driver is gone.
+    #[pin]
+    retired: Mutex<Counters>,
+}
+
+/// What is known of one device; outlives its bindings.
+#[pin_data]
+pub(crate) struct Seen {
+    /// The device's name, "virtio3".
+    pub(crate) name: CString,
+    kind: u32,
+    offered: Atomic<u64>,
+    shared: Arc<Shared>,
+    /// The state of the negotiation.
+    #[pin]
+    pub(crate) state: Mutex<State>,
+}
+
+/// A device's negotiation, as it stands.
+pub(crate) struct State {
+    /// The driver of the last binding, empty before there was one.
+    pub(crate) driver: CString,
+    /// What was decided, `None` while it is not.
+    pub(crate) decision: Option<Decision>,
+    bounced: Option<Bounced>,
+    /// What was counted in the last binding, if it is over.
+    last: Counters,
+}
+
+/// What a bounced device has. Dropping it takes nothing from the device: see
+/// [`Seen::release`].
+struct Bounced {
+    installed: Installed<Bounce>,
+    _module: ModuleReference,
+}
+
+impl State {
+    /// The device's bounce buffers, while it is bounced.
+    pub(crate) fn bounce(&self) -> Option<&Bounce> {
+        self.bounced.as_ref().map(|b| b.installed.inner())
+    }
+
+    /// What was counted in this binding, or the last.
+    pub(crate) fn counters(&self) -> Counters {
+        self.bounce().map_or(self.last, Bounce::counters)
+    }
+
+    /// How full the pool is; all 0 while there is none.
+    pub(crate) fn usage(&self) -> Usage {
+        self.bounce().map(Bounce::usage).unwrap_or_default()
+    }
+}
+
+impl Shared {
+    fn new(
+        module: &'static ThisModule,
+        parameters: Parameters,
+    ) -> impl PinInit<Self, core::convert::Infallible> {
+        pin_init!(Self {
+            module,
+            parameters,
+            unloading: Atomic::new(false),
+            outcomes: Outcomes::new(),
+            retired <- new_mutex!(Counters::default()),
+        })
+    }
+}
+
+impl Seen {
+    fn new(dev: &Device, shared: Arc<Shared>) -> Result<impl PinInit<Self, Error>> {
+        let name = CString::try_from_fmt(fmt!("virtio{}", dev.index()))?;
+        let driver = CString::try_from_fmt(fmt!(""))?;
+        let kind = dev.device_type();
+        Ok(try_pin_init!(Self {
+            name,
+            kind,
+            offered: Atomic::new(0),
+            shared,
+            state <- new_mutex!(State {
+                driver,
+                decision: None,
+                bounced: None,
+                last: Counters::default(),
+            }),
+        }))
+    }
+
+    fn offered(&self) -> Features {
+        Features(self.offered.load(Relaxed))
+    }
+
+    /// A driver is about to be bound.
+    fn begin(&self, dev: &Device, offered: u64) -> Result {
+        self.offered.store(offered, Relaxed);
+        let driver = CString::try_from_fmt(fmt!("{}", dev.driver_name().unwrap_or(c"")))?;
+        let mut state = self.state.lock();
+        state.driver = driver;
+        state.decision = None;
+        state.last = Counters::default();
+        Ok(())
+    }
+
+    /// Decides, and does what is needed to bounce the device if it is to be.
+    fn negotiate(&self, dev: &Device) -> (Decision, Option<Bounced>) {
+        let facts = Facts {
+            device_type: self.kind,
+            offered: self.offered(),
+            finding: region::find(dev),
+            own_mapping: dev.has_mapping(),
+            hint: self.shared.parameters.hint,
+        };
+        let decision = policy::decide(&facts);
+        let Some(extent) = decision.extent() else {
+            return (decision, None);
+        };
+        match self.bounce(dev, &extent) {
+            Ok(bounced) => (decision, Some(bounced)),
+            Err(reason) => (decision.failed(reason), None),
+        }
+    }
+
+    /// Maps the region, makes the pool, and gives the device its mapping operations.
+    fn bounce(&self, dev: &Device, extent: &Extent) -> Result<Bounced, Reason> {
+        let module = ModuleReference::get(self.shared.module).ok_or(Reason::Unloading)?;
+        let region = Region::new(dev, extent)?;
+        let mapper = Bounce::new(region, self.kind, dev.as_device())
+            .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
+            .map_err(|_| Reason::NoMemory)?;
+        let installed = mapper.install(dev).map_err(|_| Reason::Transport)?;
+        Ok(Bounced {
+            installed,
+            _module: module,
+        })
+    }
+
+    /// Whether the region is still where it was when it was mapped (R19).
+    fn in_place(&self, dev: &Device, bounce: &Bounce) -> bool {
+        region::find(dev) == wire::Finding::Usable(*bounce.region().extent())
+    }
+
+    /// The driver is gone, or never came: undoes what [`Seen::bounce`] did.
+    fn release(&self, dev: &Device) {
+        let mut state = self.state.lock();
+        let Some(bounced) = state.bounced.take() else {
+            return;
+        };
+        let bounce = bounced.installed.inner();
+        let live = bounce.live();
+        if live != 0 {
+            dev_err!(
+                dev.as_device(),
+                "the driver left {live} mappings in the swiotlb region: a defect of the driver\n"
+            );
+        }
+        let counters = bounce.counters();
+        state.last = counters;
+        state.decision = Some(Decision::Ignore(Reason::NoDriver));
+        *self.shared.retired.lock() += counters;
+        bounced.installed.remove(dev);
+    }
+}
+
+// The pure files have no other traits than those of core.
+impl kernel::fmt::Display for Reason {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+/// Says what was decided, so that an administrator knows what to do.
+fn announce(dev: &Device, decision: &Decision) {
+    let dev = dev.as_device();
+    match decision {
+        Decision::Accept(extent) => dev_info!(
+            dev,
+            "bounced: all rings and buffers stay in the region of {} bytes at {:#x}\n",
+            extent.bytes,
+            extent.start
+        ),
+        Decision::Hint(extent) => dev_info!(
+            dev,
+            "bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}, though the device does not offer VIRTIO_F_SWIOTLB\n",
+            extent.bytes,
+            extent.start
+        ),
+        Decision::Decline(reason @ Reason::NoRegion) => dev_err!(
+            dev,
+            "not bounced: {reason}. The device is at fault: it needs the SWIOTLB capability, or must not offer the feature\n"
+        ),
+        Decision::Decline(reason) => dev_warn!(
+            dev,
+            "not bounced: {reason}; VIRTIO_F_SWIOTLB is not accepted, and the device may refuse to work without\n"
+        ),
+        Decision::Refuse(reason) => dev_err!(
+            dev,
+            "no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB, so it is not used without\n"
+        ),
+        Decision::Ignore(reason @ Reason::NotTakenOver) => dev_warn!(
+            dev,
+            "{reason}: a driver uses it already; unbind and bind the driver, or load the module with takeover=1\n"
+        ),
+        Decision::Ignore(reason) => dev_info!(dev, "not bounced: {reason}\n"),
+    }
+}
+
+/// Decides a device's negotiation from within its configuration operations.
+pub(crate) struct Negotiator(Arc<Seen>);
+
+impl Hooks for Negotiator {
+    fn offered(&self, _dev: &Device, offered: u64) {
+        // What counts is what the core was told in this negotiation.
+        self.0.offered.store(offered, Relaxed);
+    }
+
+    /// Runs again after the driver's `validate`, and on resume: then everything is in place.
+    fn finalize(&self, dev: &Device, original: Original<'_>) -> Result {
+        let seen = &*self.0;
+        let mut state = seen.state.lock();
+        let decision = match (&state.bounced, state.decision) {
+            (Some(bounced), Some(decision)) => {
+                if !seen.in_place(dev, bounced.installed.inner()) {
+                    let moved = Decision::Refuse(Reason::Moved);
+                    announce(dev, &moved);
+                    seen.shared.outcomes.count(&moved);
+                    return Err(ENODEV);
+                }
+                decision
+            }
+            _ => {
+                let (decision, bounced) = seen.negotiate(dev);
+                announce(dev, &decision);
+                seen.shared.outcomes.count(&decision);
+                state.decision = Some(decision);
+                state.bounced = bounced;
+                decision
+            }
+        };
+        drop(state);
+
+        let features = Features(dev.features()).without(Features::SWIOTLB);
+        match decision {
+            Decision::Refuse(_) => Err(ENODEV),
+            Decision::Decline(_) | Decision::Ignore(_) => {
+                dev.set_features(features.0);
+                original.step_aside();
+                original.finalize_features()
+            }
+            Decision::Accept(_) | Decision::Hint(_) => {
+                // The device is told what it offered, and no more ...
+                let mut told = features;
+                if matches!(decision, Decision::Accept(_)) {
+                    told = told.with(Features::SWIOTLB);
+                }
+                if !seen.offered().has(Features::ACCESS_PLATFORM) {
+                    told = told.without(Features::ACCESS_PLATFORM);
+                }
+                dev.set_features(told.0);
+                original.finalize_features()?;
+                if !Features(dev.features()).has(told) {
+                    dev_err!(
+                        dev.as_device(),
+                        "no driver is bound: the transport dropped features that were agreed on\n"
+                    );
+                    return Err(ENODEV);
+                }
+                // ... and the core is told what makes it map rings and buffers at all.
+                dev.set_features(told.with(Features::ACCESS_PLATFORM).0);
+                Ok(())
+            }
+        }
+    }
+
+    fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]) {
+        let bounds = wire::bounds(dev.device_type());
+        if bounds.is_empty() {
+            return;
+        }
+        let state = self.0.state.lock();
+        let Some(bounce) = state.bounce() else {
+            return;
+        };
+        for &(at, bound) in bounds {
+            let Some(field) = at
+                .checked_sub(offset)
+                .and_then(|skip| bytes.get_mut(skip as usize..)?.first_chunk_mut::<4>())
+            else {
+                continue;
+            };
+            let value = bounce.clamp(bound, u32::from_le_bytes(*field));
+            *field = value.to_le_bytes();
+        }
+    }
+}
+
+/// A device that was seen, until it leaves the bus.
+pub(crate) struct Attachment {
+    id: DeviceId,
+    hook: Interposer<Negotiator>,
+    /// Dropped without [`Registry::attachments`] held: waits for readers.
+    _files: debugfs::DeviceFiles,
+}
+
+impl Attachment {
+    /// What is known of the device.
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.hook.hooks().0
+    }
+}
+
+/// All devices that were seen.
+#[pin_data]
+pub(crate) struct Registry {
+    shared: Arc<Shared>,
+    root: debugfs::Root,
+    #[pin]
+    attachments: Mutex<KVec<Arc<Attachment>>>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub(crate) fn new(
+        module: &'static ThisModule,
+        parameters: Parameters,
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            shared: Arc::pin_init(Shared::new(module, parameters), GFP_KERNEL)?,
+            root: debugfs::Root::new(),
+            attachments <- new_mutex!(KVec::new()),
+        })
+    }
+
+    /// The directory of the module's files.
+    pub(crate) fn root(&self) -> &debugfs::Root {
+        &self.root
+    }
+
+    /// What all devices have in common.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Calls `f` for every device that was seen, in that order.
+    ///
+    /// # Errors
+    ///
+    /// Those of `f`, which end the walk.
+    pub(crate) fn for_each<E>(&self, mut f: impl FnMut(&Seen) -> Result<(), E>) -> Result<(), E> {
+        self.attachments.lock().iter().try_for_each(|a| f(a.seen()))
+    }
+
+    /// Counters of all devices since load, and how full their pools are.
+    pub(crate) fn totals(&self) -> (Counters, Usage) {
+        let mut usage = Usage::default();
+        // The lock order allows it, and keeps a binding from being counted twice or not at all.
+        let attachments = self.attachments.lock();
+        let mut counters = Counters::default();
+        for attachment in &*attachments {
+            let state = attachment.seen().state.lock();
+            if let Some(bounce) = state.bounce() {
+                counters += bounce.counters();
+                usage += bounce.usage();
+            }
+        }
+        counters += *self.shared.retired.lock();
+        (counters, usage)
+    }
+
+    fn find(&self, id: DeviceId) -> Option<Arc<Attachment>> {
+        let attachments = self.attachments.lock();
+        attachments.iter().find(|a| a.id == id).cloned()
+    }
+
+    /// The attachment of `dev`, new if it has none. Needs the device lock.
+    fn attach(&self, dev: &Device) -> Result<Arc<Attachment>> {
+        if let Some(attachment) = self.find(dev.id()) {
+            return Ok(attachment);
+        }
+        let seen = Arc::pin_init(Seen::new(dev, self.shared.clone())?, GFP_KERNEL)?;
+        let attachment = Arc::new(
+            Attachment {
+                id: dev.id(),
+                hook: Interposer::new(dev, Negotiator(seen.clone())),
+                _files: debugfs::DeviceFiles::new(&self.root, seen)?,
+            },
+            GFP_KERNEL,
+        )?;
+        let mut attachments = self.attachments.lock();
+        attachments.push(attachment.clone(), GFP_KERNEL)?;
+        self.shared.outcomes.seen.fetch_add(1, Relaxed);
+        Ok(attachment)
+    }
+
+    /// Sees to a device that was there before the module. Not under the device lock.
+    pub(crate) fn late(&self, dev: &Device) {
+        let bound = {
+            let _guard = dev.lock();
+            let offered = Features(dev.offered_features());
+            if !policy::concerns(offered, region::find(dev)) {
+                return;
+            }
+            let bound = dev.driver_name().is_some();
+            if bound && !self.shared.parameters.takeover {
+                self.leave_alone(dev, offered);
+                return;
+            }
+            if !bound {
+                // The refusal of an earlier driver sticks to the device's status.
+                dev.reset();
+            }
+            bound
+        };
+        if bound {
+            dev.release_driver();
+        }
+        dev.attach();
+    }
+
+    /// Lists a device whose driver was bound before the module came.
+    fn leave_alone(&self, dev: &Device, offered: Features) {
+        let decision = Decision::Ignore(Reason::NotTakenOver);
+        announce(dev, &decision);
+        match self.attach(dev) {
+            Ok(attachment) => {
+                let seen = attachment.seen();
+                if seen.begin(dev, offered.0).is_ok() {
+                    seen.state.lock().decision = Some(decision);
+                }
+            }
+            Err(_) => dev_err!(dev.as_device(), "not enough memory to list the device\n"),
+        }
+    }
+
+    /// Unhooks a device for good: the module is being unloaded. Not under the device lock.
+    pub(crate) fn unhook(&self, dev: &Device) {
+        let _guard = dev.lock();
+        if let Some(attachment) = self.find(dev.id()) {
+            attachment.hook.remove(dev);
+        }
+    }
+
+    /// From now on no device is hooked.
+    pub(crate) fn stop(&self) {
+        self.shared.unloading.store(true, Relaxed);
+    }
+}
+
+impl bus::Events for Registry {
+    fn binding(&self, dev: &Device) {
+        if self.shared.unloading.load(Relaxed) {
+            return;
+        }
+        let offered = dev.offered_features();
+        if !policy::concerns(Features(offered), region::find(dev)) {
+            return;
+        }
+        let hooked = self.attach(dev).and_then(|attachment| {
+            attachment.seen().begin(dev, offered)?;
+            // SAFETY: The attachment is the device's own, on the heap, and kept until the device
+            // has left the bus, or the module has unhooked it and waited.
+            unsafe { attachment.hook.install(dev) };
+            Ok(())
+        });
+        if hooked.is_err() {
+            dev_err!(
+                dev.as_device(),
+                "not bounced: not enough memory; unbind and bind the driver when there is\n"
+            );
+        }
+    }
+
+    fn unbound(&self, dev: &Device) {
+        if let Some(attachment) = self.find(dev.id()) {
+            attachment.hook.remove(dev);
+            attachment.seen().release(dev);
+        }
+    }
+
+    fn removed(&self, dev: &Device) {
+        let gone = {
+            let mut attachments = self.attachments.lock();
+            let at = attachments.iter().position(|a| a.id == dev.id());
+            at.and_then(|at| attachments.remove(at).ok())
+        };
+        // Its files wait for readers, who may want the lock.
+        drop(gone);
+    }
+}

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A region and a pool make map, unmap, sync, alloc and free, with copies.
+//!
+//! Copies cover exactly the mapped length (WIRE.md, R20). Bytes are copied in on every map,
+//! whatever the direction: a device that writes only part of a buffer leaves the rest as it was,
+//! and no stale byte of the region reaches the caller. What is read back from the region is data
+//! and nothing else (R21): addresses and lengths come from the pool's records, which are in guest
+//! memory.
+
+use super::{
+    bindings,
+    policy::Limits,
+    pool::{
+        self,
+        Area,
+        Lock,
+        Pool,
+        Refusal,
+        Slot, //
+    },
+    region::Region,
+    virtio::map::{
+        Direction,
+        Handle,
+        Map, //
+    },
+    wire::Bound, //
+};
+use core::{
+    ops::AddAssign,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+use kernel::{
+    device,
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        SpinLockIrq, //
+    }, //
+};
+
+/// What was counted of one device, or of all. Bytes where the name says so, else a number.
+///
+/// `debugfs.rs` documents each.
+#[derive(Clone, Copy, Default)]
+#[allow(missing_docs)]
+pub(crate) struct Counters {
+    pub(crate) maps: u64,
+    pub(crate) unmaps: u64,
+    pub(crate) syncs: u64,
+    pub(crate) bytes_to_device: u64,
+    pub(crate) bytes_from_device: u64,
+    pub(crate) allocs: u64,
+    pub(crate) frees: u64,
+    pub(crate) full: u64,
+    pub(crate) too_large: u64,
+    pub(crate) bad_handle: u64,
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.maps += other.maps;
+        self.unmaps += other.unmaps;
+        self.syncs += other.syncs;
+        self.bytes_to_device += other.bytes_to_device;
+        self.bytes_from_device += other.bytes_from_device;
+        self.allocs += other.allocs;
+        self.frees += other.frees;
+        self.full += other.full;
+        self.too_large += other.too_large;
+        self.bad_handle += other.bad_handle;
+    }
+}
+
+/// How full a pool is, or all pools are, in bytes.
+#[derive(Clone, Copy, Default)]
+#[allow(missing_docs)]
+pub(crate) struct Usage {
+    pub(crate) pool_bytes: usize,
+    pub(crate) used_bytes: usize,
+    pub(crate) hiwater_bytes: usize,
+    pub(crate) largest_free_bytes: usize,
+}
+
+impl AddAssign for Usage {
+    /// Sums, but for the longest free run: a mapping lies in one pool.
+    fn add_assign(&mut self, other: Self) {
+        self.pool_bytes += other.pool_bytes;
+        self.used_bytes += other.used_bytes;
+        self.hiwater_bytes += other.hiwater_bytes;
+        self.largest_free_bytes = self.largest_free_bytes.max(other.largest_free_bytes);
+    }
+}
+
+/// What one CPU counts: on a cache line that no other CPU writes.
+#[repr(align(128))]
+struct Tally {
+    maps: Atomic<u64>,
+    unmaps: Atomic<u64>,
+    syncs: Atomic<u64>,
+    bytes_to_device: Atomic<u64>,
+    bytes_from_device: Atomic<u64>,
+    allocs: Atomic<u64>,
+    frees: Atomic<u64>,
+}
+
+impl Tally {
+    fn new() -> Self {
+        Self {
+            maps: Atomic::new(0),
+            unmaps: Atomic::new(0),
+            syncs: Atomic::new(0),
+            bytes_to_device: Atomic::new(0),
+            bytes_from_device: Atomic::new(0),
+            allocs: Atomic::new(0),
+            frees: Atomic::new(0),
+        }
+    }
+
+    fn read(&self) -> Counters {
+        Counters {
+            maps: self.maps.load(Relaxed),
+            unmaps: self.unmaps.load(Relaxed),
+            syncs: self.syncs.load(Relaxed),
+            bytes_to_device: self.bytes_to_device.load(Relaxed),
+            bytes_from_device: self.bytes_from_device.load(Relaxed),
+            allocs: self.allocs.load(Relaxed),
+            frees: self.frees.load(Relaxed),
+            ..Counters::default()
+        }
+    }
+}
+
+/// The pool's records under the kernel's spinlock, with interrupts off: unmap is called in
+/// hardirq.
+type KernelArea = Pin<KBox<SpinLockIrq<Area<KVVec<Slot>>>>>;
+
+impl Lock<Area<KVVec<Slot>>> for KernelArea {
+    fn with<R>(&self, f: impl FnOnce(&mut Area<KVVec<Slot>>) -> R) -> R {
+        f(&mut self.lock())
+    }
+}
+
+/// The bounce buffers of one device. The contexts are those of [`Map`].
+pub(crate) struct Bounce {
+    region: Region,
+    pool: Pool<KernelArea>,
+    tallies: KVec<Tally>,
+    // For a CPU that has none; there is no such CPU.
+    spare_tally: Tally,
+    kind: u32,
+    limits: Atomic<u64>,
+    max_mapping: Atomic<usize>,
+    said_full: Atomic<bool>,
+    said_bad: Atomic<bool>,
+    dev: ARef<device::Device>,
+}
+
+impl From<Direction> for pool::Direction {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::ToDevice => Self::ToDevice,
+            Direction::FromDevice => Self::FromDevice,
+            Direction::Bidirectional => Self::Bidirectional,
+        }
+    }
+}
+
+impl Bounce {
+    /// Bounce buffers in all of `region`, for a device of type `kind`; messages name `dev`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory for the pool's records. May sleep.
+    pub(crate) fn new(region: Region, kind: u32, dev: &device::Device) -> Result<Self> {
+        let slots = KVVec::from_elem(Slot::default(), region.bytes() / pool::GRANULE, GFP_KERNEL)?;
+        let area = KBox::pin_init(new_spinlock_irq!(Area::new(slots)), GFP_KERNEL)?;
+        let pool = Pool::new(area, region.bytes());
+        let cpus = kernel::cpu::nr_cpu_ids() as usize;
+        let mut tallies = KVec::with_capacity(cpus, GFP_KERNEL)?;
+        for _ in 0..cpus {
+            tallies.push(Tally::new(), GFP_KERNEL)?;
+        }
+        let limits = Limits::new(kind, region.bytes(), pool.largest_mapping(), 1);
+        Ok(Self {
+            region,
+            pool,
+            tallies,
+            spare_tally: Tally::new(),
+            kind,
+            limits: Atomic::new(1),
+            max_mapping: Atomic::new(limits.max_mapping),
+            said_full: Atomic::new(false),
+            said_bad: Atomic::new(false),
+            dev: dev.into(),
+        })
+    }
+
+    /// The region.
+    pub(crate) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// What was counted since the device was bound. May be called in any context.
+    pub(crate) fn counters(&self) -> Counters {
+        let stats = self.pool.stats();
+        let mut counters = Counters {
+            full: stats.full,
+            too_large: stats.too_large,
+            bad_handle: stats.bad_handle,
+            ..Counters::default()
+        };
+        counters += self.spare_tally.read();
+        for tally in &self.tallies {
+            counters += tally.read();
+        }
+        counters
+    }
+
+    /// How full the pool is. May be called in any context.
+    pub(crate) fn usage(&self) -> Usage {
+        let stats = self.pool.stats();
+        Usage {
+            pool_bytes: stats.pool_bytes,
+            used_bytes: stats.used_bytes,
+            hiwater_bytes: stats.hiwater_bytes,
+            largest_free_bytes: stats.largest_free_bytes,
+        }
+    }
+
+    /// Mappings and rings that are in the pool now.
+    pub(crate) fn live(&self) -> usize {
+        self.pool.stats().live
+    }
+
+    /// Lets the high-water mark start again.
+    pub(crate) fn reset_hiwater(&self) {
+        self.pool.reset_hiwater();
+    }
+
+    /// Draws the pool for a person.
+    pub(crate) fn picture(&self, f: &mut impl core::fmt::Write) -> core::fmt::Result {
+        self.pool.picture(f)
+    }
+
+    /// What the driver reads instead of `value` in a field that bounds its requests. Keeps the
+    /// longest mapping such that the largest request fits.
+    pub(crate) fn clamp(&self, bound: Bound, value: u32) -> u32 {
+        if bound == Bound::Segments {
+            self.limits.store(u64::from(value), Relaxed);
+        }
+        let limits = Limits::new(
+            self.kind,
+            self.region.bytes(),
+            self.pool.largest_mapping(),
+            self.limits.load(Relaxed) as u32,
+        );
+        self.max_mapping.store(limits.max_mapping, Relaxed);
+        limits.clamp(bound, value)
+    }
+
+    /// The CPU we are on, or were on just now: it only chooses what is near.
+    fn cpu(&self) -> usize {
+        // SAFETY: No requirements.
+        unsafe { bindings::virtio_swiotlb_cpu() as usize }
+    }
+
+    fn tally(&self, cpu: usize) -> &Tally {
+        self.tallies.get(cpu).unwrap_or(&self.spare_tally)
+    }
+
+    /// The offset of a handle in the region; that of a handle below the region is beyond its end.
+    fn offset(&self, handle: Handle) -> usize {
+        handle.wrapping_sub(self.region.bus()) as usize
+    }
+
+    /// Copies `len` bytes of guest memory at `phys` to `offset` in the region.
+    fn copy_in(&self, phys: u64, offset: usize, len: usize) {
+        debug_assert!(offset + len <= self.region.bytes());
+        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, and the
+        // owner of the buffer at `phys` has lent it for the time of the mapping, in the linear
+        // map (`Map::map`). The device may change the region meanwhile: what is read or written
+        // then is the device's own data, and no reference to it exists.
+        unsafe {
+            let buffer = bindings::virtio_swiotlb_phys_to_virt(phys).cast::<u8>();
+            ptr::copy_nonoverlapping(buffer, self.region.base().as_ptr().add(offset), len);
+        }
+    }
+
+    /// Copies `len` bytes at `offset` in the region to guest memory at `phys`.
+    fn copy_out(&self, offset: usize, phys: u64, len: usize) {
+        debug_assert!(offset + len <= self.region.bytes());
+        // SAFETY: As in `copy_in()`.
+        unsafe {
+            let buffer = bindings::virtio_swiotlb_phys_to_virt(phys).cast::<u8>();
+            ptr::copy_nonoverlapping(self.region.base().as_ptr().add(offset), buffer, len);
+        }
+    }
+
+    /// Says once, while the driver is bound, that something did not fit.
+    fn say_full(&self, len: usize, refusal: Refusal) {
+        if self.said_full.load(Relaxed) || self.said_full.xchg(true, Relaxed) {
+            return;
+        }
+        let stats = self.pool.stats();
+        match refusal {
+            Refusal::Full => dev_warn!(
+                self.dev,
+                "swiotlb region of {} bytes is full: {} used, {} free in one piece, {} wanted; the driver waits. A larger region or shorter queues make room (said once)\n",
+                stats.pool_bytes,
+                stats.used_bytes,
+                stats.largest_free_bytes,
+                len
+            ),
+            Refusal::Empty | Refusal::TooLarge => dev_warn!(
+                self.dev,
+                "a mapping of {} bytes was refused: the swiotlb region of {} bytes takes 1 to {} (said once)\n",
+                len,
+                stats.pool_bytes,
+                self.pool.largest_mapping()
+            ),
+        }
+    }
+
+    /// Says once, while the driver is bound, that the driver gave back what it did not have.
+    fn say_bad(&self, handle: Handle, len: usize, bad: pool::BadHandle) {
+        if self.said_bad.load(Relaxed) || self.said_bad.xchg(true, Relaxed) {
+            return;
+        }
+        dev_err!(
+            self.dev,
+            "handle {:#x} of {} bytes was refused ({:?}): a defect of the driver, nothing was done (said once)\n",
+            handle,
+            len,
+            bad
+        );
+    }
+
+    /// Finds what part of a mapping a sync is for, and has it copied.
+    fn sync(&self, handle: Handle, len: usize, copy: impl FnOnce(usize, u64, &Tally)) {
+        let offset = self.offset(handle);
+        match self.pool.find(offset, len) {
+            Ok(mapping) => {
+                let inside = (offset - mapping.offset) as u64;
+                let tally = self.tally(self.cpu());
+                tally.syncs.fetch_add(1, Relaxed);
+                copy(offset, mapping.orig + inside, tally);
+            }
+            Err(bad) => self.say_bad(handle, len, bad),
+        }
+    }
+}
+
+impl Map for Bounce {
+    fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle> {
+        let cpu = self.cpu();
+        match self.pool.map(cpu, len, phys, direction.into()) {
+            Ok(offset) => {
+                self.copy_in(phys, offset, len);
+                let tally = self.tally(cpu);
+                tally.maps.fetch_add(1, Relaxed);
+                if direction != Direction::FromDevice {
+                    tally.bytes_to_device.fetch_add(len as u64, Relaxed);
+                }
+                Some(self.region.bus() + offset as u64)
+            }
+            Err(refusal) => {
+                self.say_full(len, refusal);
+                None
+            }
+        }
+    }
+
+    fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) {
+        let offset = self.offset(handle);
+        let found = self.pool.find(offset, len).and_then(|mapping| {
+            let tally = self.tally(self.cpu());
+            let whole = mapping.offset == offset && mapping.len == len;
+            if whole && direction != Direction::ToDevice && !discard {
+                // Before the room is given back: another CPU may take it at once.
+                self.copy_out(offset, mapping.orig, len);
+                tally.bytes_from_device.fetch_add(len as u64, Relaxed);
+            }
+            // Refuses, and counts, what is not the whole.
+            self.pool.unmap(offset, len)?;
+            tally.unmaps.fetch_add(1, Relaxed);
+            Ok(())
+        });
+        if let Err(bad) = found {
+            self.say_bad(handle, len, bad);
+        }
+    }
+
+    fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction) {
+        self.sync(handle, len, |offset, phys, tally| {
+            if direction != Direction::ToDevice {
+                self.copy_out(offset, phys, len);
+                tally.bytes_from_device.fetch_add(len as u64, Relaxed);
+            }
+        });
+    }
+
+    fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction) {
+        self.sync(handle, len, |offset, phys, tally| {
+            if direction != Direction::FromDevice {
+                self.copy_in(phys, offset, len);
+                tally.bytes_to_device.fetch_add(len as u64, Relaxed);
+            }
+        });
+    }
+
+    fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)> {
+        let cpu = self.cpu();
+        let offset = self.pool.alloc(cpu, len).ok()?;
+        // SAFETY: The pool gave out whole pages for `len` bytes of the region.
+        let vaddr = unsafe { self.region.base().add(offset) };
+        // The rest of the last page is never written, and held nothing of the guest before.
+        // SAFETY: As above.
+        unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(pool::PAGE)) };
+        self.tally(cpu).allocs.fetch_add(1, Relaxed);
+        Some((vaddr.cast(), self.region.bus() + offset as u64))
+    }
+
+    fn free(&self, handle: Handle, len: usize) {
+        match self.pool.free(self.offset(handle), len) {
+            Ok(()) => {
+                self.tally(self.cpu()).frees.fetch_add(1, Relaxed);
+            }
+            Err(bad) => self.say_bad(handle, len, bad),
+        }
+    }
+
+    fn max_mapping(&self) -> usize {
+        self.max_mapping.load(Relaxed)
+    }
+}

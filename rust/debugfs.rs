@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The files below /sys/kernel/debug/virtio_swiotlb. Their names and keys are an interface:
+//! Documentation/debugfs.rst says what each means.
+//!
+//! Every file may be read at any time in the life of its device; all of them sleep.
+
+use super::{
+    attach::{
+        Registry,
+        Seen, //
+    },
+    bounce::{
+        Counters,
+        Usage, //
+    }, //
+};
+use kernel::{
+    debugfs::{
+        Dir,
+        File,
+        Scope, //
+    },
+    fmt,
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+    uaccess::UserSliceReader, //
+};
+
+/// The module's directory.
+pub(crate) struct Root(Dir);
+
+impl Root {
+    /// Makes the directory.
+    pub(crate) fn new() -> Self {
+        Self(Dir::new(c"virtio_swiotlb"))
+    }
+}
+
+/// The files that speak of all devices.
+#[pin_data]
+pub(crate) struct ModuleFiles {
+    #[pin]
+    devices: File<Arc<Registry>>,
+    #[pin]
+    totals: File<Arc<Registry>>,
+}
+
+impl ModuleFiles {
+    /// Makes `devices` and `totals`.
+    pub(crate) fn new(registry: Arc<Registry>) -> impl PinInit<Self, Error> {
+        let root = registry.clone();
+        pin_init::pin_init_scope(move || {
+            Ok(try_pin_init!(Self {
+                devices <- root.root().0.read_callback_file(
+                    c"devices",
+                    registry.clone(),
+                    &show_devices,
+                ),
+                totals <- root.root().0.read_callback_file(
+                    c"totals",
+                    registry.clone(),
+                    &show_totals,
+                ),
+            }? Error))
+        })
+    }
+}
+
+/// The directory of one device.
+pub(crate) struct DeviceFiles {
+    _scope: Pin<KBox<Scope<Arc<Seen>>>>,
+}
+
+impl DeviceFiles {
+    /// Makes `state`, `counters`, `pool` and `reset_hiwater` in a directory of the device's name.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(root: &Root, seen: Arc<Seen>) -> Result<Self> {
+        let owner = seen.clone();
+        let scope = root.0.scope(seen, &owner.name, |seen, dir| {
+            dir.read_callback_file(c"state", seen, &show_state);
+            dir.read_callback_file(c"counters", seen, &show_counters);
+            dir.read_callback_file(c"pool", seen, &show_pool);
+            dir.write_only_callback_file(c"reset_hiwater", seen, &reset_hiwater);
+        });
+        Ok(Self {
+            _scope: KBox::pin_init(scope, GFP_KERNEL)?,
+        })
+    }
+}
+
+/// A string of our own making, so that it can be seen and counted as a word when it is empty.
+fn word(string: &CStr) -> &str {
+    match string.to_str() {
+        Ok(string) if !string.is_empty() => string,
+        _ => "-",
+    }
+}
+
+fn show_devices(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    registry.for_each(|seen| {
+        let state = seen.state.lock();
+        let mode = state.decision.map_or("negotiating", |d| d.mode());
+        write!(f, "{} {} {}", word(&seen.name), word(&state.driver), mode)?;
+        if let Some(bounce) = state.bounce() {
+            let usage = state.usage();
+            let extent = bounce.region().extent();
+            write!(f, " {:#x}+{:#x}", extent.start, extent.bytes)?;
+            write!(f, " {}/{} bytes", usage.used_bytes, usage.pool_bytes)?;
+        }
+        if let Some(reason) = state.decision.and_then(|d| d.reason()) {
+            write!(f, " ({reason})")?;
+        }
+        writeln!(f)
+    })
+}
+
+fn show_totals(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (counters, usage) = registry.totals();
+    write_counters(f, &counters, &usage)?;
+    let outcomes = &registry.shared().outcomes;
+    writeln!(f, "seen {}", outcomes.seen.load(Relaxed))?;
+    writeln!(f, "bounced {}", outcomes.bounced.load(Relaxed))?;
+    writeln!(f, "hint {}", outcomes.hint.load(Relaxed))?;
+    writeln!(f, "declined {}", outcomes.declined.load(Relaxed))?;
+    writeln!(f, "refused {}", outcomes.refused.load(Relaxed))
+}
+
+fn show_state(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let state = seen.state.lock();
+    writeln!(f, "driver {}", word(&state.driver))?;
+    let mode = state.decision.map_or("negotiating", |d| d.mode());
+    writeln!(f, "mode {mode}")?;
+    match state.decision.and_then(|d| d.reason()) {
+        Some(reason) => writeln!(f, "reason {reason}")?,
+        None => writeln!(f, "reason -")?,
+    }
+    match state.bounce() {
+        Some(bounce) => {
+            let region = bounce.region();
+            let extent = region.extent();
+            writeln!(f, "region_phys {:#x}", extent.start)?;
+            writeln!(f, "region_bus {:#x}", region.bus())?;
+            writeln!(f, "region_bytes {}", extent.bytes)?;
+            writeln!(f, "bar {}", extent.bar)
+        }
+        None => writeln!(f, "region_phys -\nregion_bus -\nregion_bytes 0\nbar -"),
+    }
+}
+
+fn show_counters(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let state = seen.state.lock();
+    write_counters(f, &state.counters(), &state.usage())
+}
+
+fn write_counters(f: &mut fmt::Formatter<'_>, counters: &Counters, usage: &Usage) -> fmt::Result {
+    writeln!(f, "maps {}", counters.maps)?;
+    writeln!(f, "unmaps {}", counters.unmaps)?;
+    writeln!(f, "syncs {}", counters.syncs)?;
+    writeln!(f, "bytes_to_device {}", counters.bytes_to_device)?;
+    writeln!(f, "bytes_from_device {}", counters.bytes_from_device)?;
+    writeln!(f, "allocs {}", counters.allocs)?;
+    writeln!(f, "frees {}", counters.frees)?;
+    writeln!(f, "full {}", counters.full)?;
+    writeln!(f, "too_large {}", counters.too_large)?;
+    writeln!(f, "bad_handle {}", counters.bad_handle)?;
+    writeln!(f, "pool_bytes {}", usage.pool_bytes)?;
+    writeln!(f, "used_bytes {}", usage.used_bytes)?;
+    writeln!(f, "hiwater_bytes {}", usage.hiwater_bytes)?;
+    writeln!(f, "largest_free_bytes {}", usage.largest_free_bytes)
+}
+
+fn show_pool(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match seen.state.lock().bounce() {
+        Some(bounce) => bounce.picture(f),
+        None => writeln!(f, "no pool: the device is not bounced"),
+    }
+}
+
+fn reset_hiwater(seen: &Arc<Seen>, data: &mut UserSliceReader) -> Result {
+    let mut written = [0; 4];
+    let len = data.len().min(written.len());
+    data.read_slice(&mut written[..len])?;
+    if written[..len].trim_ascii() != b"1" || !data.is_empty() {
+        return Err(EINVAL);
+    }
+    if let Some(bounce) = seen.state.lock().bounce() {
+        bounce.reset_hiwater();
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe layer over the C side of virtio: the bus, a device's configuration operations, and its
+//! mapping operations.
+//!
+//! It knows nothing of what it is used for here and could stand in the kernel crate. Each part is
+//! a value that hooks something when it is made or installed and unhooks it when it is removed
+//! or dropped:
+//!
+//! - [`bus::Registration`]: hears of drivers that are bound and unbound;
+//! - [`config::Interposer`]: a device's own copy of its configuration operations;
+//! - [`map::Mapper`]: mapping operations for a device's rings and buffers.
+//!
+//! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
+//! [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
+
+pub(crate) mod bus;
+pub(crate) mod config;
+pub(crate) mod map;
+
+use super::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    device,
+    prelude::*,
+    str::CStr,
+    types::Opaque, //
+};
+
+/// A virtio device, `struct virtio_device`.
+///
+/// # Invariants
+///
+/// The device is registered with the virtio core, or was and is still referenced by it: all its
+/// fields are valid.
+#[repr(transparent)]
+pub(crate) struct Device(Opaque<bindings::virtio_device>);
+
+// SAFETY: The virtio core itself uses a device from any thread; the methods below that need the
+// device lock say so.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Makes a reference of a pointer that the virtio core handed out.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be valid, and the device registered, for `'a`.
+    unsafe fn from_raw<'a>(ptr: *mut bindings::virtio_device) -> &'a Self {
+        // SAFETY: By the safety requirements, and `Self` is transparent.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// Makes a reference of the generic device inside a virtio device.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be on the virtio bus, and registered, for `'a`.
+    unsafe fn from_device<'a>(dev: *mut kernel::bindings::device) -> &'a Self {
+        // SAFETY: Every device of the virtio bus is the `dev` of a `struct virtio_device`.
+        unsafe { Self::from_raw(kernel::container_of!(dev, bindings::virtio_device, dev)) }
+    }
+
+    fn as_raw(&self) -> *mut bindings::virtio_device {
+        self.0.get()
+    }
+
+    /// Identifies the device as long as it is registered.
+    pub(crate) fn id(&self) -> DeviceId {
+        DeviceId(self.as_raw() as usize)
+    }
+
+    /// The number in the device's name: 3 for virtio3.
+    pub(crate) fn index(&self) -> u32 {
+        // SAFETY: By the type invariant; set once before the device is registered.
+        unsafe { (*self.as_raw()).index as u32 }
+    }
+
+    /// The device type (virtio 1.4, 5).
+    pub(crate) fn device_type(&self) -> u32 {
+        // SAFETY: By the type invariant; set once before the device is registered.
+        unsafe { (*self.as_raw()).id.device }
+    }
+
+    /// The generic device, for messages.
+    pub(crate) fn as_device(&self) -> &device::Device {
+        // SAFETY: By the type invariant the embedded device lives as long as `self`.
+        unsafe { device::Device::from_raw(self.raw_device()) }
+    }
+
+    fn raw_device(&self) -> *mut kernel::bindings::device {
+        // SAFETY: By the type invariant, the address of a field.
+        unsafe { &raw mut (*self.as_raw()).dev }
+    }
+
+    /// The device of the transport, to which the virtio device belongs.
+    fn parent(&self) -> Option<NonNull<kernel::bindings::device>> {
+        // SAFETY: By the type invariant; a registered device keeps its parent, and a reference to
+        // it, until it is unregistered.
+        NonNull::new(unsafe { (*self.as_raw()).dev.parent })
+    }
+
+    /// The parent as a PCI device, if the transport is virtio-pci.
+    pub(crate) fn pci_parent(&self) -> Option<*mut kernel::bindings::pci_dev> {
+        let parent = self.parent()?.as_ptr();
+        // SAFETY: `parent` is valid; the bus pointer is set before a device is registered.
+        let bus = unsafe { (*parent).bus };
+        if !core::ptr::eq(bus, &raw const kernel::bindings::pci_bus_type) {
+            return None;
+        }
+        // SAFETY: Every device of the PCI bus is the `dev` of a `struct pci_dev`.
+        Some(unsafe { kernel::container_of!(parent, kernel::bindings::pci_dev, dev) })
+    }
+
+    /// The name of the driver that is bound or being bound. Needs the device lock, as does the
+    /// use of the name.
+    pub(crate) fn driver_name(&self) -> Option<&CStr> {
+        // SAFETY: By the type invariant.
+        let driver = unsafe { (*self.as_raw()).dev.driver };
+        if driver.is_null() {
+            return None;
+        }
+        // SAFETY: Under the device lock the driver stays, and drivers have names.
+        Some(unsafe { CStr::from_char_ptr((*driver).name) })
+    }
+
+    /// Whether the transport, or somebody else, has given the device mapping operations.
+    pub(crate) fn has_mapping(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { !(*self.as_raw()).map.is_null() }
+    }
+
+    /// The features that core and driver agreed on so far, the first 64. Needs the device lock,
+    /// or to be called by the core during negotiation.
+    pub(crate) fn features(&self) -> u64 {
+        // SAFETY: By the type invariant; both views of the union are plain integers.
+        unsafe { *(*self.as_raw()).__bindgen_anon_1.features }
+    }
+
+    /// Replaces the features that core and driver agreed on so far, the first 64. To be called
+    /// during negotiation only.
+    pub(crate) fn set_features(&self, features: u64) {
+        // SAFETY: By the type invariant; negotiation is serialised by the device lock, or by the
+        // suspend of the parent.
+        unsafe { *(*self.as_raw()).__bindgen_anon_1.features = features };
+    }
+
+    /// Asks the device what it offers, the first 64 features. May sleep; needs the device lock.
+    pub(crate) fn offered_features(&self) -> u64 {
+        // SAFETY: By the type invariant; `config` is set before the device is registered.
+        let ops = unsafe { &*(*self.as_raw()).config };
+        // As `virtio_get_features()` of the core: a transport has one of the two.
+        if let Some(get) = ops.get_extended_features {
+            let mut features = [0; 2];
+            // SAFETY: The callee fills `VIRTIO_FEATURES_U64S` (2) words.
+            unsafe { get(self.as_raw(), features.as_mut_ptr()) };
+            features[0]
+        } else if let Some(get) = ops.get_features {
+            // SAFETY: The operation belongs to this device.
+            unsafe { get(self.as_raw()) }
+        } else {
+            0
+        }
+    }
+
+    /// Brings a device that refused a driver back to where a driver can be tried again. May
+    /// sleep; needs the device lock, and that no driver is bound.
+    pub(crate) fn reset(&self) {
+        const ACKNOWLEDGE: u32 = 1;
+        // SAFETY: By the type invariant, and nobody drives the device.
+        unsafe {
+            bindings::virtio_reset_device(self.as_raw());
+            bindings::virtio_add_status(self.as_raw(), ACKNOWLEDGE);
+        }
+    }
+
+    /// Unbinds the device's driver, if it has one. May sleep; not under the device lock.
+    pub(crate) fn release_driver(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { kernel::bindings::device_release_driver(self.raw_device()) };
+    }
+
+    /// Looks for a driver for the device. May sleep; not under the device lock.
+    pub(crate) fn attach(&self) {
+        // SAFETY: By the type invariant.
+        let found = unsafe { kernel::bindings::device_attach(self.raw_device()) };
+        // Whether a driver was found, and could be bound, is told by the notifier.
+        let _ = found;
+    }
+
+    /// Takes the device lock. May sleep.
+    pub(crate) fn lock(&self) -> Guard<'_> {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::virtio_swiotlb_device_lock(self.raw_device()) };
+        Guard(self)
+    }
+}
+
+/// Identifies a device as long as it is registered; says nothing afterwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeviceId(usize);
+
+/// The device lock, held until this is dropped.
+pub(crate) struct Guard<'a>(&'a Device);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The guard was made by `Device::lock()`.
+        unsafe { bindings::virtio_swiotlb_device_unlock(self.0.raw_device()) };
+    }
+}
+
+/// A reference to this module: while it lives, the module is in use and cannot be unloaded.
+pub(crate) struct ModuleReference(&'static ThisModule);
+
+impl ModuleReference {
+    /// Takes a reference, unless the module is being unloaded.
+    pub(crate) fn get(module: &'static ThisModule) -> Option<Self> {
+        // SAFETY: `module` is this module, whose code is running.
+        unsafe { kernel::bindings::try_module_get(module.as_ptr()) }.then_some(Self(module))
+    }
+}
+
+impl Drop for ModuleReference {
+    fn drop(&mut self) {
+        // SAFETY: The reference was taken in `get()`.
+        unsafe { kernel::bindings::module_put(self.0.as_ptr()) };
+    }
+}
+
+/// Waits until nobody uses hooks any more that were taken from their devices before. May sleep.
+///
+/// sysfs reads `vdev->config` without a lock, and may be preempted between the load of the
+/// pointer and its use. Such a task has not gone to sleep by itself, which is what the tasks
+/// flavour of RCU waits for.
+pub(crate) fn synchronize_hooks() {
+    // SAFETY: No requirements; the callers may sleep.
+    unsafe { bindings::virtio_swiotlb_synchronize_rcu_tasks() };
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The virtio bus: who is bound to what, heard as it happens.
+
+use super::{
+    bindings,
+    Device, //
+};
+use core::ptr;
+use kernel::{
+    bindings as core_bindings,
+    error::to_result,
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+/// What happens on the bus. All are called with the device lock held and may sleep.
+pub(crate) trait Events: Send + Sync + 'static {
+    /// A driver is about to be bound: the device has not been touched yet.
+    fn binding(&self, dev: &Device);
+    /// No driver is bound any more, or binding it failed.
+    fn unbound(&self, dev: &Device);
+    /// The device leaves the bus. (Called without the device lock; no driver is bound.)
+    fn removed(&self, dev: &Device);
+}
+
+/// Hears of what happens on the virtio bus, as long as it lives.
+///
+/// # Invariants
+///
+/// `block` is registered with `bus`.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Registration<T: Events> {
+    #[pin]
+    block: Opaque<core_bindings::notifier_block>,
+    bus: *const core_bindings::bus_type,
+    events: Arc<T>,
+}
+
+// SAFETY: The notifier block belongs to the C side; the rest is only read.
+unsafe impl<T: Events> Send for Registration<T> {}
+// SAFETY: As above.
+unsafe impl<T: Events> Sync for Registration<T> {}
+
+impl<T: Events> Registration<T> {
+    /// Registers `events`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of registering a driver and a notifier.
+    pub(crate) fn new(module: &'static ThisModule, events: Arc<T>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            bus: find_bus(module)?,
+            events,
+            block <- Opaque::ffi_init(|block: *mut core_bindings::notifier_block| {
+                // SAFETY: `block` is valid for writes.
+                unsafe {
+                    block.write(core_bindings::notifier_block {
+                        notifier_call: Some(Self::notify),
+                        next: ptr::null_mut(),
+                        priority: 0,
+                    });
+                }
+            }),
+        })
+        .pin_chain(|this| {
+            // INVARIANT: Registered here; on error the value is dropped without having been.
+            // SAFETY: The block is initialised and pinned, and unregistered before it goes.
+            let ret = unsafe { core_bindings::bus_register_notifier(this.bus, this.block.get()) };
+            to_result(ret)
+        })
+    }
+
+    /// Calls `f` for every device of the bus. May sleep, and so may `f`; no lock is held.
+    pub(crate) fn for_each<F: FnMut(&Device)>(&self, mut f: F) {
+        /// # Safety
+        ///
+        /// `data` is the closure, `dev` a registered device of the virtio bus.
+        unsafe extern "C" fn call<F: FnMut(&Device)>(
+            dev: *mut core_bindings::device,
+            data: *mut c_void,
+        ) -> c_int {
+            // SAFETY: `data` is what was passed to `bus_for_each_dev()` below.
+            let f = unsafe { &mut *data.cast::<F>() };
+            // SAFETY: The bus holds a reference to the device while it is visited.
+            f(unsafe { Device::from_device(dev) });
+            0
+        }
+        // SAFETY: The bus is registered, `call` gets the closure that outlives the walk.
+        unsafe {
+            core_bindings::bus_for_each_dev(
+                self.bus,
+                ptr::null_mut(),
+                (&raw mut f).cast(),
+                Some(call::<F>),
+            );
+        }
+    }
+
+    /// # Safety
+    ///
+    /// To be called by the notifier chain of the virtio bus only.
+    unsafe extern "C" fn notify(
+        block: *mut core_bindings::notifier_block,
+        action: c_ulong,
+        data: *mut c_void,
+    ) -> c_int {
+        // SAFETY: `block` is the field of a registered, hence live, `Self`.
+        let this = unsafe { &*kernel::container_of!(Opaque::cast_from(block), Self, block) };
+        // SAFETY: The chain is called with a device of the virtio bus.
+        let dev = unsafe { Device::from_device(data.cast()) };
+        match action as u32 {
+            core_bindings::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER => this.events.binding(dev),
+            core_bindings::bus_notifier_event_BUS_NOTIFY_UNBOUND_DRIVER
+            | core_bindings::bus_notifier_event_BUS_NOTIFY_DRIVER_NOT_BOUND => {
+                this.events.unbound(dev);
+            }
+            core_bindings::bus_notifier_event_BUS_NOTIFY_REMOVED_DEVICE => {
+                this.events.removed(dev);
+            }
+            _ => {}
+        }
+        core_bindings::NOTIFY_DONE as c_int
+    }
+}
+
+#[pinned_drop]
+impl<T: Events> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // Waits for calls that are under way. Harmless if registering failed.
+        // SAFETY: By the type invariant.
+        unsafe { core_bindings::bus_unregister_notifier(self.bus, self.block.get()) };
+    }
+}
+
+/// The virtio bus is not exported; a driver that is registered for a moment learns its address.
+fn find_bus(module: &'static ThisModule) -> Result<*const core_bindings::bus_type> {
+    /// One all-zero entry ends the table: the driver matches no device.
+    struct NoIds(bindings::virtio_device_id);
+    // SAFETY: Never written.
+    unsafe impl Sync for NoIds {}
+    static NO_IDS: NoIds = NoIds(bindings::virtio_device_id {
+        device: 0,
+        vendor: 0,
+    });
+
+    let mut driver = KBox::new(
+        // SAFETY: All-zero is what C code leaves of the members that it does not name.
+        unsafe { core::mem::zeroed::<bindings::virtio_driver>() },
+        GFP_KERNEL,
+    )?;
+    driver.driver.name = c"virtio_swiotlb".as_char_ptr();
+    driver.id_table = &raw const NO_IDS.0;
+    let driver = &raw mut *driver;
+    // SAFETY: The driver is initialised, and unregistered before it is freed.
+    to_result(unsafe { bindings::__register_virtio_driver(driver, module.as_ptr()) })?;
+    // The bus stays: this module uses symbols of virtio.ko, which registered it.
+    // SAFETY: Registration has set the bus, and the driver is registered.
+    unsafe {
+        let bus = (*driver).driver.bus;
+        bindings::unregister_virtio_driver(driver);
+        Ok(bus)
+    }
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Interposition on a device's configuration operations.
+//!
+//! `struct virtio_config_ops` is constant and shared by all devices of a transport. To see one
+//! device's negotiation, that device alone is given a copy with some operations replaced.
+
+use super::{
+    bindings,
+    Device, //
+};
+use core::slice;
+use kernel::{
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*, //
+};
+
+/// What is done around a device's configuration operations. All may sleep.
+pub(crate) trait Hooks: Send + Sync + 'static {
+    /// The core has asked the device what it offers, and got the first 64 features in `offered`.
+    fn offered(&self, dev: &Device, offered: u64);
+
+    /// The core tells the device what driver and core agreed on; `original` does it.
+    ///
+    /// # Errors
+    ///
+    /// An error keeps the driver from being bound, or resumed.
+    fn finalize(&self, dev: &Device, original: Original<'_>) -> Result;
+
+    /// The driver has read `bytes` of the configuration at byte `offset`.
+    fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]);
+}
+
+/// A device's original operations, during a call of the hook.
+pub(crate) struct Original<'a> {
+    ops: &'a bindings::virtio_config_ops,
+    dev: &'a Device,
+}
+
+impl Original<'_> {
+    /// Tells the device the features as they are now.
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport.
+    pub(crate) fn finalize_features(&self) -> Result {
+        let finalize = self.ops.finalize_features.ok_or(EINVAL)?;
+        // SAFETY: The operation belongs to this device, and the caller is in it.
+        to_result(unsafe { finalize(self.dev.as_raw()) })
+    }
+
+    /// Takes the hooks from the device, as [`Interposer::remove`] does.
+    pub(crate) fn step_aside(&self) {
+        // SAFETY: The device is valid, the caller is in its negotiation, and the original
+        // operations are valid as long as the device.
+        unsafe { (&raw mut (*self.dev.as_raw()).config).write_volatile(self.ops) };
+    }
+}
+
+/// A device's own copy of its configuration operations, and what hooks them.
+///
+/// The copy must outlive not only the binding but the device: sysfs reads the pointer to it
+/// without a lock.
+///
+/// # Invariants
+///
+/// `ops` differs from `original`, which is valid for the life of the device, in the operations
+/// of `Self` only.
+#[repr(C)]
+pub(crate) struct Interposer<T: Hooks> {
+    // First, so that the address of the operations is that of the whole.
+    ops: bindings::virtio_config_ops,
+    original: *const bindings::virtio_config_ops,
+    hooks: T,
+}
+
+// SAFETY: Only pointers to constant functions beside `T`, which is `Send`.
+unsafe impl<T: Hooks> Send for Interposer<T> {}
+// SAFETY: Never written after it is made, beside `T`, which is `Sync`.
+unsafe impl<T: Hooks> Sync for Interposer<T> {}
+
+impl<T: Hooks> Interposer<T> {
+    /// Makes a copy of the operations that `dev` has now. Needs the device lock.
+    pub(crate) fn new(dev: &Device, hooks: T) -> Self {
+        // SAFETY: `config` is set before a device is registered; the lock keeps it.
+        let original = unsafe { (*dev.as_raw()).config };
+        // SAFETY: As above.
+        let mut ops = unsafe { *original };
+        // A transport has some of these only, and the core looks at which.
+        ops.get = ops.get.map(|_| Self::get as _);
+        ops.get_features = ops.get_features.map(|_| Self::get_features as _);
+        ops.get_extended_features = ops
+            .get_extended_features
+            .map(|_| Self::get_extended_features as _);
+        ops.finalize_features = ops.finalize_features.map(|_| Self::finalize_features as _);
+        // INVARIANT: Just copied, and the transport's operations are constant.
+        Self {
+            ops,
+            original,
+            hooks,
+        }
+    }
+
+    /// What hooks the operations.
+    pub(crate) fn hooks(&self) -> &T {
+        &self.hooks
+    }
+
+    /// Gives the copy to the device. Needs the device lock.
+    ///
+    /// # Safety
+    ///
+    /// `self` must be that of `dev`, must not move, and must live until the device is
+    /// unregistered, or until [`Interposer::remove`] and a grace period of
+    /// `synchronize_rcu_tasks()` have passed.
+    pub(crate) unsafe fn install(&self, dev: &Device) {
+        // SAFETY: The device lock serialises writers of the pointer.
+        unsafe { (&raw mut (*dev.as_raw()).config).write_volatile(&raw const self.ops) };
+    }
+
+    /// Gives the device its original operations back. Needs the device lock, or to be called
+    /// from a hook.
+    pub(crate) fn remove(&self, dev: &Device) {
+        // SAFETY: `config` is valid and the device lock serialises its writers. `original` is
+        // valid by the type invariant.
+        unsafe {
+            let config = &raw mut (*dev.as_raw()).config;
+            if core::ptr::eq(*config, &raw const self.ops) {
+                config.write_volatile(self.original);
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a device whose operations are, or were when the call began, those of a
+    /// live `Self`; the result lives as long as that.
+    unsafe fn of<'a>(vdev: *mut bindings::virtio_device) -> (&'a Self, &'a Device) {
+        // SAFETY: By the safety requirements, and `ops` is the first field of a `repr(C)` type.
+        unsafe { (&*(*vdev).config.cast::<Self>(), Device::from_raw(vdev)) }
+    }
+
+    fn original(&self) -> &bindings::virtio_config_ops {
+        // SAFETY: By the type invariant.
+        unsafe { &*self.original }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::get`, for a device with this copy.
+    unsafe extern "C" fn get(
+        vdev: *mut bindings::virtio_device,
+        offset: c_uint,
+        buf: *mut c_void,
+        len: c_uint,
+    ) {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        if let Some(get) = this.original().get {
+            // SAFETY: The arguments are the caller's.
+            unsafe { get(vdev, offset, buf, len) };
+            // SAFETY: The caller's buffer has `len` bytes, which the original has filled.
+            let bytes = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), len as usize) };
+            this.hooks.read(dev, offset, bytes);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::get_features`, for a device with this copy.
+    unsafe extern "C" fn get_features(vdev: *mut bindings::virtio_device) -> u64 {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        let Some(get) = this.original().get_features else {
+            return 0;
+        };
+        // SAFETY: The argument is the caller's.
+        let offered = unsafe { get(vdev) };
+        this.hooks.offered(dev, offered);
+        offered
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::get_extended_features`, for a device with this copy.
+    unsafe extern "C" fn get_extended_features(
+        vdev: *mut bindings::virtio_device,
+        features: *mut u64,
+    ) {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        if let Some(get) = this.original().get_extended_features {
+            // SAFETY: The arguments are the caller's.
+            unsafe { get(vdev, features) };
+            // SAFETY: The original has filled `VIRTIO_FEATURES_U64S` words.
+            this.hooks.offered(dev, unsafe { *features });
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::finalize_features`, for a device with this copy.
+    unsafe extern "C" fn finalize_features(vdev: *mut bindings::virtio_device) -> c_int {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        let original = Original {
+            ops: this.original(),
+            dev,
+        };
+        from_result(|| this.hooks.finalize(dev, original).map(|()| 0))
+    }
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping operations for a device's rings and buffers, `struct virtio_map_ops`.
+//!
+//! The core hands its callbacks a token, not the device. For the transports that have no mapping
+//! of their own the token is the transport's device, `vdev->dev.parent`, whose driver data is the
+//! `struct virtio_device` itself (virtio-pci and virtio-mmio keep it as the first member of
+//! theirs). So the way back is token, driver data, `vdev->map`, [`Mapper`]: four loads, no look-up
+//! and no limit on the number of devices. [`Mapper::install`] checks that it leads back.
+
+use super::{
+    bindings,
+    Device, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings as core_bindings,
+    prelude::*, //
+};
+
+/// The address of a mapping as the device is told, in bytes.
+pub(crate) type Handle = u64;
+
+/// Which way the bytes of a mapping go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    /// The device reads.
+    ToDevice,
+    /// The device writes.
+    FromDevice,
+    /// Both.
+    Bidirectional,
+}
+
+impl Direction {
+    /// `DMA_NONE` is a driver's mistake, taken for the cautious both.
+    fn from_raw(dir: core_bindings::dma_data_direction) -> Self {
+        match dir {
+            core_bindings::dma_data_direction::DMA_TO_DEVICE => Self::ToDevice,
+            core_bindings::dma_data_direction::DMA_FROM_DEVICE => Self::FromDevice,
+            _ => Self::Bidirectional,
+        }
+    }
+}
+
+/// Maps the rings and buffers of one device.
+///
+/// `map` may be called in task context, with interrupts off or not, and in softirq; `unmap` and
+/// the syncs in hardirq as well; `alloc`, `free` and `max_mapping` in task context only.
+pub(crate) trait Map: Send + Sync + 'static {
+    /// Maps `len` bytes of guest memory at physical address `phys`, whose pages are all in the
+    /// kernel's linear map. `None` if there is no room: the driver will come again.
+    fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
+    /// Undoes `map`. With `discard` the buffer keeps what it has, whatever the device wrote.
+    fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool);
+    /// Lets the CPU see what the device wrote to part of a mapping.
+    fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction);
+    /// Lets the device see what the CPU wrote to part of a mapping.
+    fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction);
+    /// Allocates `len` zeroed bytes of page-aligned memory that CPU and device share.
+    fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)>;
+    /// Undoes `alloc`.
+    fn free(&self, handle: Handle, len: usize);
+    /// The longest single mapping, in bytes.
+    fn max_mapping(&self) -> usize;
+}
+
+/// What `dma_mapping_error()` takes for a failure, `DMA_MAPPING_ERROR`.
+const MAPPING_ERROR: Handle = !0;
+
+/// The mapping operations of one device.
+#[repr(C)]
+pub(crate) struct Mapper<T: Map> {
+    // First, so that the address of the operations is that of the whole.
+    ops: bindings::virtio_map_ops,
+    inner: T,
+}
+
+/// A mapper that its device uses, until this is given to [`Installed::remove`].
+///
+/// # Invariants
+///
+/// The device's `map` points to the mapper.
+pub(crate) struct Installed<T: Map>(KBox<Mapper<T>>);
+
+impl<T: Map> Mapper<T> {
+    /// Makes the operations; `inner` does the work.
+    pub(crate) fn new(inner: T) -> Self {
+        Self {
+            ops: bindings::virtio_map_ops {
+                map_page: Some(Self::map_page),
+                unmap_page: Some(Self::unmap_page),
+                sync_single_for_cpu: Some(Self::sync_single_for_cpu),
+                sync_single_for_device: Some(Self::sync_single_for_device),
+                alloc: Some(Self::alloc),
+                free: Some(Self::free),
+                need_sync: Some(Self::need_sync),
+                mapping_error: Some(Self::mapping_error),
+                max_mapping_size: Some(Self::max_mapping_size),
+            },
+            inner,
+        }
+    }
+
+    /// Gives the operations to a device that has none, before its rings are made. Needs the
+    /// device lock, or to be called by the core during negotiation.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if the device has mapping operations, `EOPNOTSUPP` if its transport keeps
+    /// its devices in another way than the module documentation says.
+    pub(crate) fn install(self: KBox<Self>, dev: &Device) -> Result<Installed<T>> {
+        if dev.has_mapping() {
+            return Err(EBUSY);
+        }
+        let parent = dev.parent().ok_or(EOPNOTSUPP)?.as_ptr();
+        // SAFETY: The parent is valid as long as the device is.
+        if unsafe { (*parent).driver_data } != dev.as_raw().cast() {
+            return Err(EOPNOTSUPP);
+        }
+        let vdev = dev.as_raw();
+        // SAFETY: `vdev` is valid, nothing is mapped yet, and the core reads both fields only in
+        // what it does for the driver. `Installed` keeps the operations alive.
+        unsafe {
+            (*vdev).vmap = bindings::virtio_map { dma_dev: parent };
+            (*vdev).map = &raw const self.ops;
+        }
+        // INVARIANT: Set just now.
+        Ok(Installed(self))
+    }
+
+    /// # Safety
+    ///
+    /// `token` must have come with a callback of an installed `Self`.
+    unsafe fn of<'a>(token: bindings::virtio_map) -> &'a Self {
+        // SAFETY: `install()` has checked that the token's driver data is the device, whose
+        // mapping operations are the first field of a `repr(C)` `Self`; the caller has found this
+        // function in them.
+        unsafe {
+            let vdev: *mut bindings::virtio_device = (*token.dma_dev).driver_data.cast();
+            &*(*vdev).map.cast::<Self>()
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::map_page`.
+    unsafe extern "C" fn map_page(
+        token: bindings::virtio_map,
+        page: *mut core_bindings::page,
+        offset: c_ulong,
+        len: usize,
+        dir: core_bindings::dma_data_direction,
+        _attrs: c_ulong,
+    ) -> Handle {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        // SAFETY: The caller gives a valid page.
+        let phys = unsafe { bindings::virtio_swiotlb_page_to_phys(page) } + offset as u64;
+        this.inner
+            .map(phys, len, Direction::from_raw(dir))
+            .unwrap_or(MAPPING_ERROR)
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::unmap_page`.
+    unsafe extern "C" fn unmap_page(
+        token: bindings::virtio_map,
+        handle: Handle,
+        len: usize,
+        dir: core_bindings::dma_data_direction,
+        attrs: c_ulong,
+    ) {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        let discard = attrs & core_bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong != 0;
+        this.inner
+            .unmap(handle, len, Direction::from_raw(dir), discard);
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::sync_single_for_cpu`.
+    unsafe extern "C" fn sync_single_for_cpu(
+        token: bindings::virtio_map,
+        handle: Handle,
+        len: usize,
+        dir: core_bindings::dma_data_direction,
+    ) {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        this.inner
+            .sync_for_cpu(handle, len, Direction::from_raw(dir));
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::sync_single_for_device`.
+    unsafe extern "C" fn sync_single_for_device(
+        token: bindings::virtio_map,
+        handle: Handle,
+        len: usize,
+        dir: core_bindings::dma_data_direction,
+    ) {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        this.inner
+            .sync_for_device(handle, len, Direction::from_raw(dir));
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::alloc`.
+    unsafe extern "C" fn alloc(
+        token: bindings::virtio_map,
+        len: usize,
+        handle: *mut Handle,
+        _gfp: core_bindings::gfp_t,
+    ) -> *mut c_void {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        match this.inner.alloc(len) {
+            Some((vaddr, found)) => {
+                // SAFETY: The caller gives a place for the handle.
+                unsafe { handle.write(found) };
+                vaddr.as_ptr()
+            }
+            None => core::ptr::null_mut(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::free`.
+    unsafe extern "C" fn free(
+        token: bindings::virtio_map,
+        len: usize,
+        _vaddr: *mut c_void,
+        handle: Handle,
+        _attrs: c_ulong,
+    ) {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        this.inner.free(handle, len);
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::need_sync`.
+    unsafe extern "C" fn need_sync(_token: bindings::virtio_map, _handle: Handle) -> bool {
+        true
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::mapping_error`.
+    unsafe extern "C" fn mapping_error(_token: bindings::virtio_map, handle: Handle) -> c_int {
+        match handle {
+            MAPPING_ERROR => ENOMEM.to_errno(),
+            _ => 0,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_map_ops::max_mapping_size`.
+    unsafe extern "C" fn max_mapping_size(token: bindings::virtio_map) -> usize {
+        // SAFETY: Called through the operations of an installed `Self`.
+        let this = unsafe { Self::of(token) };
+        this.inner.max_mapping()
+    }
+}
+
+impl<T: Map> Installed<T> {
+    /// What does the work.
+    pub(crate) fn inner(&self) -> &T {
+        &self.0.inner
+    }
+
+    /// Takes the operations from the device again. Needs the device lock, and that the driver is
+    /// gone with all its rings and buffers.
+    pub(crate) fn remove(self, dev: &Device) {
+        let vdev = dev.as_raw();
+        // SAFETY: `vdev` is valid, and the core has no use for the fields without a driver.
+        unsafe {
+            (*vdev).map = core::ptr::null();
+            (*vdev).vmap = bindings::virtio_map {
+                dma_dev: core::ptr::null_mut(),
+            };
+        }
+    }
+}
