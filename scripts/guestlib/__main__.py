@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
         append=" ".join(arguments.append),
         reboots=arguments.reboots,
         accel=arguments.accel,
-        qemu=arguments.qemu,
+        qemu=shlex.split(" ".join(arguments.qemu)),
         out=arguments.out,
     ) as guest:
         if arguments.command:
@@ -175,7 +175,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--reboots", type=int, default=0, metavar="N", help="let the command reboot N times")
     add("--timeout", type=float, default=120, metavar="S", help="of a command (default 120)")
     add("--accel", choices=("auto", "tcg", "kvm"), help="default: kvm if a probe shows it works")
-    add("--qemu", action="append", default=[], metavar="WORD", help="one more word for QEMU")
+    add("--qemu", action="append", default=[], metavar="TEXT", help="more arguments for QEMU")
     add("--out", metavar="DIR", help="keep logs, reports and images here")
     add("--kernel-log", action="store_true", help="print it on standard error at the end")
     add("--reports", action="store_true", help="print the devices' reports on standard error")

@@ -254,6 +254,7 @@ class Guest:
             "DIRECTORY": os.getcwd(),
             "BOOTS": str(self.reboots + 1),
             "MODULES": str(self.kernel.modules or ""),
+            "MODULES_AT": f"/lib/modules/{self.kernel.release}",
             "INSERT": self._insmod(),
         }
         for index, name in enumerate(self.names):
@@ -295,6 +296,8 @@ class Guest:
             *accel.arguments(self.accel, (self.kernel, initramfs)),
             *("-m", f"{self.memory}B", "-smp", str(self.cpus)),
             *("-kernel", self.kernel.image, "-initrd", initramfs),
+            # or the firmware drives every disk, from guest memory
+            *("-boot", "strict=on"),
             *("-append", command_line.strip()),
             *("-serial", f"file:{logs / 'console'}"),
             *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
