@@ -31,14 +31,14 @@ enum Source {
     /// A capability in PCI configuration space; addresses are those of the PCI bus.
     Pci(*mut core_bindings::pci_dev),
     /// A device that exists for KUnit only.
-    #[cfg(CONFIG_KUNIT)]
+    #[cfg(CONFIG_KUNIT = "y")]
     Fake(&'static super::tests::fake::Region),
 }
 
 impl Source {
     /// The source for `dev`, if its transport has one.
     fn of(dev: &Device) -> Option<Self> {
-        #[cfg(CONFIG_KUNIT)]
+        #[cfg(CONFIG_KUNIT = "y")]
         if let Some(fake) = super::tests::fake::Region::of(dev) {
             return Some(Self::Fake(fake));
         }
@@ -60,7 +60,7 @@ impl Source {
                     word.copy_from_slice(&value.to_le_bytes());
                 }
             }
-            #[cfg(CONFIG_KUNIT)]
+            #[cfg(CONFIG_KUNIT = "y")]
             Self::Fake(fake) => bytes = fake.config_space(),
         }
         bytes
@@ -73,7 +73,7 @@ impl Source {
                 // SAFETY: A `struct pci_dev` has more resources than BARs.
                 bar(unsafe { &*bindings::virtio_swiotlb_pci_resource(*pdev, i as c_int) })
             }),
-            #[cfg(CONFIG_KUNIT)]
+            #[cfg(CONFIG_KUNIT = "y")]
             Self::Fake(fake) => fake.bars(),
         }
     }
@@ -88,7 +88,7 @@ impl Source {
                 };
                 bar + extent.offset
             }
-            #[cfg(CONFIG_KUNIT)]
+            #[cfg(CONFIG_KUNIT = "y")]
             Self::Fake(fake) => fake.bus_address(extent),
         }
     }
@@ -97,7 +97,7 @@ impl Source {
     fn memory(&self, dev: &Device, extent: &Extent) -> Result<Memory, Reason> {
         match self {
             Self::Pci(_) => Mapping::new(dev, extent).map(Memory::Mapped),
-            #[cfg(CONFIG_KUNIT)]
+            #[cfg(CONFIG_KUNIT = "y")]
             Self::Fake(fake) => Ok(Memory::Fake(fake.memory(extent))),
         }
     }
@@ -143,7 +143,7 @@ pub(crate) struct Region {
 
 enum Memory {
     Mapped(Mapping),
-    #[cfg(CONFIG_KUNIT)]
+    #[cfg(CONFIG_KUNIT = "y")]
     Fake(NonNull<u8>),
 }
 
@@ -177,7 +177,7 @@ impl Region {
     pub(crate) fn base(&self) -> NonNull<u8> {
         match &self.memory {
             Memory::Mapped(mapping) => mapping.base,
-            #[cfg(CONFIG_KUNIT)]
+            #[cfg(CONFIG_KUNIT = "y")]
             Memory::Fake(base) => *base,
         }
     }

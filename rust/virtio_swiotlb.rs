@@ -30,6 +30,8 @@ mod bindings;
 mod bounce;
 mod debugfs;
 mod region;
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
 mod virtio;
 
 // The pure files. selftests/host compiles them too and tests them from outside.
