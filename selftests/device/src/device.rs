@@ -32,6 +32,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 const ISR_CONFIG: u8 = 2;
 
+const BAD_CHAIN: &str = "the driver gave an address outside the region or a malformed chain";
+
 #[derive(Debug, Error)]
 pub enum DeviceError {
     #[error(transparent)]
@@ -69,6 +71,8 @@ pub struct Device {
     running: Option<Running>,
     negotiation: u64,
     reported: u64,
+    /// Chains seen since the program started.
+    looked_at: u64,
 }
 
 impl Device {
@@ -96,6 +100,7 @@ impl Device {
             running: None,
             negotiation: 0,
             reported: 0,
+            looked_at: 0,
             region,
             report,
             options,
@@ -392,10 +397,8 @@ impl Device {
             Ok(()) => {
                 self.backend = Some(backend);
                 self.report_backend_memory(&running.window, "start");
-                let queues: Vec<_> = running.queues.iter().map(|q| q.index).collect();
                 self.running = Some(running);
-                // What is there already is not announced again.
-                queues.into_iter().for_each(|index| self.forward(index));
+                self.take_early();
             }
             Err(error) => {
                 drop(setups);
@@ -405,6 +408,23 @@ impl Device {
     }
 
     // Queues
+
+    /// What a driver made available before DRIVER_OK it may not announce
+    /// again. A queue without anything is left asleep: a backend that is woken
+    /// for nothing may take what comes next before it was looked at.
+    fn take_early(&mut self) {
+        let queues = self.running.iter().flat_map(|r| &r.queues);
+        for index in queues.map(|q| q.index).collect::<Vec<_>>() {
+            let before = self.looked_at;
+            if !self.check(index) {
+                self.fail(BAD_CHAIN);
+                return;
+            }
+            if self.looked_at != before {
+                self.forward(index);
+            }
+        }
+    }
 
     /// The driver's notification, and what it announces.
     fn kick(&mut self, index: u16) {
@@ -416,7 +436,7 @@ impl Device {
     /// backend (R26).
     fn forward(&mut self, index: u16) {
         if !self.check(index) {
-            self.fail("the driver gave an address outside the region or a malformed chain");
+            self.fail(BAD_CHAIN);
             return;
         }
         let queue = self
@@ -449,7 +469,7 @@ impl Device {
         let indices = self.running.iter().flat_map(|r| &r.queues).map(|q| q.index);
         for index in indices.collect::<Vec<_>>() {
             if !self.check(index) {
-                self.fail("the driver gave an address outside the region or a malformed chain");
+                self.fail(BAD_CHAIN);
                 return;
             }
         }
@@ -459,6 +479,7 @@ impl Device {
         if *checked == Checked::default() {
             return;
         }
+        self.looked_at += checked.chains;
         self.report.count(|c| {
             c.chains_checked += checked.chains;
             c.chains_late += checked.late;
@@ -586,7 +607,10 @@ impl Device {
 
     /// Tells the backend where a queue's interrupts go now.
     fn update_calls(&mut self, concerns: impl Fn(u16, u16) -> bool) {
-        let (Some(running), Some(mut backend)) = (&self.running, self.backend.take()) else {
+        let Some(running) = &self.running else {
+            return;
+        };
+        let Some(mut backend) = self.backend.take() else {
             return;
         };
         let mut outcome = Ok(());

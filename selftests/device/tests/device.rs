@@ -1,0 +1,507 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device from outside: a vfio-user client and driver on one side, an
+//! unmodified backend on the other, the report in between.
+
+mod support;
+
+use std::os::fd::AsRawFd;
+
+use support::driver::{self, Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, TABLE, VERSION_1};
+use support::machine::{has_storage_daemon, wait_for, Machine};
+use support::packed_backend;
+
+const FEATURES: u64 = VERSION_1 | SWIOTLB | INDIRECT;
+const NEEDS_RESET: u8 = 64;
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const RAM: u64 = 0x10_0000;
+
+fn pattern(seed: u8) -> Vec<u8> {
+    (0..4096u32).map(|n| (n * 7) as u8 ^ seed).collect()
+}
+
+/// A machine with a disk, and its driver.
+fn machine(more: &[&str]) -> Option<(Machine, Driver)> {
+    if !has_storage_daemon() {
+        return None;
+    }
+    let mut machine = Machine::new();
+    machine.start_storage_daemon();
+    machine.start_device(more);
+    let driver = Driver::connect(&machine.socket());
+    Some((machine, driver))
+}
+
+/// Writes a page and reads it back.
+fn exchange(driver: &mut Driver, seed: u8) {
+    let data = pattern(seed);
+    driver.put(0x2000, &data);
+    assert_eq!(
+        driver.block(OUT, 8 * u64::from(seed), 4096, seed % 2 == 0),
+        0
+    );
+    driver.put(0x2000, &[0; 4096]);
+    assert_eq!(
+        driver.block(IN, 8 * u64::from(seed), 4096, seed % 2 != 0),
+        0
+    );
+    let mut back = vec![0; 4096];
+    driver.get(0x2000, &mut back);
+    assert!(back == data, "other data came back");
+}
+
+#[test]
+fn blocks_go_through_the_region() {
+    let Some((mut machine, mut driver)) = machine(&["--region-size", "1M"]) else {
+        return;
+    };
+    let cap = driver.region_cap().expect("a region");
+    assert_eq!((cap.bar, cap.offset, cap.length), (4, 0, 1 << 20));
+    let mut capacity = [0; 8];
+    driver.device_config(&mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), 8192, "sectors of 4 MiB");
+
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    for seed in 1..20 {
+        exchange(&mut driver, seed);
+    }
+    let image = std::fs::read(machine.path("disk.img")).expect("image");
+    assert!(image[3 * 4096..4 * 4096] == pattern(3), "it is on the disk");
+
+    driver.reset();
+    drop(driver);
+    assert!(machine.stop_device().success());
+    assert!(!machine.socket().exists());
+    let report = machine.report();
+    let summary = report.last().expect("a last line");
+    assert_eq!(summary["event"], "summary");
+    assert_eq!(summary["violations"], 0);
+    assert_eq!(summary["chains_checked"], 38);
+    assert_eq!(summary["kicks"], 38);
+    assert_eq!(summary["backend_foreign_mappings"], 0);
+    let memory = &machine.events("backend_memory")[0];
+    assert_eq!(memory["table"][0]["guest"], format!("{BAR_ADDRESS:#x}"));
+    assert_eq!(memory["table"].as_array().map(Vec::len), Some(1));
+    assert_eq!(memory["table"][0]["bytes"], 1 << 20);
+    let region = memory["mappings"]
+        .as_array()
+        .expect("mappings")
+        .iter()
+        .any(|m| m["region"] == true && m["inode"] == memory["table"][0]["inode"]);
+    assert!(region, "the backend has mapped it");
+    assert_eq!(machine.events("queue")[0]["inside"], true);
+}
+
+#[test]
+fn window_away_from_the_start_of_its_bar() {
+    let more = ["--region-size", "192K", "--region-offset", "64K"];
+    let Some((machine, mut driver)) = machine(&more) else {
+        return;
+    };
+    let cap = driver.region_cap().expect("a region");
+    assert_eq!((cap.offset, cap.length), (0x1_0000, 0x3_0000));
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    // The bytes on both sides belong to no one.
+    for outside in [
+        driver.at(0) - 1,
+        driver.at(0x3_0000) - 511,
+        driver.at(0x3_0000),
+    ] {
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        driver.descriptor(0, outside, 512, 0, 0);
+        driver.offer(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0, "{outside:#x}");
+    }
+    assert_eq!(machine.events("violation").len(), 3);
+}
+
+#[test]
+fn required_refuses_who_does_not_accept() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert_eq!(
+        driver.offered() & (SWIOTLB | VERSION_1),
+        SWIOTLB | VERSION_1
+    );
+    assert!(!driver.negotiate(VERSION_1));
+    assert!(!driver.negotiate(SWIOTLB));
+    assert!(!driver.negotiate(VERSION_1 | SWIOTLB | (1 << 63)));
+    assert!(driver.negotiate(VERSION_1 | SWIOTLB));
+    let refused = machine.events("features_refused");
+    assert_eq!(refused.len(), 3);
+    assert_eq!(refused[2]["negotiation"], 3);
+    let accepted = machine.events("accepted");
+    assert_eq!(accepted[3]["swiotlb"], true);
+}
+
+#[test]
+fn optional_works_in_the_region_and_fails_outside() {
+    let Some((machine, mut driver)) = machine(&["--mode", "optional"]) else {
+        return;
+    };
+    assert!(driver.negotiate(VERSION_1));
+    driver.start();
+    exchange(&mut driver, 2);
+
+    assert!(driver.negotiate(VERSION_1));
+    driver.set_queue(RAM, RAM + 0x1000, RAM + 0x2000);
+    driver.write(20, &[15]);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert!(driver::wait(&driver.config_irq));
+    let violations = machine.events("violation");
+    assert_eq!(violations.len(), 3);
+    assert!(violations
+        .iter()
+        .all(|v| v["kind"] == "ring" && v["negotiation"] == 2));
+    assert_eq!(violations[0]["addr"], "0x100000");
+}
+
+#[test]
+fn every_combination_of_offers_negotiates() {
+    for (swiotlb, platform) in [("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no")] {
+        let more = [
+            "--mode",
+            "optional",
+            "--offer-swiotlb",
+            swiotlb,
+            "--access-platform",
+            platform,
+        ];
+        let Some((_machine, mut driver)) = machine(&more) else {
+            return;
+        };
+        let offered = driver.offered();
+        assert_eq!(offered & SWIOTLB != 0, swiotlb == "yes");
+        assert_eq!((offered >> 33) & 1 != 0, platform == "yes");
+        assert_eq!(offered & PACKED, 0);
+        assert_eq!(offered & ((1 << 24) | (1 << 26) | (1 << 30)), 0);
+        assert!(driver.negotiate(offered & (FEATURES | (1 << 33))));
+        driver.start();
+        exchange(&mut driver, 5);
+    }
+}
+
+#[test]
+fn region_without_a_capability() {
+    let Some((_machine, mut driver)) = machine(&["--capability", "no"]) else {
+        return;
+    };
+    assert_eq!(driver.region_cap(), None);
+    assert_ne!(driver.offered() & SWIOTLB, 0);
+}
+
+#[test]
+fn addresses_outside_stop_the_device_until_reset() {
+    let Some((machine, mut driver)) = machine(&["--region-size", "64K"]) else {
+        return;
+    };
+    type Make = fn(&Driver);
+    let cases: [(&str, Make); 4] = [
+        ("descriptor", |d| d.descriptor(0, RAM, 512, 0, 0)),
+        ("descriptor", |d| d.descriptor(0, u64::MAX - 3, 512, 0, 0)),
+        ("indirect", |d| d.descriptor(0, RAM, 48, TABLE, 0)),
+        ("indirect", |d| {
+            d.descriptor(0, d.at(0x1400), 16, TABLE, 0);
+            d.descriptor(0x1400, RAM, 512, 0, 0);
+        }),
+    ];
+    for (kind, make) in cases {
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        make(&driver);
+        driver.offer(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0);
+        assert!(driver::wait(&driver.config_irq));
+        let last = machine.events("violation").pop().expect("a violation");
+        assert_eq!(last["kind"], kind);
+        // Nothing more happens before the reset.
+        driver.offer(0);
+        assert_eq!(driver.load(0x802), 0);
+
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        exchange(&mut driver, 9);
+    }
+    assert_eq!(machine.events("violation").len(), cases.len());
+    assert_eq!(machine.events("needs_reset").len(), cases.len());
+}
+
+#[test]
+fn malformed_chains_stop_the_device() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    driver.descriptor(0, driver.at(0x1000), 1, driver::NEXT, 0);
+    driver.offer(0);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    driver.offer(99);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.events("malformed").len(), 2);
+}
+
+#[test]
+fn unannounced_violations_are_found_all_the_same() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    driver.descriptor(0, RAM, 512, 0, 0);
+    driver.put(0x404, &[0, 0]);
+    driver.put(0x402, &1u16.to_le_bytes());
+    assert!(driver::wait(&driver.config_irq));
+    assert_eq!(machine.events("violation").len(), 1);
+}
+
+#[test]
+fn region_that_moves_between_sessions() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    // Rings where the region was, which is not where it is now.
+    assert!(driver.negotiate(FEATURES));
+    driver.place_bar(BAR_ADDRESS + (1 << 32));
+    driver.start();
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.events("violation").len(), 3);
+    // Decoding off: it is nowhere.
+    driver.place_bar(0);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    driver.place_bar(BAR_ADDRESS);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 2);
+}
+
+#[test]
+fn function_reset_in_full_flight() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    driver.client.reset().expect("DEVICE_RESET");
+    assert_eq!(driver.status(), 0);
+    driver.place_bar(BAR_ADDRESS);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 2);
+    assert!(machine
+        .events("reset")
+        .iter()
+        .any(|e| e["kind"] == "function"));
+}
+
+#[test]
+fn next_client_finds_a_fresh_device() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    driver.put(0x5000, b"secret");
+    drop(driver);
+    wait_for("the disconnect", || {
+        !machine.events("disconnect").is_empty()
+    });
+    let mut driver = Driver::connect(&machine.socket());
+    assert_eq!(driver.status(), 0);
+    let mut rest = [1; 6];
+    driver.get(0x5000, &mut rest);
+    assert_eq!(rest, [0; 6], "of the guest before");
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 2);
+    machine.stop_device();
+    assert_eq!(machine.events("summary")[0]["connections"], 2);
+}
+
+#[test]
+fn once_ends_with_the_first_client() {
+    let Some((mut machine, driver)) = machine(&["--once"]) else {
+        return;
+    };
+    drop(driver);
+    assert!(machine.wait_device().success());
+    assert_eq!(machine.events("summary").len(), 1);
+    assert!(!machine.socket().exists());
+}
+
+#[test]
+fn rubbish_from_a_client_does_not_end_the_device() {
+    let Some((machine, driver)) = machine(&[]) else {
+        return;
+    };
+    drop(driver);
+    for rubbish in [
+        vec![0xff; 64],
+        vec![1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9],
+    ] {
+        let mut stream =
+            std::os::unix::net::UnixStream::connect(machine.socket()).expect("connect");
+        std::io::Write::write_all(&mut stream, &rubbish).expect("write");
+    }
+    let mut driver = Driver::connect(&machine.socket());
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+}
+
+#[test]
+fn backend_that_dies_and_comes_back() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    machine.kill_backend();
+    assert!(driver::wait(&driver.config_irq));
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    driver.kick();
+
+    // No backend, no device; and nothing hangs.
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+
+    machine.start_storage_daemon();
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    assert_eq!(driver.status(), 15);
+    exchange(&mut driver, 2);
+    assert_eq!(machine.events("backend_gone").len(), 1);
+}
+
+#[test]
+fn guest_memory_is_refused() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    let ram = tempfile::tempfile().expect("file");
+    ram.set_len(1 << 20).expect("length");
+    driver
+        .client
+        .dma_map(0, 0, 1 << 20, ram.as_raw_fd())
+        .expect("DMA_MAP");
+    driver.client.dma_unmap(0, 1 << 20).expect("DMA_UNMAP");
+    assert_eq!(machine.events("dma_map")[0]["fd"], true);
+    let pid = machine.events("start")[0]["pid"].as_u64().expect("pid");
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", ram.as_raw_fd())).expect("name");
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors") {
+        let target = std::fs::read_link(fd.expect("entry").path()).unwrap_or_default();
+        assert_ne!(target, name, "the device kept it");
+    }
+    machine.stop_device();
+    assert_eq!(machine.events("summary")[0]["dma_map_fds"], 1);
+}
+
+#[test]
+fn interrupts_that_come_late_are_not_lost() {
+    let Some((_machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver
+        .client
+        .set_irqs(2, 0x24, 1, 1, &[])
+        .expect("SET_IRQS");
+    driver.start();
+    let start = driver.load(0x802);
+    driver.put(0x1000, &[0; 16]);
+    driver.descriptor(0, driver.at(0x1000), 16, driver::NEXT, 1);
+    driver.descriptor(16, driver.at(0x2000), 512, driver::NEXT | driver::WRITE, 2);
+    driver.descriptor(32, driver.at(0x1800), 1, driver::WRITE, 0);
+    driver.offer(0);
+    wait_for("the request", || driver.load(0x802) != start);
+    let fd = driver.queue_irq.as_raw_fd();
+    driver
+        .client
+        .set_irqs(2, 0x24, 1, 1, &[fd])
+        .expect("SET_IRQS");
+    assert!(driver::wait(&driver.queue_irq));
+}
+
+#[test]
+fn packed_ring() {
+    let mut machine = Machine::new();
+    packed_backend::start(&machine.path("backend.sock"));
+    machine.start_device(&["--type", "rng", "--packed", "yes", "--region-offset", "4K"]);
+    let mut driver = Driver::connect(&machine.socket());
+    assert_ne!(driver.offered() & PACKED, 0);
+    assert!(driver.negotiate(VERSION_1 | SWIOTLB | PACKED));
+    driver.start();
+    // Three laps of 16.
+    for n in 0..48usize {
+        let (slot, wrap) = (16 * (n % 16), n / 16 % 2 == 0);
+        let flags = driver::WRITE | if wrap { 1 << 7 } else { 1 << 15 };
+        driver.put(0x2000, &[0; 64]);
+        driver.descriptor(slot, driver.at(0x2000), 64, n as u16, flags);
+        driver.kick();
+        let used = if wrap { (1 << 7) | (1 << 15) } else { 0 };
+        while driver.load(slot + 14) != used {
+            assert!(driver::wait(&driver.queue_irq), "no interrupt at {n}");
+        }
+        let mut data = [0; 64];
+        driver.get(0x2000, &mut data);
+        assert_eq!(data, [0x5a; 64]);
+    }
+    // The fourth lap begins with a violation.
+    driver.descriptor(0, RAM, 64, 0, driver::WRITE | (1 << 15));
+    driver.kick();
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    machine.stop_device();
+    let summary = &machine.events("summary")[0];
+    assert_eq!(summary["violations"], 1);
+    assert_eq!(summary["chains_checked"], 49);
+    assert_eq!(machine.events("queue")[0]["packed"], true);
+}
+
+#[test]
+fn errors_are_one_clear_message() {
+    let mut machine = Machine::new();
+    let said = machine.fail_device(&["--region-size", "5000"]);
+    assert!(
+        said.contains("--region-size 5000 is not a multiple"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1);
+    let said = machine.fail_device(&["--type", "disk"]);
+    assert!(said.contains("virtio ID"), "{said}");
+    let said = machine.fail_device(&[]);
+    assert!(said.contains("cannot connect to the backend"), "{said}");
+    assert_eq!(said.lines().count(), 1);
+    if !has_storage_daemon() {
+        return;
+    }
+    machine.start_storage_daemon();
+    let said = machine.fail_device(&["--packed", "yes"]);
+    assert!(
+        said.contains("does not offer VIRTIO_F_RING_PACKED"),
+        "{said}"
+    );
+    let said = machine.fail_device(&["--queues", "200"]);
+    assert!(said.contains("--queues 200 is more than"), "{said}");
+    let socket = std::os::unix::net::UnixListener::bind(machine.socket());
+    let said = machine.fail_device(&[]);
+    assert!(said.contains("another program listens"), "{said}");
+    assert!(machine.socket().exists(), "it is not ours to remove");
+    drop(socket);
+}

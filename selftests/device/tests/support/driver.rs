@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A virtio driver, as small as it can be.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use vfio_user::Client;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+
+const CONFIG: u32 = 7;
+const CONTROL_BAR: u32 = 0;
+const BOUNCE_BAR: u32 = 4;
+
+/// Where the "firmware" of these tests puts the BAR of the region.
+pub const BAR_ADDRESS: u64 = 0x38_4000_0000;
+
+pub const SWIOTLB: u64 = 1 << 27;
+pub const INDIRECT: u64 = 1 << 28;
+pub const VERSION_1: u64 = 1 << 32;
+pub const PACKED: u64 = 1 << 34;
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const TABLE: u16 = 4;
+
+/// A vendor capability: BAR, offset, length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cap {
+    pub cfg_type: u8,
+    pub bar: u8,
+    pub offset: u32,
+    pub length: u32,
+}
+
+pub struct Driver {
+    pub client: Client,
+    memory: MmapRegion,
+    pub caps: Vec<Cap>,
+    common: u64,
+    notify: u64,
+    device: u64,
+    pub config_irq: EventFd,
+    pub queue_irq: EventFd,
+    avail: u16,
+    used: u16,
+}
+
+impl Driver {
+    /// Connects, places the BARs, takes the interrupts.
+    pub fn connect(socket: &Path) -> Self {
+        let mut client = Client::new(socket).expect("vfio-user");
+        let memory = map(&client);
+        let caps = capabilities(&mut client);
+        let find = |cfg_type| {
+            let cap = caps.iter().find(|c| c.cfg_type == cfg_type);
+            u64::from(cap.expect("a capability").offset)
+        };
+        let (common, notify, device) = (find(1), find(2), find(4));
+        let irq = || EventFd::new(EFD_NONBLOCK).expect("eventfd");
+        let (config_irq, queue_irq) = (irq(), irq());
+        for (vector, fd) in [(0, &config_irq), (1, &queue_irq)] {
+            client
+                .set_irqs(2, 0x24, vector, 1, &[fd.as_raw_fd()])
+                .expect("SET_IRQS");
+        }
+        let mut driver = Self {
+            client,
+            memory,
+            caps,
+            common,
+            notify,
+            device,
+            config_irq,
+            queue_irq,
+            avail: 0,
+            used: 0,
+        };
+        driver.place_bar(BAR_ADDRESS);
+        driver
+    }
+
+    pub fn place_bar(&mut self, address: u64) {
+        let low = (address as u32).to_le_bytes();
+        let high = ((address >> 32) as u32).to_le_bytes();
+        self.config_write(0x20, &low);
+        self.config_write(0x24, &high);
+        self.config_write(0x04, &[6, 0]);
+    }
+
+    fn config_write(&mut self, offset: u64, data: &[u8]) {
+        self.client
+            .region_write(CONFIG, offset, data)
+            .expect("configuration write");
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        self.client
+            .region_write(CONTROL_BAR, self.common + offset, data)
+            .expect("register write");
+    }
+
+    pub fn read<const N: usize>(&mut self, offset: u64) -> [u8; N] {
+        let mut data = [0; N];
+        self.client
+            .region_read(CONTROL_BAR, self.common + offset, &mut data)
+            .expect("register read");
+        data
+    }
+
+    /// `data.len()` bytes of the device configuration space.
+    pub fn device_config(&mut self, data: &mut [u8]) {
+        self.client
+            .region_read(CONTROL_BAR, self.device, data)
+            .expect("device configuration");
+    }
+
+    /// The capability that names the region, if there is one.
+    pub fn region_cap(&self) -> Option<Cap> {
+        self.caps.iter().find(|c| c.cfg_type == 10).copied()
+    }
+
+    /// A guest address that lies `offset` bytes into the region.
+    pub fn at(&self, offset: u64) -> u64 {
+        BAR_ADDRESS + self.region_cap().map_or(0, |c| u64::from(c.offset)) + offset
+    }
+
+    pub fn status(&mut self) -> u8 {
+        self.read::<1>(20)[0]
+    }
+
+    pub fn reset(&mut self) {
+        self.write(20, &[0]);
+        assert_eq!(self.status(), 0);
+        self.avail = 0;
+        self.used = 0;
+        while self.config_irq.read().is_ok() || self.queue_irq.read().is_ok() {}
+    }
+
+    pub fn offered(&mut self) -> u64 {
+        self.write(0, &0u32.to_le_bytes());
+        let low = u32::from_le_bytes(self.read(4));
+        self.write(0, &1u32.to_le_bytes());
+        let high = u32::from_le_bytes(self.read(4));
+        (u64::from(high) << 32) | u64::from(low)
+    }
+
+    /// Resets and negotiates; whether FEATURES_OK stands.
+    pub fn negotiate(&mut self, features: u64) -> bool {
+        self.reset();
+        self.write(20, &[1]);
+        self.write(20, &[3]);
+        for select in 0..2u32 {
+            self.write(8, &select.to_le_bytes());
+            self.write(12, &((features >> (32 * select)) as u32).to_le_bytes());
+        }
+        self.write(20, &[11]);
+        self.status() & 8 != 0
+    }
+
+    /// Queue 0 of 16 entries with its areas at these guest addresses.
+    pub fn set_queue(&mut self, desc: u64, driver: u64, device: u64) {
+        self.write(16, &0u16.to_le_bytes());
+        self.write(22, &0u16.to_le_bytes());
+        self.write(24, &16u16.to_le_bytes());
+        self.write(26, &1u16.to_le_bytes());
+        for (offset, address) in [(32, desc), (40, driver), (48, device)] {
+            self.write(offset, &(address as u32).to_le_bytes());
+            self.write(offset + 4, &((address >> 32) as u32).to_le_bytes());
+        }
+        self.write(28, &1u16.to_le_bytes());
+    }
+
+    /// Queue 0 at the beginning of the region, and DRIVER_OK.
+    pub fn start(&mut self) {
+        self.put(0, &[0; 0x1000]);
+        let at = |offset| self.at(offset);
+        let (desc, driver, device) = (at(0), at(0x400), at(0x800));
+        self.set_queue(desc, driver, device);
+        self.write(20, &[15]);
+    }
+
+    /// Writes bytes into the region.
+    pub fn put(&self, offset: usize, data: &[u8]) {
+        self.memory
+            .as_volatile_slice()
+            .write_slice(data, offset)
+            .expect("in the region");
+    }
+
+    pub fn get(&self, offset: usize, data: &mut [u8]) {
+        self.memory
+            .as_volatile_slice()
+            .read_slice(data, offset)
+            .expect("in the region");
+    }
+
+    fn store(&self, offset: usize, value: u16) {
+        self.memory
+            .as_volatile_slice()
+            .store(value.to_le(), offset, Ordering::Release)
+            .expect("in the region");
+    }
+
+    pub fn load(&self, offset: usize) -> u16 {
+        let value: u16 = self
+            .memory
+            .as_volatile_slice()
+            .load(offset, Ordering::Acquire)
+            .expect("in the region");
+        u16::from_le(value)
+    }
+
+    /// A descriptor at an offset into the region.
+    pub fn descriptor(&self, offset: usize, addr: u64, len: u32, a: u16, b: u16) {
+        let mut raw = [0; 16];
+        raw[..8].copy_from_slice(&addr.to_le_bytes());
+        raw[8..12].copy_from_slice(&len.to_le_bytes());
+        raw[12..14].copy_from_slice(&a.to_le_bytes());
+        // The last field publishes a packed descriptor.
+        self.put(offset, &raw[..14]);
+        self.store(offset + 14, b);
+    }
+
+    pub fn kick(&mut self) {
+        self.client
+            .region_write(CONTROL_BAR, self.notify, &0u16.to_le_bytes())
+            .expect("notification");
+    }
+
+    /// Makes the chain that begins at descriptor `head` available (split).
+    pub fn offer(&mut self, head: u16) {
+        self.store(0x404 + 2 * usize::from(self.avail % 16), head);
+        self.avail = self.avail.wrapping_add(1);
+        self.store(0x402, self.avail);
+        self.kick();
+    }
+
+    /// Waits until a split chain is used.
+    pub fn wait_used(&mut self) {
+        self.used = self.used.wrapping_add(1);
+        let want = self.used;
+        while self.load(0x802) != want {
+            assert!(wait(&self.queue_irq), "no interrupt");
+        }
+    }
+
+    /// One virtio-blk request in three descriptors: header at 0x1000, data at
+    /// 0x2000, status at 0x1800 of the region. Returns the status byte.
+    pub fn block(&mut self, kind: u32, sector: u64, bytes: u32, indirect: bool) -> u8 {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        self.put(0x1000, &header);
+        self.put(0x1800, &[0xee]);
+        let data = if kind == 0 { WRITE } else { 0 };
+        let table = if indirect { 0x1400 } else { 0 };
+        self.descriptor(table, self.at(0x1000), 16, NEXT, 1);
+        self.descriptor(table + 16, self.at(0x2000), bytes, NEXT | data, 2);
+        self.descriptor(table + 32, self.at(0x1800), 1, WRITE, 0);
+        let head = if indirect {
+            self.descriptor(0x50, self.at(0x1400), 48, TABLE, 0);
+            5
+        } else {
+            0
+        };
+        self.offer(head);
+        self.wait_used();
+        let mut status = [0];
+        self.get(0x1800, &mut status);
+        status[0]
+    }
+}
+
+/// Whether the interrupt comes in good time.
+pub fn wait(irq: &EventFd) -> bool {
+    // SAFETY is not needed: the descriptor is borrowed for the call.
+    let limit = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let fd = irq.try_clone().expect("eventfd");
+    let file = into_file(fd);
+    let ready = poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&limit));
+    ready.expect("poll") == 1 && irq.read().is_ok()
+}
+
+fn into_file(fd: EventFd) -> std::fs::File {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    // SAFETY: into_raw_fd gives up the only ownership of an open descriptor.
+    unsafe { std::fs::File::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// Maps the window of the bounce BAR, as a VMM does.
+fn map(client: &Client) -> MmapRegion {
+    let bar = client.region(BOUNCE_BAR).expect("the BAR of the region");
+    let backing = bar.file_offset.as_ref().expect("its descriptor");
+    let area = bar.sparse_areas.first().expect("its window");
+    let file = backing.file().try_clone().expect("descriptor");
+    let start = backing.start() + area.offset;
+    MmapRegion::from_file(FileOffset::new(file, start), area.size as usize).expect("mmap")
+}
+
+fn capabilities(client: &mut Client) -> Vec<Cap> {
+    let mut space = [0; 256];
+    client
+        .region_read(CONFIG, 0, &mut space)
+        .expect("configuration space");
+    let word =
+        |at: usize| u32::from_le_bytes([space[at], space[at + 1], space[at + 2], space[at + 3]]);
+    let mut caps = Vec::new();
+    let mut at = usize::from(space[0x34]);
+    while at != 0 {
+        if space[at] == 9 {
+            caps.push(Cap {
+                cfg_type: space[at + 3],
+                bar: space[at + 4],
+                offset: word(at + 8),
+                length: word(at + 12),
+            });
+        }
+        at = usize::from(space[at + 1]);
+    }
+    caps
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The processes of one test: a backend and the device.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+pub struct Machine {
+    dir: TempDir,
+    backend: Option<Child>,
+    device: Option<Child>,
+}
+
+/// Waits for something to become true.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn has_storage_daemon() -> bool {
+    let found = Command::new("qemu-storage-daemon")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok();
+    if !found {
+        eprintln!("skipped: qemu-storage-daemon is not installed");
+    }
+    found
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        Self {
+            dir: TempDir::new().expect("temporary directory"),
+            backend: None,
+            device: None,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A disk of 4 MiB of zeros behind an unmodified vhost-user-blk export.
+    pub fn start_storage_daemon(&mut self) {
+        let image = self.path("disk.img");
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&image)
+            .expect("image");
+        file.set_len(4 << 20).expect("image");
+        let socket = self.path("backend.sock");
+        let _ = std::fs::remove_file(&socket);
+        let blockdev = format!("driver=file,node-name=d,filename={}", image.display());
+        let export = format!(
+            "type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={}",
+            socket.display()
+        );
+        let child = Command::new("qemu-storage-daemon")
+            .args(["--blockdev", &blockdev, "--export", &export])
+            .spawn()
+            .expect("qemu-storage-daemon");
+        self.backend = Some(child);
+        wait_for("the backend's socket", || socket.exists());
+    }
+
+    pub fn kill_backend(&mut self) {
+        if let Some(mut child) = self.backend.take() {
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+        }
+    }
+
+    pub fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swiotlb-device"));
+        command
+            .arg("--socket")
+            .arg(self.path("device.sock"))
+            .arg("--backend")
+            .arg(self.path("backend.sock"))
+            .arg("--report")
+            .arg(self.path("report"))
+            .args(more);
+        command
+    }
+
+    pub fn start_device(&mut self, more: &[&str]) {
+        let child = self.command(more).spawn().expect("the device");
+        self.device = Some(child);
+        let socket = self.path("device.sock");
+        wait_for("the device's socket", || socket.exists());
+    }
+
+    /// Runs a device that must fail; returns what it said.
+    pub fn fail_device(&self, more: &[&str]) -> String {
+        let mut child = self
+            .command(more)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the device");
+        let mut text = String::new();
+        child
+            .stderr
+            .take()
+            .expect("stderr")
+            .read_to_string(&mut text)
+            .expect("text");
+        assert!(!child.wait().expect("wait").success());
+        text
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("device.sock")
+    }
+
+    /// Ends the device with SIGTERM; returns how it ended.
+    pub fn stop_device(&mut self) -> ExitStatus {
+        let child = self.device.as_ref().expect("a device");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
+        self.wait_device()
+    }
+
+    pub fn wait_device(&mut self) -> ExitStatus {
+        let mut child = self.device.take().expect("a device");
+        let mut status = None;
+        wait_for("the device's end", || {
+            status = child.try_wait().expect("wait");
+            status.is_some()
+        });
+        status.expect("status")
+    }
+
+    /// The report so far; every line must be JSON.
+    pub fn report(&self) -> Vec<Value> {
+        read_report(&self.path("report"))
+    }
+
+    pub fn events(&self, name: &str) -> Vec<Value> {
+        let mut events = self.report();
+        events.retain(|e| e["event"] == name);
+        events
+    }
+}
+
+fn read_report(path: &Path) -> Vec<Value> {
+    std::fs::read_to_string(path)
+        .expect("report")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+        .collect()
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::env::var_os("DEBUG_REPORT").is_some() {
+            eprintln!(
+                "{}",
+                std::fs::read_to_string(self.path("report")).unwrap_or_default()
+            );
+        }
+        for child in [&mut self.device, &mut self.backend].into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guest in a test's process: a vfio-user client that finds the device's
+//! structures as a driver does and keeps rings and buffers in the region.
+
+pub mod driver;
+pub mod machine;
+pub mod packed_backend;

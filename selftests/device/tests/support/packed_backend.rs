@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vhost-user backend with a packed ring and nothing else: it fills what it
+//! may write with 0x5a. Without protocol features, too, which the larger
+//! backends all have.
+
+use std::fs::File;
+use std::os::fd::FromRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::driver::{PACKED, VERSION_1, WRITE};
+
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+#[derive(Default)]
+struct State {
+    memory: Option<MmapRegion>,
+    guest: u64,
+    host: u64,
+    size: u16,
+    ring: u64,
+    next: u16,
+    wrap: bool,
+    call: Option<File>,
+}
+
+/// Serves one connection.
+pub fn start(path: &Path) {
+    let listener = UnixListener::bind(path).expect("socket");
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("connection");
+        serve(&stream);
+    });
+}
+
+fn serve(stream: &UnixStream) {
+    let state = Arc::new(Mutex::new(State::default()));
+    loop {
+        let mut message = [0u8; 4096];
+        let mut fds = [0; 8];
+        let mut iovecs = [libc::iovec {
+            iov_base: message.as_mut_ptr().cast(),
+            iov_len: message.len(),
+        }];
+        // SAFETY: the vector names a buffer that outlives the call.
+        let received = unsafe { stream.recv_with_fds(&mut iovecs, &mut fds) };
+        let (bytes, count) = received.expect("message");
+        // SAFETY: the kernel has just made these descriptors for us alone.
+        let mut files = fds[..count]
+            .iter()
+            .map(|fd| unsafe { File::from_raw_fd(*fd) });
+        let mut at = 0;
+        while at + 12 <= bytes {
+            let word = |n: usize| u32::from_le_bytes(message[n..n + 4].try_into().expect("4"));
+            let long = |n: usize| u64::from_le_bytes(message[n..n + 8].try_into().expect("8"));
+            let (request, body) = (word(at), at + 12);
+            handle(
+                stream,
+                &state,
+                request,
+                &mut files,
+                |n| word(body + n),
+                |n| long(body + n),
+            );
+            at = body + word(at + 8) as usize;
+        }
+        if bytes == 0 {
+            return;
+        }
+    }
+}
+
+fn handle(
+    stream: &UnixStream,
+    state: &Arc<Mutex<State>>,
+    request: u32,
+    files: &mut impl Iterator<Item = File>,
+    word: impl Fn(usize) -> u32,
+    long: impl Fn(usize) -> u64,
+) {
+    let mut s = state.lock().expect("state");
+    match request {
+        1 => reply(stream, 1, &(VERSION_1 | PACKED).to_le_bytes()),
+        5 => {
+            assert_eq!(word(0), 1, "the region alone");
+            (s.guest, s.host) = (long(8), long(24));
+            let backing = FileOffset::new(files.next().expect("memory"), long(32));
+            let map = MmapRegion::from_file(backing, long(16) as usize);
+            s.memory = Some(map.expect("mmap"));
+        }
+        8 => s.size = word(4) as u16,
+        9 => s.ring = long(8) - s.host,
+        10 => {
+            s.next = (word(4) & 0x7fff) as u16;
+            s.wrap = word(4) & 0x8000 != 0;
+        }
+        11 => {
+            s.ring = u64::MAX;
+            reply(stream, 11, &[0; 8]);
+        }
+        12 => {
+            let (kick, state) = (files.next().expect("kick"), Arc::clone(state));
+            thread::spawn(move || listen(kick, &state));
+        }
+        13 => s.call = files.next(),
+        _ => {}
+    }
+}
+
+fn reply(stream: &UnixStream, request: u32, body: &[u8]) {
+    let mut message = Vec::new();
+    for word in [request, 5, body.len() as u32] {
+        message.extend(word.to_le_bytes());
+    }
+    message.extend(body);
+    std::io::Write::write_all(&mut &*stream, &message).expect("reply");
+}
+
+fn listen(kick: File, state: &Mutex<State>) {
+    let mut count = [0; 8];
+    loop {
+        let fds = &mut [rustix::event::PollFd::new(
+            &kick,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(fds, None).expect("poll");
+        if std::io::Read::read(&mut &kick, &mut count).is_ok() {
+            process(&mut state.lock().expect("state"));
+        }
+    }
+}
+
+fn process(s: &mut State) {
+    if s.ring == u64::MAX {
+        return;
+    }
+    let memory = s.memory.as_ref().expect("memory").as_volatile_slice();
+    let mut done = false;
+    loop {
+        let at = s.ring as usize + 16 * usize::from(s.next);
+        let flags: u16 = memory.load(at + 14, Ordering::Acquire).expect("flags");
+        if (flags & AVAIL != 0) != s.wrap || (flags & USED != 0) == s.wrap {
+            break;
+        }
+        if flags & WRITE != 0 {
+            let addr: u64 = memory.read_obj(at).expect("address");
+            let len: u32 = memory.read_obj(at + 8).expect("length");
+            let data = vec![0x5a; len as usize];
+            let offset = (addr - s.guest) as usize;
+            memory.write_slice(&data, offset).expect("inside");
+        }
+        let used = if s.wrap { AVAIL | USED } else { 0 };
+        memory
+            .store(used, at + 14, Ordering::Release)
+            .expect("flags");
+        done = true;
+        s.next += 1;
+        if s.next == s.size {
+            s.next = 0;
+            s.wrap = !s.wrap;
+        }
+    }
+    if let (true, Some(call)) = (done, &s.call) {
+        std::io::Write::write_all(&mut &*call, &1u64.to_ne_bytes()).expect("call");
+    }
+}
