@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# `make KDIR=<kernel build tree>` builds the module the ordinary out-of-tree way
+# and needs nothing of what follows; all other targets do their own set-up, in
+# $(BUILD). The kernel's build reads Kbuild, not this file.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+
+# Everything that is built, fetched or cached by the other targets.
+export BUILD ?= $(CURDIR)/build
+KDIR ?= /lib/modules/$(shell uname -r)/build
+TOOLBOX := scripts/toolbox run
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := modules
+.PHONY: modules help demo check shell kunit docs fmt toolbox stock test-kernel \
+	device clean distclean
+
+## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
+modules:
+	@scripts/check-kdir "$(KDIR)"
+	$(MAKE) -C "$(KDIR)" M=$(CURDIR) $(if $(MO),MO="$(abspath $(MO))") \
+		$(shell scripts/check-kdir --compiler "$(KDIR)") modules
+
+## demo: watch an unmodified driver in a stock kernel work through a device's own region
+demo: toolbox
+	@$(TOOLBOX) scripts/demo
+
+## check: run all tests; TEST_ARGS= goes to pytest
+check: toolbox
+	@$(TOOLBOX) scripts/check $(TEST_ARGS)
+
+## shell: a shell in a guest with one restricted disk; GUEST_ARGS= as for scripts/guest
+GUEST_ARGS ?= --restricted blk --module
+shell: stock device
+	@$(TOOLBOX) scripts/build module stock
+	@scripts/guest --kernel stock $(GUEST_ARGS)
+
+## kunit: run the module's KUnit suites in a guest
+kunit: test-kernel
+	@$(TOOLBOX) scripts/build module test
+	@scripts/kunit
+
+## docs: build the documentation as HTML, into $(BUILD)/docs
+docs: toolbox
+	@$(TOOLBOX) scripts/build docs
+
+## fmt: format the Rust code
+fmt: toolbox
+	@$(TOOLBOX) scripts/gates fmt
+
+## toolbox: the Debian root with all tools, without which nothing else works
+toolbox:
+	@scripts/toolbox make
+
+## stock: the stock Debian kernel, and its tree prepared for Rust modules
+stock: toolbox
+	@$(TOOLBOX) scripts/kernel stock
+
+## test-kernel: the small kernel with KUnit (about 6 minutes, once)
+test-kernel: toolbox
+	@$(TOOLBOX) scripts/kernel test
+
+## device: the reference device
+device: toolbox
+	@$(TOOLBOX) scripts/build device
+
+## clean: remove what is built of this project; the toolbox and the kernels stay
+clean:
+	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/docs" "$(BUILD)/run" "$(BUILD)/log"
+	rm -rf *.o *.ko *.mod *.mod.c .*.cmd rust/*.o rust/.*.cmd rust/bindings_generated.rs \
+		Module.symvers modules.order .module-common.o
+
+## distclean: remove everything that was built, fetched or cached
+distclean: clean
+	@scripts/toolbox remove
+	rm -rf "$(BUILD)"
+
+## help: this list
+help:
+	@sed -n 's/^## \([^:]*\): \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
