@@ -277,7 +277,6 @@ impl Driver {
 
 /// Whether the interrupt comes in good time.
 pub fn wait(irq: &EventFd) -> bool {
-    // SAFETY is not needed: the descriptor is borrowed for the call.
     let limit = Timespec {
         tv_sec: 10,
         tv_nsec: 0,
