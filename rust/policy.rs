@@ -77,7 +77,9 @@ impl fmt::Display for Reason {
             Self::NotConcerned => f.write_str("neither the feature bit nor a region"),
             Self::Legacy => f.write_str("legacy interface, where bit 27 means ANY_LAYOUT"),
             Self::OwnMapping => f.write_str("the transport maps buffers in its own way"),
-            Self::NoRegion => f.write_str("the device offers VIRTIO_F_SWIOTLB but brings no region"),
+            Self::NoRegion => {
+                f.write_str("the device offers VIRTIO_F_SWIOTLB but brings no region")
+            }
             Self::Type(kind) => write!(
                 f,
                 "a {} device uses guest addresses that are no buffers",

@@ -220,9 +220,7 @@ impl Mapping {
             flags |= core_bindings::MEMREMAP_DEC as c_ulong;
         }
         // SAFETY: The range is this device's, checked and claimed.
-        let base = unsafe {
-            core_bindings::memremap(extent.start, extent.bytes as usize, flags)
-        };
+        let base = unsafe { core_bindings::memremap(extent.start, extent.bytes as usize, flags) };
         // INVARIANT: Mapped just now.
         Ok(Self {
             base: NonNull::new(base.cast()).ok_or(Reason::NoMemory)?,

@@ -106,8 +106,7 @@ impl PinnedDrop for VirtioSwiotlb {
         // No device is bounced: each would hold the module. Those that are being bound, or were
         // not bounced, may still be hooked.
         self.registry.stop();
-        self.registration
-            .for_each(|dev| self.registry.unhook(dev));
+        self.registration.for_each(|dev| self.registry.unhook(dev));
         virtio::synchronize_hooks();
     }
 }

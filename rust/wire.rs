@@ -166,7 +166,10 @@ impl fmt::Display for Fault {
         match self {
             Self::Truncated => f.write_str("the SWIOTLB capability is truncated"),
             Self::NoSuchBar(bar) => {
-                write!(f, "the SWIOTLB capability names BAR {bar}, there are 0 to 5")
+                write!(
+                    f,
+                    "the SWIOTLB capability names BAR {bar}, there are 0 to 5"
+                )
             }
             Self::BarAbsent(bar) => write!(f, "the region's BAR {bar} does not exist"),
             Self::BarIsIo(bar) => write!(f, "the region's BAR {bar} is I/O ports, not memory"),
@@ -587,10 +590,7 @@ mod tests {
             start: u64::MAX - 0xfff,
             bytes: u64::MAX,
         };
-        assert_eq!(
-            device.region(),
-            Finding::Malformed(Fault::OutsideBar(4))
-        );
+        assert_eq!(device.region(), Finding::Malformed(Fault::OutsideBar(4)));
     }
 
     #[test]
@@ -651,10 +651,7 @@ mod tests {
         ] {
             let mut device = with_region(4, 0x1000, 0x4000);
             device.virtio(kind.0, 4, 0x4ffc, 4);
-            assert_eq!(
-                device.region(),
-                Finding::Malformed(Fault::Overlaps(kind.1))
-            );
+            assert_eq!(device.region(), Finding::Malformed(Fault::Overlaps(kind.1)));
         }
     }
 

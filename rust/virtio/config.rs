@@ -90,12 +90,18 @@ impl<T: Hooks> Interposer<T> {
         // SAFETY: As above.
         let mut ops = unsafe { *original };
         // A transport has some of these only, and the core looks at which.
-        ops.get = ops.get.map(|_| Self::get as _);
-        ops.get_features = ops.get_features.map(|_| Self::get_features as _);
-        ops.get_extended_features = ops
-            .get_extended_features
-            .map(|_| Self::get_extended_features as _);
-        ops.finalize_features = ops.finalize_features.map(|_| Self::finalize_features as _);
+        if ops.get.is_some() {
+            ops.get = Some(Self::get);
+        }
+        if ops.get_features.is_some() {
+            ops.get_features = Some(Self::get_features);
+        }
+        if ops.get_extended_features.is_some() {
+            ops.get_extended_features = Some(Self::get_extended_features);
+        }
+        if ops.finalize_features.is_some() {
+            ops.finalize_features = Some(Self::finalize_features);
+        }
         // INVARIANT: Just copied, and the transport's operations are constant.
         Self {
             ops,
