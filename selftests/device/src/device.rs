@@ -182,6 +182,7 @@ impl Device {
             swiotlb: self.options.offer_swiotlb,
             access_platform: self.options.access_platform,
             packed: self.options.packed,
+            indirect: self.options.indirect,
             event_idx: self.options.event_idx,
         };
         self.registers.reset(offer.features(self.backend_features));

@@ -103,6 +103,7 @@ fn start(options: &Options) -> serde_json::Value {
         "capability": options.capability,
         "access_platform": options.access_platform,
         "packed": options.packed,
+        "indirect": options.indirect,
         "event_idx": options.event_idx,
         "queues": options.queue_count(),
         "queue_size": options.queue_size,

@@ -62,6 +62,10 @@ pub struct Options {
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
     pub packed: bool,
 
+    /// Offer VIRTIO_F_INDIRECT_DESC (bit 28) if the backend has it
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
+    pub indirect: bool,
+
     /// Offer VIRTIO_F_EVENT_IDX (bit 29) if the backend has it; without it more
     /// chains are looked at before they are done
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]

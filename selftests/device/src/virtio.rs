@@ -12,6 +12,7 @@ pub const STATUS_NEEDS_RESET: u8 = 64;
 pub const F_NOTIFY_ON_EMPTY: u32 = 24;
 pub const F_LOG_ALL: u32 = 26;
 pub const F_SWIOTLB: u32 = 27;
+pub const F_INDIRECT_DESC: u32 = 28;
 pub const F_EVENT_IDX: u32 = 29;
 pub const F_PROTOCOL_FEATURES: u32 = 30;
 pub const F_VERSION_1: u32 = 32;
@@ -49,12 +50,13 @@ const HIDDEN: u64 = bit(F_NOTIFY_ON_EMPTY)
     | bit(F_RING_RESET)
     | bit(F_ADMIN_VQ);
 
-/// The four offers that are the device's own to make.
+/// The five offers that are the device's own to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
     pub swiotlb: bool,
     pub access_platform: bool,
     pub packed: bool,
+    pub indirect: bool,
     pub event_idx: bool,
 }
 
@@ -70,6 +72,9 @@ impl Offer {
         }
         if !self.packed {
             features &= !bit(F_RING_PACKED);
+        }
+        if !self.indirect {
+            features &= !bit(F_INDIRECT_DESC);
         }
         if !self.event_idx {
             features &= !bit(F_EVENT_IDX);
@@ -574,6 +579,7 @@ mod tests {
             swiotlb: false,
             access_platform: false,
             packed: false,
+            indirect: true,
             event_idx: true,
         };
         let offered = offer.features(backend);
@@ -584,6 +590,7 @@ mod tests {
             swiotlb: true,
             access_platform: true,
             packed: true,
+            indirect: false,
             event_idx: false,
         };
         let offered = all.features(backend);
@@ -591,7 +598,7 @@ mod tests {
             offered & ((1 << 27) | (1 << 33) | (1 << 34)),
             (1 << 27) | (1 << 33) | (1 << 34)
         );
-        assert_eq!(offered & bit(29), 0);
+        assert_eq!(offered & (bit(28) | bit(29)), 0);
         assert_eq!(backend_features(offered) & ((1 << 27) | (1 << 33)), 0);
     }
 }
