@@ -85,9 +85,7 @@ class Restricted:
         """Bring up backend and device; the device listens when this returns."""
         if not SWIOTLB_DEVICE.exists():
             raise GuestError(
-                "the reference device is not built; run: scripts/toolbox run cargo build"
-                " --release --locked --manifest-path selftests/device/Cargo.toml"
-                ' --target-dir "$BUILD/target"'
+                "the reference device is not built; run: scripts/build device"
             )
         running = Running(name, sockets / f"{name}.sock", logs / f"{name}.report")
         try:

@@ -276,7 +276,7 @@ class Guest:
         path = Path(self.module.path or self.kernel.module()).resolve()
         if not path.is_file():
             raise GuestError(
-                f"there is no module {path}; build it first (make KDIR={self.kernel.tree})"
+                f"there is no module {path}; build it: scripts/build module {self.kernel.name}"
             )
         words = [f"{key}={value}" for key, value in self.module.parameters.items()]
         return shlex.join([str(path), *words])
