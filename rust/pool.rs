@@ -99,6 +99,9 @@ pub struct Slot {
     direction: u8,
 }
 
+/// `direction` of a ring.
+const RING: u8 = u8::MAX;
+
 /// What the lock protects.
 pub struct Area<S> {
     slots: S,
@@ -132,8 +135,7 @@ impl<S: DerefMut<Target = [Slot]>> Area<S> {
                     self.slots[at].run = granules as i32;
                     self.stats.live += 1;
                     self.stats.used_bytes += granules * GRANULE;
-                    self.stats.hiwater_bytes =
-                        self.stats.hiwater_bytes.max(self.stats.used_bytes);
+                    self.stats.hiwater_bytes = self.stats.hiwater_bytes.max(self.stats.used_bytes);
                     return Some(at);
                 }
             }
@@ -141,7 +143,8 @@ impl<S: DerefMut<Target = [Slot]>> Area<S> {
         None
     }
 
-    fn find(&self, offset: usize, len: usize) -> Result<(usize, Mapping), BadHandle> {
+    /// What holds `len` bytes at `offset`: a mapping, or a ring if `ring`.
+    fn find(&self, offset: usize, len: usize, ring: bool) -> Result<(usize, Mapping), BadHandle> {
         let slot = self.slots.get(offset / GRANULE).ok_or(BadHandle::Outside)?;
         let start = match slot.run {
             0 => return Err(BadHandle::Unmapped),
@@ -149,8 +152,16 @@ impl<S: DerefMut<Target = [Slot]>> Area<S> {
             _ => offset / GRANULE,
         };
         let slot = self.slots[start];
+        // There is no buffer behind a ring to copy from or to.
+        if (slot.direction == RING) != ring {
+            return Err(BadHandle::Unmapped);
+        }
         let first = start * GRANULE + slot.orig as usize % GRANULE;
-        if offset < first || offset - first + len > slot.len as usize {
+        // Neither sum may wrap: offset and length are a driver's mistake when we get here.
+        let rest = offset
+            .checked_sub(first)
+            .and_then(|inside| (slot.len as usize).checked_sub(inside));
+        if rest.is_none_or(|rest| len > rest) {
             return Err(BadHandle::Length);
         }
         let mapping = Mapping {
@@ -229,7 +240,7 @@ impl<L> Pool<L> {
         L: Lock<Area<S>>,
     {
         self.area.with(|area| {
-            let found = area.find(offset, len).map(|(_, mapping)| mapping);
+            let found = area.find(offset, len, false).map(|(_, mapping)| mapping);
             area.stats.bad_handle += u64::from(found.is_err());
             found
         })
@@ -244,9 +255,21 @@ impl<L> Pool<L> {
     where
         L: Lock<Area<S>>,
     {
+        self.give_back(offset, len, false)
+    }
+
+    fn give_back<S: DerefMut<Target = [Slot]>>(
+        &self,
+        offset: usize,
+        len: usize,
+        ring: bool,
+    ) -> Result<(), BadHandle>
+    where
+        L: Lock<Area<S>>,
+    {
         self.area.with(|area| {
             let found = area
-                .find(offset, len)
+                .find(offset, len, ring)
                 .and_then(|(start, mapping)| match () {
                     () if mapping.offset != offset => Err(BadHandle::Interior),
                     () if mapping.len != len => Err(BadHandle::Length),
@@ -285,6 +308,7 @@ impl<L> Pool<L> {
                 .ok_or(Refusal::Full)?;
             area.slots[at].orig = 0;
             area.slots[at].len = len as u32;
+            area.slots[at].direction = RING;
             Ok(at * GRANULE)
         })
     }
@@ -298,7 +322,7 @@ impl<L> Pool<L> {
     where
         L: Lock<Area<S>>,
     {
-        self.unmap(offset, len)
+        self.give_back(offset, len, true)
     }
 
     /// Reads the counters.
