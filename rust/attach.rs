@@ -254,7 +254,7 @@ impl Seen {
 
     /// Whether the region is still where it was when it was mapped (R19).
     fn in_place(&self, dev: &Device, bounce: &Bounce) -> bool {
-        region::find(dev) == wire::Finding::Usable(*bounce.region().extent())
+        bounce.region().is_in_place(dev)
     }
 
     /// The driver is gone, or never came: undoes what [`Seen::bounce`] did.
@@ -322,6 +322,11 @@ fn announce(dev: &Device, decision: &Decision) {
     }
 }
 
+/// The features that make a device use nothing but its region.
+const CONFINING: Features = Features::VERSION_1
+    .with(Features::SWIOTLB)
+    .with(Features::ACCESS_PLATFORM);
+
 /// Decides a device's negotiation from within its configuration operations.
 pub(crate) struct Negotiator(Arc<Seen>);
 
@@ -375,7 +380,9 @@ impl Hooks for Negotiator {
                 }
                 dev.set_features(told.0);
                 original.finalize_features()?;
-                if !Features(dev.features()).has(told) {
+                // The transport drops what it does not know. Not what this is about, though.
+                let kept = Features(dev.features());
+                if !kept.has(told.only(CONFINING)) {
                     dev_err!(
                         dev.as_device(),
                         "no driver is bound: the transport dropped features that were agreed on\n"
@@ -383,7 +390,7 @@ impl Hooks for Negotiator {
                     return Err(ENODEV);
                 }
                 // ... and the core is told what makes it map rings and buffers at all.
-                dev.set_features(told.with(Features::ACCESS_PLATFORM).0);
+                dev.set_features(kept.with(Features::ACCESS_PLATFORM).0);
                 Ok(())
             }
         }

@@ -168,6 +168,12 @@ impl Region {
         })
     }
 
+    /// Whether it is still where it was, for the guest and for the device. May sleep.
+    pub(crate) fn is_in_place(&self, dev: &Device) -> bool {
+        find(dev) == Finding::Usable(self.extent)
+            && Source::of(dev).is_some_and(|source| source.bus_address(&self.extent) == self.bus)
+    }
+
     /// Where it is.
     pub(crate) fn extent(&self) -> &Extent {
         &self.extent

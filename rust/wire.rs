@@ -37,6 +37,11 @@ impl Features {
         Self(self.0 | other.0)
     }
 
+    /// What is in the set and in `other`.
+    pub const fn only(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// The set without `other`.
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
