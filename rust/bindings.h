@@ -10,3 +10,6 @@
 #include <linux/virtio_config.h>
 
 #include "helpers.h"
+#if IS_BUILTIN(CONFIG_KUNIT)
+#include "tests/transport.h"
+#endif

@@ -85,6 +85,8 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
         })
         .pin_chain(|this| {
             let this = &*this;
+            #[cfg(CONFIG_KUNIT = "y")]
+            tests::set_registry(&this.registry);
             this.registration.for_each(|dev| this.registry.late(dev));
             let outcomes = &this.registry.shared().outcomes;
             pr_info!(

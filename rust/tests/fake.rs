@@ -1,40 +1,465 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that exists for KUnit only.
+//! A device that exists for KUnit only: the safe face of `transport.c`, where the transport and
+//! a driver are.
+//!
+//! The region has three addresses that have nothing in common: that of the bytes, that in guest
+//! physical memory, and that on the bus. A mix-up leads nowhere.
 
 use crate::{
+    attach::{
+        Registry,
+        Seen, //
+    },
+    bindings,
+    bounce::Bounce,
+    region,
     virtio::Device,
     wire::{
         Bar,
         Extent,
+        Features,
+        Finding,
         BARS,
         CONFIG_SPACE_BYTES, //
     }, //
 };
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    types::Opaque, //
+};
 
-/// The region of a fake device.
-pub(crate) struct Region;
+pub(crate) use bindings::{
+    virtio_swiotlb_fake_log as Log,
+    virtio_swiotlb_fake_setup as Setup,
+    virtio_swiotlb_fake_sight as Sight, //
+};
+
+/// The only feature that the driver has beside those of rings and transports.
+pub(crate) const DRIVER_FEATURE: Features = Features(1 << bindings::VIRTIO_SWIOTLB_FAKE_FEATURE);
+/// VIRTIO_RING_F_INDIRECT_DESC (virtio 1.4, 6).
+pub(crate) const INDIRECT: Features = Features(1 << 28);
+/// VIRTIO_F_RING_PACKED (virtio 1.4, 6).
+pub(crate) const PACKED: Features = Features(1 << 34);
+
+/// The device type that no other driver takes.
+pub(crate) const TYPE: u32 = 0xf0;
+/// The BAR of the region.
+const BAR: u8 = 2;
+/// What the region leaves of its BAR on both sides, in bytes.
+pub(crate) const MARGIN: usize = 8192;
+/// What the margins and the untouched region are filled with.
+pub(crate) const FILL: u8 = 0xa5;
+
+/// How a device is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    /// The device type.
+    pub(crate) kind: u32,
+    /// What it offers.
+    pub(crate) offered: Features,
+    /// Length of the region in bytes.
+    pub(crate) region_bytes: usize,
+    /// Whether there is a capability that names the region.
+    pub(crate) capability: bool,
+    /// Whether the transport asks for features the new way.
+    pub(crate) extended: bool,
+    /// How many queues the driver wants.
+    pub(crate) queues: u32,
+}
+
+/// A modern device that offers the bit and brings a region.
+pub(crate) const PLAN: Plan = Plan {
+    kind: TYPE,
+    offered: Features::VERSION_1.with(Features::SWIOTLB),
+    region_bytes: 256 << 10,
+    capability: true,
+    extended: true,
+    queues: 1,
+};
+
+/// A registered device. It goes with this, or with its test if that fails.
+pub(crate) struct Fake(NonNull<bindings::virtio_swiotlb_fake>);
+
+impl Fake {
+    /// Registers a device. No driver is bound to it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(plan: &Plan) -> Result<Self> {
+        static SERIAL: Atomic<u64> = Atomic::new(1);
+
+        let bytes = plan.region_bytes + 2 * MARGIN;
+        // SAFETY: Called by a case of KUnit, whose end removes the device.
+        let fake = unsafe { bindings::virtio_swiotlb_fake_new(plan.kind, bytes, plan.extended) };
+        let fake = Self(NonNull::new(fake).ok_or(ENOMEM)?);
+        let serial = SERIAL.fetch_add(1, Relaxed);
+        fake.change(|setup| {
+            setup.offered = plan.offered.0;
+            setup.wanted_queues = plan.queues;
+            setup.start = 0x40_0000_0000 + (serial << 32);
+            setup.bus = 0xb000_0000_0000 + (serial << 33);
+            if plan.capability {
+                setup.config_space = capability(BAR, MARGIN, plan.region_bytes);
+            }
+        });
+        fake.fill(0, bytes, FILL);
+        Ok(fake)
+    }
+
+    /// The device, as the module sees it.
+    pub(crate) fn device(&self) -> &Device {
+        // SAFETY: The device is registered as long as `self`; `Device` is transparent, and the
+        // virtio device is the first member.
+        unsafe { self.0.cast().as_ref() }
+    }
+
+    /// Lets device and driver do something else from now on.
+    pub(crate) fn change(&self, f: impl FnOnce(&mut Setup)) {
+        // SAFETY: Plain data of a live fake, read by this thread only.
+        let setup = unsafe { &raw mut (*self.0.as_ptr()).setup };
+        // SAFETY: As above.
+        let mut changed = unsafe { setup.read() };
+        f(&mut changed);
+        // SAFETY: As above.
+        unsafe { setup.write(changed) };
+    }
+
+    /// Names another region, from `offset` in the BAR.
+    pub(crate) fn move_region(&self, offset: usize, bytes: usize) {
+        self.change(|setup| setup.config_space = capability(BAR, offset, bytes));
+    }
+
+    /// What the device saw.
+    pub(crate) fn log(&self) -> Log {
+        // SAFETY: Plain data of a live fake, written by this thread only.
+        unsafe { (&raw const (*self.0.as_ptr()).log).read() }
+    }
+
+    /// What the device was told of features since its last reset.
+    pub(crate) fn told(&self) -> Features {
+        Features(self.log().told)
+    }
+
+    /// What the core has in place now.
+    pub(crate) fn sight(&self) -> Sight {
+        // SAFETY: The fake is live, and nothing is being bound.
+        unsafe { bindings::virtio_swiotlb_fake_sight(self.0.as_ptr()) }
+    }
+
+    /// Binds the driver.
+    ///
+    /// # Errors
+    ///
+    /// Those of the core, of the transport and of the driver.
+    pub(crate) fn bind(&self) -> Result {
+        // SAFETY: The fake is live.
+        to_result(unsafe { bindings::virtio_swiotlb_fake_bind(self.0.as_ptr()) })
+    }
+
+    /// Unbinds the driver.
+    pub(crate) fn unbind(&self) {
+        // SAFETY: The fake is live.
+        unsafe { bindings::virtio_swiotlb_fake_unbind(self.0.as_ptr()) };
+    }
+
+    /// Whether the driver is bound.
+    pub(crate) fn is_bound(&self) -> bool {
+        // SAFETY: The fake is live.
+        unsafe { bindings::virtio_swiotlb_fake_bound(self.0.as_ptr()) }
+    }
+
+    /// A reset by the transport begins.
+    pub(crate) fn reset_prepare(&self) -> Result {
+        // SAFETY: The fake is live.
+        to_result(unsafe { bindings::virtio_swiotlb_fake_reset_prepare(self.0.as_ptr()) })
+    }
+
+    /// A reset by the transport is over.
+    pub(crate) fn reset_done(&self) -> Result {
+        // SAFETY: The fake is live.
+        to_result(unsafe { bindings::virtio_swiotlb_fake_reset_done(self.0.as_ptr()) })
+    }
+
+    /// The machine is suspended.
+    #[cfg(CONFIG_PM_SLEEP)]
+    pub(crate) fn freeze(&self) -> Result {
+        // SAFETY: The fake is live.
+        to_result(unsafe { bindings::virtio_swiotlb_fake_freeze(self.0.as_ptr()) })
+    }
+
+    /// The machine is resumed.
+    #[cfg(CONFIG_PM_SLEEP)]
+    pub(crate) fn restore(&self) -> Result {
+        // SAFETY: The fake is live.
+        to_result(unsafe { bindings::virtio_swiotlb_fake_restore(self.0.as_ptr()) })
+    }
+
+    /// The le32 at byte `at` of the device's configuration, as the driver reads it.
+    pub(crate) fn read_config(&self, at: u32) -> u32 {
+        // SAFETY: The fake is live, and the configuration is longer than the tests ask for.
+        unsafe { bindings::virtio_swiotlb_fake_read_config(self.0.as_ptr(), at) }
+    }
+
+    /// The longest mapping that the driver is told of, in bytes.
+    pub(crate) fn max_mapping(&self) -> usize {
+        // SAFETY: The fake is live.
+        unsafe { bindings::virtio_swiotlb_fake_max_mapping(self.0.as_ptr()) }
+    }
+
+    /// The driver sends `out` and receives into `into`, in one request on queue `queue`. An empty
+    /// one is left out. Both must stay until the request is back, or the driver is unbound.
+    ///
+    /// # Errors
+    ///
+    /// Those of `virtqueue_add_sgs()`.
+    pub(crate) fn add(&self, queue: u32, out: &mut [u8], into: &mut [u8]) -> Result {
+        // SAFETY: The driver is bound; the buffers are from kmalloc() and the caller keeps them.
+        to_result(unsafe {
+            bindings::virtio_swiotlb_fake_add(
+                self.0.as_ptr(),
+                queue,
+                out.as_mut_ptr().cast(),
+                out.len() as u32,
+                into.as_mut_ptr().cast(),
+                into.len() as u32,
+            )
+        })
+    }
+
+    /// The driver looks for a request that the device is done with: how much was written.
+    pub(crate) fn get(&self, queue: u32) -> Option<u32> {
+        let mut len = 0;
+        // SAFETY: The driver is bound.
+        let token = unsafe { bindings::virtio_swiotlb_fake_get(self.0.as_ptr(), queue, &mut len) };
+        (!token.is_null()).then_some(len)
+    }
+
+    /// The bytes of the BAR.
+    fn memory(&self) -> NonNull<[u8]> {
+        // SAFETY: Fixed when the fake was made.
+        let (memory, bytes) = unsafe { ((*self.0.as_ptr()).memory, (*self.0.as_ptr()).bytes) };
+        // SAFETY: A fake has memory.
+        NonNull::slice_from_raw_parts(unsafe { NonNull::new_unchecked(memory) }, bytes)
+    }
+
+    /// Fills part of the BAR.
+    fn fill(&self, offset: usize, bytes: usize, with: u8) {
+        self.with_bar(|bar| bar[offset..offset + bytes].fill(with));
+    }
+
+    /// Looks at the BAR, as the device does.
+    pub(crate) fn with_bar<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        // SAFETY: Everything that uses these bytes runs in this thread, and `f` calls none of it.
+        f(unsafe { self.memory().as_mut() })
+    }
+
+    /// Looks at the region, as it was when the device was made.
+    pub(crate) fn with_region<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.with_bar(|bar| {
+            let end = bar.len() - MARGIN;
+            f(&mut bar[MARGIN..end])
+        })
+    }
+
+    /// Whether nobody has written to the BAR beside the region.
+    pub(crate) fn margins_are_clean(&self) -> bool {
+        self.with_bar(|bar| {
+            let end = bar.len() - MARGIN;
+            bar[..MARGIN].iter().all(|b| *b == FILL) && bar[end..].iter().all(|b| *b == FILL)
+        })
+    }
+
+    /// The bytes at an address that the device was told; `None` unless all of them lie in the
+    /// region. This is all of the guest's memory that the device has.
+    pub(crate) fn with_bytes<R>(
+        &self,
+        address: u64,
+        len: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> Option<R> {
+        let Finding::Usable(extent) = region::find(self.device()) else {
+            return None;
+        };
+        let bus = Region::of(self.device())?.bus_address(&extent);
+        let offset = usize::try_from(address.checked_sub(bus)?).ok()?;
+        let end = offset.checked_add(len)?;
+        if end > extent.bytes as usize {
+            return None;
+        }
+        let at = extent.offset as usize;
+        self.with_bar(|bar| bar.get_mut(at + offset..at + end).map(f))
+    }
+
+    /// A region of the device as it is now, mapped.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if it has none that is usable.
+    pub(crate) fn map_region(&self) -> Result<region::Region> {
+        let Finding::Usable(extent) = region::find(self.device()) else {
+            return Err(ENODEV);
+        };
+        region::Region::new(self.device(), &extent).map_err(|_| ENODEV)
+    }
+
+    /// What the module knows of the device, if it has seen it.
+    pub(crate) fn seen<R>(&self, f: impl FnOnce(&Seen) -> R) -> Option<R> {
+        let name = CString::try_from_fmt(fmt!("virtio{}", self.device().index())).ok()?;
+        let mut f = Some(f);
+        let mut found = None;
+        let _ = registry().for_each(|seen| -> Result {
+            if *seen.name == *name {
+                found = f.take().map(|f| f(seen));
+            }
+            Ok(())
+        });
+        found
+    }
+
+    /// The device's bounce buffers, if it is bounced.
+    pub(crate) fn bounce<R>(&self, f: impl FnOnce(&Bounce) -> R) -> Option<R> {
+        self.seen(|seen| seen.state.lock().bounce().map(f))
+            .flatten()
+    }
+
+    /// What was decided last, as debugfs calls it: "unseen" if the module has nothing to do with
+    /// the device.
+    pub(crate) fn mode(&self) -> &'static str {
+        self.seen(|seen| {
+            seen.state
+                .lock()
+                .decision
+                .map_or("negotiating", |d| d.mode())
+        })
+        .unwrap_or("unseen")
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        // SAFETY: The fake is live, and this is the case of KUnit that made it.
+        unsafe { bindings::virtio_swiotlb_fake_free(self.0.as_ptr()) };
+    }
+}
+
+/// Configuration space with nothing in it but one SWIOTLB capability.
+fn capability(bar: u8, offset: usize, bytes: usize) -> [u8; CONFIG_SPACE_BYTES] {
+    const AT: usize = 0x40;
+
+    let mut space = [0; CONFIG_SPACE_BYTES];
+    // PCI_STATUS_CAP_LIST and PCI_CAPABILITY_LIST.
+    space[0x06] = 0x10;
+    space[0x34] = AT as u8;
+    // struct virtio_pci_cap of cfg_type 10.
+    space[AT] = 0x09;
+    space[AT + 2] = 16;
+    space[AT + 3] = 10;
+    space[AT + 4] = bar;
+    space[AT + 8..AT + 12].copy_from_slice(&(offset as u32).to_le_bytes());
+    space[AT + 12..AT + 16].copy_from_slice(&(bytes as u32).to_le_bytes());
+    space
+}
+
+/// The region of a fake device, as `region.rs` sees it.
+#[repr(transparent)]
+pub(crate) struct Region(Opaque<bindings::virtio_swiotlb_fake>);
+
+// SAFETY: Used by the cases of KUnit only, which run in one thread.
+unsafe impl Sync for Region {}
 
 impl Region {
-    /// The region of `dev`, if that is a fake.
-    pub(crate) fn of(_dev: &Device) -> Option<&'static Self> {
-        None
+    /// The region of `dev`, if that is a fake. Valid as long as `dev`.
+    pub(crate) fn of(dev: &Device) -> Option<&'static Self> {
+        let vdev = ptr::from_ref(dev).cast_mut().cast();
+        // SAFETY: `Device` is transparent, and valid; a fake goes after what is made of its
+        // region.
+        unsafe {
+            bindings::virtio_swiotlb_fake_of(vdev)
+                .cast::<Self>()
+                .as_ref()
+        }
     }
 
+    fn setup(&self) -> Setup {
+        // SAFETY: Plain data, written by this thread only.
+        unsafe { (&raw const (*self.0.get()).setup).read() }
+    }
+
+    /// Configuration space.
     pub(crate) fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES] {
-        [0; CONFIG_SPACE_BYTES]
+        self.setup().config_space
     }
 
+    /// One memory BAR.
     pub(crate) fn bars(&self) -> [Bar; BARS] {
-        [Bar::Absent; BARS]
+        let mut bars = [Bar::Absent; BARS];
+        bars[usize::from(BAR)] = Bar::Memory {
+            start: self.setup().start,
+            // SAFETY: Fixed when the fake was made.
+            bytes: unsafe { (*self.0.get()).bytes } as u64,
+        };
+        bars
     }
 
-    pub(crate) fn bus_address(&self, _extent: &Extent) -> u64 {
-        0
+    /// The address of the region's first byte as the device is told.
+    pub(crate) fn bus_address(&self, extent: &Extent) -> u64 {
+        self.setup().bus + extent.offset
     }
 
-    pub(crate) fn memory(&self, _extent: &Extent) -> NonNull<u8> {
-        NonNull::dangling()
+    /// The region's first byte.
+    pub(crate) fn memory(&self, extent: &Extent) -> NonNull<u8> {
+        // SAFETY: A fake has memory, and an extent lies in its BAR.
+        unsafe { NonNull::new_unchecked((*self.0.get()).memory).add(extent.offset as usize) }
     }
+}
+
+/// The guest physical address of a buffer from kmalloc().
+pub(crate) fn phys(buffer: &mut [u8]) -> u64 {
+    // SAFETY: Arithmetic only.
+    unsafe { bindings::virtio_swiotlb_fake_phys(buffer.as_mut_ptr().cast()) }
+}
+
+/// Calls `f` with interrupts off on this CPU. It must come back.
+pub(crate) fn without_interrupts<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: A case of KUnit is called with interrupts on, and they are on again below.
+    unsafe { bindings::virtio_swiotlb_fake_interrupts(false) };
+    let result = f();
+    // SAFETY: As above.
+    unsafe { bindings::virtio_swiotlb_fake_interrupts(true) };
+    result
+}
+
+/// How many have this module in use.
+pub(crate) fn module_users() -> i32 {
+    // SAFETY: No requirements.
+    unsafe { bindings::virtio_swiotlb_fake_module_users() }
+}
+
+static REGISTRY: Atomic<*const Registry> = Atomic::new(ptr::null());
+
+/// Tells the tests the registry of the module, which keeps it while suites can run.
+pub(crate) fn set_registry(registry: &Arc<Registry>) {
+    REGISTRY.store(Arc::as_ptr(registry), Relaxed);
+}
+
+/// The registry of the module.
+pub(crate) fn registry() -> &'static Registry {
+    // SAFETY: Suites run while the module is live: between `set_registry()` in its init, and its
+    // exit.
+    unsafe { &*REGISTRY.load(Relaxed) }
 }
