@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""A small vhost-user backend with packed rings, which qemu-storage-daemon lacks.
+
+    backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
+    backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
+
+It has no protocol features: one queue, started by its kick, and configuration
+space comes from the reference device (--config). It sees the one region that it
+is given; an address outside is the end of it, as it is of larger backends.
+"""
+
+import mmap
+import os
+import selectors
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Protocol
+
+# virtio 1.4, 2.8 and 5.2
+F_BLK_SEG_MAX, F_BLK_FLUSH = 2, 9
+F_INDIRECT, F_VERSION_1, F_PACKED = 28, 32, 34
+NEXT, WRITE, INDIRECT, AVAIL, USED = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 15
+DESCRIPTOR = struct.Struct("<QIHH")
+BLK_IN, BLK_OUT, BLK_FLUSH, BLK_GET_ID = 0, 1, 4, 8
+BLK_OK, BLK_IOERR, BLK_UNSUPP = 0, 1, 2
+
+# vhost-user messages
+GET_FEATURES, SET_MEM_TABLE, SET_VRING_NUM, SET_VRING_ADDR = 1, 5, 8, 9
+SET_VRING_BASE, GET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL = 10, 11, 12, 13
+HEADER = struct.Struct("<III")
+
+PATTERN = b"swiotlb\n"
+
+
+def bits(*numbers: int) -> int:
+    return sum(1 << number for number in numbers)
+
+
+class Region:
+    """The memory that the device has given us, and its two sets of addresses."""
+
+    def __init__(self, table: bytes, file: int) -> None:
+        count, _, self.guest, self.bytes, self.host, offset = struct.unpack_from("<IIQQQQ", table)
+        if count != 1:
+            raise ValueError(f"{count} regions, where there should be one")
+        self._map = mmap.mmap(file, self.bytes, offset=offset)
+        os.close(file)
+        self.view = memoryview(self._map)
+
+    def at(self, address: int, length: int) -> memoryview:
+        start = address - self.guest
+        if start < 0 or start + length > self.bytes:
+            raise ValueError(f"{address:#x}+{length:#x} is outside the region")
+        return self.view[start : start + length]
+
+
+class Model(Protocol):
+    """What kind of device it is."""
+
+    features: int
+
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        """Does one request; how many bytes it wrote."""
+
+
+class Disk:
+    """virtio-blk on a file."""
+
+    features = bits(F_BLK_SEG_MAX, F_BLK_FLUSH)
+
+    def __init__(self, image: str) -> None:
+        self._file = os.open(image, os.O_RDWR)
+
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        kind, _, sector = struct.unpack("<IIQ", readable[0][:16])
+        *data, status = writable
+        written, status[0] = self._act(kind, sector * 512, readable[1:], data)
+        return written + 1
+
+    def _act(
+        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
+    ) -> tuple[int, int]:
+        if kind == BLK_OUT:
+            wanted = sum(map(len, out))
+            return 0, BLK_OK if os.pwritev(self._file, out, offset) == wanted else BLK_IOERR
+        if kind == BLK_IN:
+            wanted = sum(map(len, into))
+            got = os.preadv(self._file, into, offset)
+            return got, BLK_OK if got == wanted else BLK_IOERR
+        if kind == BLK_FLUSH:
+            os.fdatasync(self._file)
+            return 0, BLK_OK
+        if kind == BLK_GET_ID:
+            into[0][:6] = b"packed"
+            return len(into[0]), BLK_OK
+        return 0, BLK_UNSUPP
+
+
+class Entropy:
+    """virtio-rng, of a sort that can be recognised."""
+
+    features = 0
+
+    def serve(self, _: list[memoryview], writable: list[memoryview]) -> int:
+        for view in writable:
+            view[:] = (PATTERN * (len(view) // len(PATTERN) + 1))[: len(view)]
+        return sum(map(len, writable))
+
+
+class Queue:
+    """A packed virtqueue, device side (virtio 1.4, 2.8)."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.ring_host = 0
+        self.next = 0
+        self.wrap = True
+        self.running = False
+        self.call: int | None = None
+
+    def set_base(self, base: int) -> None:
+        self.next, self.wrap = base & 0x7FFF, bool(base & 0x8000)
+
+    def process(self, region: Region, model: Model) -> None:
+        done = False
+        while self.running and (head := self._available(region)):
+            used, buffer_id, taken = head
+            length = model.serve(*used)
+            self._give_back(region, buffer_id, length, taken)
+            done = True
+        # Interrupts that the driver did not ask for do no harm, lost ones do.
+        if done and self.call is not None:
+            os.write(self.call, struct.pack("=Q", 1))
+
+    def _ring(self, region: Region) -> memoryview:
+        return region.at(self.ring_host - region.host + region.guest, 16 * self.size)
+
+    def _available(
+        self, region: Region
+    ) -> tuple[tuple[list[memoryview], list[memoryview]], int, int] | None:
+        ring = self._ring(region)
+        flags = ring.cast("H")[8 * self.next + 7]
+        if bool(flags & AVAIL) != self.wrap or bool(flags & USED) == self.wrap:
+            return None
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        taken = 0
+        while True:
+            at = (self.next + taken) % self.size
+            taken += 1
+            address, length, buffer_id, flags = DESCRIPTOR.unpack_from(ring, 16 * at)
+            for place, count, kind in self._pieces(region, address, length, flags):
+                (writable if kind & WRITE else readable).append(region.at(place, count))
+            if not flags & NEXT:
+                return (readable, writable), buffer_id, taken
+
+    def _pieces(
+        self, region: Region, address: int, length: int, flags: int
+    ) -> Iterator[tuple[int, int, int]]:
+        if not flags & INDIRECT:
+            yield address, length, flags
+            return
+        for place, count, _, kind in DESCRIPTOR.iter_unpack(region.at(address, length)):
+            yield place, count, kind
+
+    def _give_back(self, region: Region, buffer_id: int, length: int, taken: int) -> None:
+        ring = self._ring(region)
+        at = 16 * self.next
+        struct.pack_into("<IH", ring, at + 8, length, buffer_id)
+        # One store, and the last: x86 keeps the order of stores.
+        ring.cast("H")[at // 2 + 7] = AVAIL | USED if self.wrap else 0
+        self.next += taken
+        if self.next >= self.size:
+            self.next -= self.size
+            self.wrap = not self.wrap
+
+
+class Backend:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket, model: Model) -> None:
+        self._connection = connection
+        self._model = model
+        self._queue = Queue()
+        self._region: Region | None = None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(connection, selectors.EVENT_READ, self._message)
+
+    def serve(self) -> None:
+        """Until the other side hangs up."""
+        while True:
+            for key, _ in self._selector.select():
+                if not key.data(key.fd):
+                    return
+
+    def _kicked(self, kick: int) -> bool:
+        os.read(kick, 8)
+        self._process()
+        return True
+
+    def _process(self) -> None:
+        if self._region:
+            self._queue.process(self._region, self._model)
+
+    def _message(self, _: int) -> bool:
+        data, files, _, _ = socket.recv_fds(self._connection, HEADER.size, 8)
+        if not data:
+            return False
+        request, _, length = HEADER.unpack(data)
+        body = b""
+        while len(body) < length:
+            body += self._connection.recv(length - len(body))
+        self._handle(request, body, files)
+        return True
+
+    def _handle(self, request: int, body: bytes, files: list[int]) -> None:
+        queue = self._queue
+        if request == GET_FEATURES:
+            features = self._model.features | bits(F_INDIRECT, F_VERSION_1, F_PACKED)
+            self._reply(request, struct.pack("<Q", features))
+        elif request == SET_MEM_TABLE:
+            self._region = Region(body, files.pop())
+        elif request == SET_VRING_NUM:
+            queue.size = struct.unpack("<II", body)[1]
+        elif request == SET_VRING_ADDR:
+            queue.ring_host = struct.unpack_from("<IIQ", body)[2]
+        elif request == SET_VRING_BASE:
+            queue.set_base(struct.unpack("<II", body)[1])
+        elif request == GET_VRING_BASE:
+            queue.running = False
+            self._reply(request, struct.pack("<II", 0, queue.next | queue.wrap << 15))
+        elif request == SET_VRING_KICK:
+            for key in list(self._selector.get_map().values()):
+                if key.data == self._kicked:
+                    self._selector.unregister(key.fd)
+                    os.close(key.fd)
+            self._selector.register(files.pop(), selectors.EVENT_READ, self._kicked)
+            queue.running = True
+            self._process()
+        elif request == SET_VRING_CALL:
+            if queue.call is not None:
+                os.close(queue.call)
+            queue.call = files.pop()
+        for file in files:
+            os.close(file)
+
+    def _reply(self, request: int, body: bytes) -> None:
+        self._connection.sendall(HEADER.pack(request, 1 | 1 << 2, len(body)) + body)
+
+
+def main(kind: str, path: str, *image: str) -> None:
+    model: Model = Disk(*image) if kind == "disk" else Entropy()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                Backend(connection, model).serve()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
