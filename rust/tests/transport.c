@@ -81,7 +81,8 @@ static u64 fake_get_features(struct virtio_device *vdev)
 {
 	struct virtio_swiotlb_fake *fake = to_fake(vdev);
 
-	fake->log.asked++;
+	if (fake->log.asked++ && fake->setup.offered_then)
+		return fake->setup.offered_then;
 	return fake->setup.offered;
 }
 

@@ -38,6 +38,7 @@ struct virtio_swiotlb_fake_sight {
 /* What device and driver do; a test may change it at any time. */
 struct virtio_swiotlb_fake_setup {
 	u64 offered;
+	u64 offered_then;	/* when asked again, if not 0 */
 	u64 dropped;		/* finalize_features() clears these */
 	bool refuses;		/* the device does not keep FEATURES_OK */
 	u8 config_space[256];
