@@ -230,8 +230,9 @@ def image_of(device: Device, name: str, directory: Path) -> Path | None:
 
 # --- places on the PCI bus ---
 
-_FIRST_SLOT = 4
-_SLOTS = 24
+# Slots below are those of virtme-ng's own devices, slot 31 is the chipset's.
+_FIRST_SLOT = 12
+_SLOTS = 16
 _BRIDGE_SLOTS = 31
 
 

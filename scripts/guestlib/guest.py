@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """A guest: a kernel, some devices, a command to run.
 
-QEMU is started directly rather than through virtme-ng, whose idea it is to use
-the host's root file system (here the toolbox) through 9p under an overlay: its
-init and udev take most of a minute under emulation, it adds six virtio devices of
-its own, and it cannot let a guest reboot. The root file system is the only thing
-shared with the guest, and it is served by copying: guest RAM is plain -m memory,
-private to QEMU, in every run.
+virtme-ng boots it, with the toolbox as its root file system through 9p: guest RAM
+is plain -m memory, private to QEMU, in every run. (virtme-ng's virtiofs would
+share all of it by file descriptor.) The virtio devices that virtme-ng adds for
+itself are ordinary ones.
 
 The two sides meet in a directory of the run, /share in the guest. Scripts own
 /share; /share/.guest is for this module and the programs `init` and `start`:
@@ -24,16 +22,13 @@ import os
 import shlex
 import shutil
 import socket
-import sys
 import tempfile
-import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from . import accel
 from .devices import (
     Device,
     Restricted,
@@ -47,11 +42,12 @@ from .kernel import Kernel
 from .paths import HERE, RunDirectory, parse_bytes
 from .process import Process, tail
 from .result import Result, read_report, read_text
+from .terminal import Terminal
+from .virtme import virtme
 
 _POLL_SECONDS = 0.05
 #: From the end of the command to the end of QEMU.
 _POWEROFF_SECONDS = 20
-_QEMU = "qemu-system-x86_64"
 _FORBIDDEN = ("share=on", "memory-backend", "mem-path")
 
 
@@ -180,15 +176,16 @@ class Guest:
                     self.restricted.append(running)
             restricted = list(self.restricted)
             self._qmp = sockets / "qmp"
-            if script is None:
-                stack.enter_context(_kept_terminal())
+            terminal = sockets / "shell" if script is None else None
             qemu = Process(
                 "QEMU",
-                self._qemu_arguments(logs, share, images, script is None),
-                logs / "qemu.log",
-                stdio=(sys.stdin, sys.stdout) if script is None else None,
+                self._command(logs, share, images, terminal),
+                logs / "console",
+                stdout=logs / "virtme.log",
             )
             stack.callback(qemu.kill)
+            if terminal:
+                stack.enter_context(Terminal(qemu, terminal))
             watch = _Watch(qemu, restricted, control, on, stream)
             watch.until_end(self, begin + timeout if timeout else None)
         problems = watch.problems
@@ -281,34 +278,36 @@ class Guest:
         words = [f"{key}={value}" for key, value in self.module.parameters.items()]
         return shlex.join([str(path), *words])
 
-    def _qemu_arguments(
-        self, logs: Path, share: Path, images: Sequence[Path | None], shell: bool
+    def _command(
+        self, logs: Path, share: Path, images: Sequence[Path | None], shell: Path | None
     ) -> list[str | Path]:
-        initramfs = logs / "initramfs"
-        self.kernel.write_initramfs(initramfs)
-        command_line = "console=ttyS0 loglevel=8 mitigations=off audit=0 net.ifnames=0"
+        command_line = "loglevel=8 ignore_loglevel mitigations=off audit=0 net.ifnames=0"
+        # Nothing on the host changes under a guest's feet, so all of it may be cached.
+        command_line += " rootflags=version=9p2000.L,trans=virtio,access=any,msize=262144,cache=loose"
         # Without reboots a panic ends QEMU at once; with them it would look like
         # one, so there the guest stays as it is until its time is over.
         command_line += f" panic={0 if self.reboots else -1} {self.append}"
+        return [
+            *virtme(self.kernel, self.accel),
+            *("--memory", f"{self.memory >> 20}M", "--cpus", str(self.cpus)),
+            *("--append", command_line.strip()),
+            f"--rwdir=/share={share}",
+            *(f"--qemu-opts={word}" for word in self._qemu_words(images, shell)),
+            *("--", "bash /share/.guest/start"),
+        ]
+
+    def _qemu_words(self, images: Sequence[Path | None], shell: Path | None) -> list[str]:
+        """What virtme-ng is to add to QEMU's command line."""
         arguments: list[str | Path] = [
-            _QEMU,
-            *("-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
-            *accel.arguments(self.accel, (self.kernel, initramfs)),
-            *("-m", f"{self.memory}B", "-smp", str(self.cpus)),
-            *("-kernel", self.kernel.image, "-initrd", initramfs),
-            # or the firmware drives every disk, from guest memory
-            *("-boot", "strict=on"),
-            *("-append", command_line.strip()),
-            *("-serial", f"file:{logs / 'console'}"),
             *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
-            *_export("root", Path("/"), "readonly=on"),
-            *_export("share", share),
+            # Else the firmware drives an optional device, with rings in guest memory.
+            *("-boot", "strict=on"),
             *bridge_arguments(len(self.devices)),
         ]
-        if not self.reboots:
-            arguments.append("-no-reboot")
+        if self.reboots:
+            arguments += ["-action", "reboot=reset"]
         if shell:
-            arguments += ["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]
+            arguments += ["-serial", f"unix:{shell},server=on,wait=off"]
         running = iter(self.restricted)
         for index, (device, name, image) in enumerate(zip(self.devices, self.names, images)):
             address = pci_address(index)
@@ -316,7 +315,7 @@ class Guest:
                 arguments += next(running).qemu_arguments(address)
             else:
                 arguments += device.qemu_arguments(name, address, image)
-        return arguments + self.qemu
+        return [shlex.quote(str(word)) for word in [*arguments, *self.qemu]]
 
 
 class _Watch:
@@ -405,19 +404,8 @@ def _names(devices: Sequence[Device]) -> list[str]:
     return names
 
 
-def _export(tag: str, path: Path, *options: str) -> list[str]:
-    """QEMU's arguments for a 9p export of a directory."""
-    fsdev = ["local", f"id={tag}", f"path={path}", "security_model=none", "multidevs=remap"]
-    return [
-        *("-fsdev", ",".join([*fsdev, *options])),
-        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag},disable-legacy=on"),
-    ]
-
-
 def _why_no_result(qemu: Process, logs: Path) -> str:
     console = tail(logs / "console", 12)
-    if not console:
-        return f"QEMU ended with status {qemu.status}:\n{qemu.last_words(10)}"
     panic = "Kernel panic" in read_text(logs / "console")
     what = "the kernel panicked" if panic else "the guest ended before the command did"
     return f"{what}; the last lines of its console:\n{console}"
@@ -446,14 +434,3 @@ def _read_tree(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-@contextlib.contextmanager
-def _kept_terminal():
-    """Puts the terminal's settings back, which QEMU changes."""
-    settings = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
-    try:
-        yield
-    finally:
-        if settings:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)

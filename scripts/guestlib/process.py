@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from .errors import GuestError
 
@@ -21,7 +20,8 @@ def _die_with_parent() -> None:
 
 
 class Process:
-    """A running child with a name, a log, and a process group of its own."""
+    """A running child with a name, a log, and a process group of its own. Its
+    standard output goes to the log as well, or to a file of its own."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Process:
         argv: Sequence[str | Path],
         log: Path,
         *,
-        stdio: tuple[IO, IO] | None = None,
+        stdout: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -37,13 +37,12 @@ class Process:
         self.argv = [str(word) for word in argv]
         #: Set by stop(): its end is no surprise.
         self.stopped = False
-        with open(log, "ab") as file:
-            stdin, stdout = stdio or (subprocess.DEVNULL, file)
+        with open(log, "ab") as file, open(stdout or log, "ab") as output:
             try:
                 self._child = subprocess.Popen(
                     self.argv,
-                    stdin=stdin,
-                    stdout=stdout,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
                     stderr=file,
                     start_new_session=True,
                     preexec_fn=_die_with_parent,
