@@ -145,11 +145,15 @@ class Boot:
         lines = self.result.kernel_log.splitlines()
         return [line for line in lines if mark in line and text in line]
 
-    def written_bytes(self, device: str) -> int:
-        return sum(b.bytes for b in self.blocks if b.device == device and b.written != "-")
+    def blocks_of(self, device: str, since: int = 0) -> list[Block]:
+        """Its blocks from this offset on."""
+        return [b for b in self.blocks if b.device == device and b.offset >= since]
 
-    def read_bytes(self, device: str) -> int:
-        return sum(b.bytes for b in self.blocks if b.device == device)
+    def written_bytes(self, device: str, since: int = 0) -> int:
+        return sum(b.bytes for b in self.blocks_of(device, since) if b.written != "-")
+
+    def read_bytes(self, device: str, since: int = 0) -> int:
+        return sum(b.bytes for b in self.blocks_of(device, since))
 
 
 def numbers(text: str) -> dict[str, int]:
@@ -178,7 +182,7 @@ def booted(
         images = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="images")))
         guest = stack.enter_context(Guest(kernel=kernel, devices=devices, **guest_options))
         seeds = _make_images(devices, guest.names, images)
-        result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
+        result = guest.run(prologue(guest) + script, timeout=timeout, on=on)
         boot = Boot(result, devices, guest.names, _blocks(result), seeds)
         assert result.ok, result
         assert not [line for line in result.complaints() if not complaints(line)], result
@@ -186,7 +190,8 @@ def booted(
         yield boot
 
 
-def _prologue(guest: Guest) -> str:
+def prologue(guest: Guest) -> str:
+    """What every script begins with."""
     module = guest.kernel.module()
     assert module.is_file(), f"no module: run scripts/build module {guest.kernel.name}"
     return f"MODULE={shlex.quote(str(module))}\n. {shlex.quote(str(HERE / 'guest/steps'))}\n"
@@ -281,9 +286,11 @@ def assert_idle(counters: Mapping[str, int], region_bytes: int = REGION_BYTES) -
     assert counters["allocs"] > counters["frees"]
 
 
-def assert_bytes_went_through(boot: Boot, device: str, counters: Mapping[str, int]) -> None:
+def assert_bytes_went_through(
+    boot: Boot, device: str, counters: Mapping[str, int], since: int = 0
+) -> None:
     """All data that the script wrote and read was counted by module and device."""
-    written, read = boot.written_bytes(device), boot.read_bytes(device)
+    written, read = boot.written_bytes(device, since), boot.read_bytes(device, since)
     assert written > 0 and read > 0
     assert counters["bytes_to_device"] >= written
     assert counters["bytes_from_device"] >= read
@@ -292,14 +299,17 @@ def assert_bytes_went_through(boot: Boot, device: str, counters: Mapping[str, in
     assert end["bytes_readable"] + end["bytes_writable"] > 0
 
 
-def assert_bounced(boot: Boot, device: str, *, mode: str = "bounced") -> None:
-    """All of it, for a device that was bound and idle when the script ended."""
+def assert_bounced(boot: Boot, device: str, *, since: int = 0) -> None:
+    """All of it, for a device that was bound and idle when the script ended.
+
+    since   the blocks from this offset on were written since it was bound
+    """
     region_bytes = events(boot.report(device), "start")[0]["region_bytes"]
-    assert boot.state(device)["mode"] == mode
+    assert boot.state(device)["mode"] == "bounced"
     assert boot.state(device)["region_bytes"] == str(region_bytes)
     counters = boot.counters(device)
     assert_idle(counters, region_bytes)
-    assert_bytes_went_through(boot, device, counters)
+    assert_bytes_went_through(boot, device, counters, since)
     assert_confined(boot, device)
     region = events(boot.report(device), "driver_ok")[-1]["region"]
     assert boot.state(device)["region_bus"] == region

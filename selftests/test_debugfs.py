@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The files below /sys/kernel/debug/virtio_swiotlb: names, modes and keys are an
+interface, and root's alone."""
+
+from collections.abc import Iterator
+
+import pytest
+from harness import REGION_BYTES, Boot, booted, disk
+from guestlib.result import key_values
+
+STATE = ["driver", "mode", "reason", "region_phys", "region_bus", "region_bytes", "bar"]
+COUNTERS = [
+    *("maps", "unmaps", "syncs", "bytes_to_device", "bytes_from_device", "allocs", "frees"),
+    *("full", "too_large", "bad_handle"),
+    *("pool_bytes", "used_bytes", "hiwater_bytes", "largest_free_bytes"),
+]
+OUTCOMES = ["seen", "bounced", "hint", "declined", "refused"]
+
+SCRIPT = """
+load
+data restricted0 1048576 524288
+dir=$debugfs/$(virtio restricted0)
+fact tree find "$debugfs" -mindepth 1 -printf '%P %y %m %u\\n'
+fact devices cat "$debugfs/devices"
+fact totals cat "$debugfs/totals"
+keep restricted0 busy
+fact nobody setpriv --reuid 65534 --regid 65534 --clear-groups cat "$debugfs/devices"
+fact nobody_counters setpriv --reuid 65534 --regid 65534 --clear-groups cat "$dir/counters"
+for word in 0 11 on ''; do
+	fact "reset-$word" sh -c "echo '$word' >$dir/reset_hiwater"
+done
+keep restricted0 not-reset
+fact reset-1 sh -c "echo 1 >$dir/reset_hiwater"
+keep restricted0 reset
+fact write_state sh -c "echo 1 >$dir/state"
+unbind_driver restricted0
+fact totals_unbound cat "$debugfs/totals"
+keep restricted0 unbound
+fact reset-unbound sh -c "echo 1 >$dir/reset_hiwater"
+bind_driver restricted0
+"""
+
+
+@pytest.fixture(scope="module")
+def boot() -> Iterator[Boot]:
+    with booted("test", [disk()], SCRIPT) as boot:
+        yield boot
+
+
+def keys(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines()]
+
+
+def test_tree(boot: Boot) -> None:
+    """Exactly these files, for root alone."""
+    device = boot.virtio("restricted0")
+    tree = {line.split()[0]: line.split()[1:] for line in boot.fact("tree").splitlines()}
+    directory = tree.pop(device)
+    assert directory[0] == "d"
+    assert tree == {
+        "devices": ["f", "400", "root"],
+        "totals": ["f", "400", "root"],
+        **{f"{device}/{name}": ["f", "400", "root"] for name in ("state", "counters", "pool")},
+        f"{device}/reset_hiwater": ["f", "200", "root"],
+    }
+
+
+def test_nobody_else_may_look(boot: Boot) -> None:
+    for fact in ("nobody", "nobody_counters"):
+        assert boot.status(fact) != 0 and "Permission denied" in boot.fact(fact)
+
+
+def test_keys(boot: Boot) -> None:
+    """In this order, one a line, each with one value."""
+    assert keys(boot.fact("busy-state")) == STATE
+    assert keys(boot.fact("busy-counters")) == COUNTERS
+    assert keys(boot.fact("totals")) == COUNTERS + OUTCOMES
+    for line in (boot.fact("busy-counters") + "\n" + boot.fact("totals")).splitlines():
+        assert line.split()[1].isdigit() and len(line.split()) == 2, line
+
+
+def test_values_of_state(boot: Boot) -> None:
+    state = key_values(boot.fact("busy-state"))
+    assert state["region_phys"] == state["region_bus"] != "0x0"
+    assert int(state["region_phys"], 16) % 4096 == 0
+    assert (state["region_bytes"], state["bar"]) == (str(REGION_BYTES), "4")
+
+
+def test_list_has_one_line_a_device(boot: Boot) -> None:
+    state = key_values(boot.fact("busy-state"))
+    (line,) = boot.fact("devices").splitlines()
+    region = f"{state['region_phys']}+{REGION_BYTES:#x}"
+    used = f"{boot.kept('busy')['used_bytes']}/{REGION_BYTES}"
+    assert line == f"{boot.virtio('restricted0')} virtio_blk bounced {region} {used} bytes"
+
+
+def test_totals_are_the_devices_own(boot: Boot) -> None:
+    """With one device; and they stay when its driver is gone."""
+    totals, counters = key_values(boot.fact("totals")), key_values(boot.fact("busy-counters"))
+    assert {key: totals[key] for key in COUNTERS} == counters
+    later = key_values(boot.fact("totals_unbound"))
+    assert int(later["bytes_to_device"]) >= 524288
+    assert int(later["maps"]) == int(later["unmaps"]) >= int(totals["maps"])
+    assert later["allocs"] == later["frees"] != "0"
+    assert later["pool_bytes"] == later["used_bytes"] == "0"
+
+
+def test_pool_is_drawn(boot: Boot) -> None:
+    picture = boot.fact("busy-pool")
+    assert str(REGION_BYTES) in picture and str(boot.kept("busy")["used_bytes"]) in picture
+
+
+def test_reset_hiwater(boot: Boot) -> None:
+    """Writing 1 lets it start again, from what is used; anything else is an error and
+    does nothing."""
+    busy, still, reset = (boot.kept(name) for name in ("busy", "not-reset", "reset"))
+    assert busy["hiwater_bytes"] > busy["used_bytes"]
+    for word in ("0", "11", "on", ""):
+        assert boot.status(f"reset-{word}") != 0, word
+    assert still["hiwater_bytes"] == busy["hiwater_bytes"]
+    assert boot.status("reset-1") == 0
+    assert reset["hiwater_bytes"] == reset["used_bytes"] == busy["used_bytes"]
+    assert reset["maps"] == busy["maps"]
+
+
+def test_reset_hiwater_of_an_unbound_device(boot: Boot) -> None:
+    assert boot.status("reset-unbound") == 0
+    assert keys(boot.fact("unbound-state")) == STATE
+    assert keys(boot.fact("unbound-counters")) == COUNTERS
+
+
+def test_state_is_not_writable_in_effect(boot: Boot) -> None:
+    """Root may open it all the same; that changes nothing."""
+    assert boot.status("write_state") != 0
