@@ -18,6 +18,7 @@ import os
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ def booted(
         images = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="images")))
         guest = stack.enter_context(Guest(kernel=kernel, devices=devices, **guest_options))
         seeds = _make_images(devices, guest.names, images)
-        result = guest.run(prologue(guest) + script, timeout=timeout, on=on)
+        result = run(guest, script, timeout, on)
         boot = Boot(result, devices, guest.names, _blocks(result), seeds)
         assert result.ok, result
         assert not [line for line in result.complaints() if not complaints(line)], result
@@ -190,8 +191,23 @@ def booted(
         yield boot
 
 
-def prologue(guest: Guest) -> str:
-    """What every script begins with."""
+def run(
+    guest: Guest,
+    script: str,
+    timeout: float,
+    on: Mapping[str, Callable[[Guest], object]] | None = None,
+) -> Result:
+    """Runs a script after guest/steps. An emulated kernel that stops while it boots,
+    before any program runs, is given a second chance, and a warning."""
+    result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
+    if result.timed_out and result.boots == 0:
+        end = result.kernel_log.splitlines()[-1:]
+        warnings.warn(f"a guest stopped while it booted, and was booted again: {end}", stacklevel=2)
+        result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
+    return result
+
+
+def _prologue(guest: Guest) -> str:
     module = guest.kernel.module()
     assert module.is_file(), f"no module: run scripts/build module {guest.kernel.name}"
     return f"MODULE={shlex.quote(str(module))}\n. {shlex.quote(str(HERE / 'guest/steps'))}\n"

@@ -37,13 +37,17 @@ for round in {{1..{ROUNDS}}}; do
 	data restricted0 $((1048576 + round * 65536)) 65536 16k
 done
 data restricted1 1048576 65536
+seed ordinary0
+data ordinary0 1048576 65536
+fact iomem claims
 """
 
 
 class TestRebind:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
-        with booted("test", [disk(), disk(region_size="4M")], REBIND, timeout=180) as boot:
+        devices = [disk(), disk(region_size="4M"), ordinary_disk()]
+        with booted("test", devices, REBIND, timeout=180) as boot:
             yield boot
 
     def test_each_round_has_its_data(self, boot: Boot) -> None:
@@ -70,9 +74,20 @@ class TestRebind:
     def test_each_time_is_announced(self, boot: Boot) -> None:
         assert len(boot.log("restricted0", "bounced: ")) == ROUNDS + 1
 
-    def test_other_device_does_not_notice(self, boot: Boot) -> None:
+    def test_other_devices_do_not_notice(self, boot: Boot) -> None:
+        """A second one with a region of its own, and an ordinary one."""
         assert_bounced(boot, "restricted1")
         assert len(events(boot.report("restricted1"), "driver_ok")) == 1
+        assert len(boot.blocks_of("ordinary0")) == 2
+        assert boot.virtio("ordinary0") not in boot.result.debugfs["devices"].split()
+
+    def test_each_device_has_its_own_region(self, boot: Boot) -> None:
+        lines = boot.fact("iomem").splitlines()
+        assert len(lines) == 2
+        for device, bytes in (("restricted0", REGION_BYTES), ("restricted1", 4 << 20)):
+            start = int(boot.state(device)["region_phys"], 16)
+            span = f"{start:08x}-{start + bytes - 1:08x} : {boot.virtio(device)} swiotlb"
+            assert span in [line.strip() for line in lines]
 
 
 # --- the module before and after the device, the device pulled out ---

@@ -72,23 +72,26 @@ class TestQueues:
 
 SMALLEST = 64 << 10
 
-#: Larger requests than the region, and more of them at once than fit it.
+#: Larger requests than the region, and more of them at once than fit it. With packed
+#: rings: small ones, then a large one.
 PRESSURE = """
 load
+seed restricted0
 for device in restricted0 restricted1; do
-	seed $device
 	path=$(disk $device)
 	fact $device-segments cat "/sys/block/${path#/dev/}/queue/max_segments"
-	fact $device-sectors cat "/sys/block/${path#/dev/}/queue/max_hw_sectors_kb"
-	data $device 1048576 1048576 1M
-	data $device 2097152 8192 512
-	pids=()
-	for index in {0..3}; do
-		data $device $((3145728 + index * 524288)) 262144 256k &
-		pids+=($!)
-	done
-	for pid in "${pids[@]}"; do wait "$pid"; done
+	fact $device-bytes cat "/sys/block/${path#/dev/}/queue/max_segment_size"
+	data $device 1048576 8192 512
+	data $device 1064960 16384 4k
 done
+data restricted0 2097152 1048576 1M
+pids=()
+for index in {0..3}; do
+	data restricted0 $((3145728 + index * 524288)) 262144 256k &
+	pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid"; done
+fact packed dd if=/dev/urandom of="$(disk restricted1)" bs=1M count=1 seek=2 oflag=direct
 """
 
 
@@ -102,26 +105,40 @@ class TestSmallestRegion:
         with booted("test", devices, PRESSURE, timeout=180) as boot:
             yield boot
 
-    @pytest.mark.parametrize("device", ["restricted0", "restricted1"])
-    def test_all_requests_are_served(self, boot: Boot, device: str) -> None:
-        written = [b for b in boot.blocks if b.device == device and b.written != "-"]
-        assert len(written) == 6
-        assert_bounced(boot, device)
+    def test_all_requests_are_served(self, boot: Boot) -> None:
+        """Though the region was full, as the module counted."""
+        assert len([b for b in boot.blocks_of("restricted0") if b.written != "-"]) == 7
+        assert_bounced(boot, "restricted0")
+        assert boot.counters("restricted0")["full"] > 0
+
+    def test_small_requests_with_packed_rings(self, boot: Boot) -> None:
+        assert len(boot.blocks_of("restricted1")) == 2
+        assert_bounced(boot, "restricted1")
+
+    @pytest.mark.xfail(
+        strict=True,
+        reason="Linux 7.3: virtqueue_add_packed() makes -EIO of a mapping that failed, where"
+        " split rings make -ENOMEM; virtio_blk fails the request instead of waiting",
+    )
+    def test_packed_rings_wait_for_room(self, boot: Boot) -> None:
+        """A full region makes a request wait, and fails none."""
+        assert boot.status("packed") == 0, boot.fact("packed")
 
     @pytest.mark.parametrize("device", ["restricted0", "restricted1"])
     def test_driver_knows_the_limit(self, boot: Boot, device: str) -> None:
         """The device would have taken 126 segments of a page, which are seven times the
         region."""
-        segments, kilobytes = (int(boot.fact(f"{device}-{n}")) for n in ("segments", "sectors"))
-        assert 1 <= segments < 126
-        assert kilobytes * 1024 <= SMALLEST
+        segments, each = (int(boot.fact(f"{device}-{n}")) for n in ("segments", "bytes"))
+        assert 1 <= segments < 126 and each >= 4096
+        assert segments * each <= SMALLEST // 2
         assert boot.counters(device)["too_large"] == 0
 
     @pytest.mark.parametrize("device", ["restricted0", "restricted1"])
     def test_log_is_not_flooded(self, boot: Boot, device: str) -> None:
-        """If the region was full, and it need not have been, that is said once."""
-        said = boot.log(device, "swiotlb region of 65536 bytes is full")
-        assert len(said) == (1 if boot.counters(device)["full"] else 0)
+        """That the region was full is said once, with numbers and what would help."""
+        assert boot.counters(device)["full"] > 0
+        (line,) = boot.log(device, "swiotlb region of 65536 bytes is full: ")
+        assert "A larger region or shorter queues make room" in line
 
 
 # --- as many devices as anybody has ---

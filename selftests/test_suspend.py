@@ -19,7 +19,7 @@ from harness import (
     assert_memory_private,
     disk,
     events,
-    prologue,
+    run,
     summary,
 )
 from guestlib import Guest, Result
@@ -74,7 +74,7 @@ def resumed() -> Iterator[Resumed]:
     ):
         guest.devices[0].file = Path(directory) / "image"
         guest.devices[0].file.write_bytes(bytes(guest.devices[0].size))
-        result = guest.run(prologue(guest) + SCRIPT, timeout=120)
+        result = run(guest, SCRIPT, 90)
         assert not result.timed_out and "after: suspend 0" in result.kernel_log, result
         assert result.complaints() == [], result
         yield Resumed(result)
