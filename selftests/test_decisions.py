@@ -75,7 +75,7 @@ data {NAMES["good"]} 1114112 65536
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
-    with booted("stock", [*DEVICES.values(), ordinary_disk()], SCRIPT, timeout=180) as boot:
+    with booted("stock", [*DEVICES.values(), ordinary_disk()], SCRIPT) as boot:
         yield boot
 
 

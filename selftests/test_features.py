@@ -77,7 +77,7 @@ def boot(kernel: str) -> Iterator[Boot]:
         make = disk if offer["ring"] == "split" else packed_disk
         # Without event indices more of each ring is looked at while it is full.
         devices.append(make(event_idx=False, **options))
-    with booted(kernel, devices, SCRIPT, timeout=150) as boot:
+    with booted(kernel, devices, SCRIPT) as boot:
         yield boot
 
 

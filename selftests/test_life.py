@@ -47,7 +47,7 @@ class TestRebind:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(), disk(region_size="4M"), ordinary_disk()]
-        with booted("test", devices, REBIND, timeout=180) as boot:
+        with booted("test", devices, REBIND) as boot:
             yield boot
 
     def test_each_round_has_its_data(self, boot: Boot) -> None:

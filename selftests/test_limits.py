@@ -46,7 +46,7 @@ class TestQueues:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(queues=QUEUES)]
-        with booted("test", devices, PARALLEL, cpus=QUEUES, timeout=180) as boot:
+        with booted("test", devices, PARALLEL, cpus=QUEUES) as boot:
             yield boot
 
     def test_driver_has_all_queues(self, boot: Boot) -> None:
@@ -102,7 +102,7 @@ class TestSmallestRegion:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(region_size=SMALLEST), packed_disk(region_size=SMALLEST)]
-        with booted("test", devices, PRESSURE, timeout=180) as boot:
+        with booted("test", devices, PRESSURE) as boot:
             yield boot
 
     def test_all_requests_are_served(self, boot: Boot) -> None:

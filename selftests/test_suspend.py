@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    BOOT_SECONDS,
     REGION_BYTES,
     Event,
     assert_memory_private,
@@ -74,7 +75,7 @@ def resumed() -> Iterator[Resumed]:
     ):
         guest.devices[0].file = Path(directory) / "image"
         guest.devices[0].file.write_bytes(bytes(guest.devices[0].size))
-        result = run(guest, SCRIPT, 90)
+        result = run(guest, SCRIPT, BOOT_SECONDS)
         assert not result.timed_out and "after: suspend 0" in result.kernel_log, result
         assert result.complaints() == [], result
         yield Resumed(result)
