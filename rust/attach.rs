@@ -50,7 +50,8 @@ use super::{
     wire::{
         self,
         Extent,
-        Features, //
+        Features,
+        Finding, //
     }, //
 };
 use kernel::{
@@ -183,6 +184,18 @@ impl Shared {
             retired <- new_mutex!(Counters::default()),
         })
     }
+
+    /// Applies the policy to a device as it is now.
+    fn decide(&self, dev: &Device, offered: Features, finding: Finding) -> Decision {
+        policy::decide(&Facts {
+            device_type: dev.device_type(),
+            offered,
+            finding,
+            names_regions: region::can_be_named(dev),
+            own_mapping: dev.has_mapping(),
+            hint: self.parameters.hint,
+        })
+    }
 }
 
 impl Seen {
@@ -221,14 +234,7 @@ impl Seen {
 
     /// Decides, and does what is needed to bounce the device if it is to be.
     fn negotiate(&self, dev: &Device) -> (Decision, Option<Bounced>) {
-        let facts = Facts {
-            device_type: self.kind,
-            offered: self.offered(),
-            finding: region::find(dev),
-            own_mapping: dev.has_mapping(),
-            hint: self.shared.parameters.hint,
-        };
-        let decision = policy::decide(&facts);
+        let decision = self.shared.decide(dev, self.offered(), region::find(dev));
         let Some(extent) = decision.extent() else {
             return (decision, None);
         };
@@ -268,7 +274,7 @@ impl Seen {
         if live != 0 {
             dev_err!(
                 dev.as_device(),
-                "the driver left {live} mappings in the swiotlb region: a defect of the driver\n"
+                "swiotlb: the driver left {live} mappings in the swiotlb region: a defect of the driver\n"
             );
         }
         let counters = bounce.counters();
@@ -292,33 +298,37 @@ fn announce(dev: &Device, decision: &Decision) {
     match decision {
         Decision::Accept(extent) => dev_info!(
             dev,
-            "bounced: all rings and buffers stay in the region of {} bytes at {:#x}\n",
+            "swiotlb: bounced: all rings and buffers stay in the region of {} bytes at {:#x}\n",
             extent.bytes,
             extent.start
         ),
         Decision::Hint(extent) => dev_info!(
             dev,
-            "bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}, though the device does not offer VIRTIO_F_SWIOTLB\n",
+            "swiotlb: bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}, though the device does not offer VIRTIO_F_SWIOTLB\n",
             extent.bytes,
             extent.start
         ),
         Decision::Decline(reason @ Reason::NoRegion) => dev_err!(
             dev,
-            "not bounced: {reason}. The device is at fault: it needs the SWIOTLB capability, or must not offer the feature\n"
+            "swiotlb: not bounced: {reason}. The device is at fault: it needs the SWIOTLB capability, or must not offer the feature\n"
         ),
         Decision::Decline(reason) => dev_warn!(
             dev,
-            "not bounced: {reason}; VIRTIO_F_SWIOTLB is not accepted, and the device may refuse to work without\n"
+            "swiotlb: not bounced: {reason}; VIRTIO_F_SWIOTLB is not accepted, and the device may refuse to work without\n"
+        ),
+        Decision::Refuse(reason @ Reason::Moved) => dev_err!(
+            dev,
+            "swiotlb: not resumed: {reason}; unbind and bind the driver\n"
         ),
         Decision::Refuse(reason) => dev_err!(
             dev,
-            "no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB, so it is not used without\n"
+            "swiotlb: no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB, so it is not used without\n"
         ),
         Decision::Ignore(reason @ Reason::NotTakenOver) => dev_warn!(
             dev,
-            "{reason}: a driver uses it already; unbind and bind the driver, or load the module with takeover=1\n"
+            "swiotlb: {reason}: a driver uses it already; unbind and bind the driver, or load the module with takeover=1\n"
         ),
-        Decision::Ignore(reason) => dev_info!(dev, "not bounced: {reason}\n"),
+        Decision::Ignore(reason) => dev_info!(dev, "swiotlb: not bounced: {reason}\n"),
     }
 }
 
@@ -342,10 +352,12 @@ impl Hooks for Negotiator {
         let mut state = seen.state.lock();
         let decision = match (&state.bounced, state.decision) {
             (Some(bounced), Some(decision)) => {
-                if !seen.in_place(dev, bounced.installed.inner()) {
+                if decision.extent().is_some() && !seen.in_place(dev, bounced.installed.inner()) {
+                    // Sticks until the driver is bound anew, wherever the region goes next.
                     let moved = Decision::Refuse(Reason::Moved);
                     announce(dev, &moved);
                     seen.shared.outcomes.count(&moved);
+                    state.decision = Some(moved);
                     return Err(ENODEV);
                 }
                 decision
@@ -385,7 +397,7 @@ impl Hooks for Negotiator {
                 if !kept.has(told.only(CONFINING)) {
                     dev_err!(
                         dev.as_device(),
-                        "no driver is bound: the transport dropped features that were agreed on\n"
+                        "swiotlb: no driver is bound: the transport dropped features that were agreed on\n"
                     );
                     return Err(ENODEV);
                 }
@@ -521,15 +533,24 @@ impl Registry {
         let bound = {
             let _guard = dev.lock();
             let offered = Features(dev.offered_features());
-            if !policy::concerns(offered, region::find(dev)) {
+            let finding = region::find(dev);
+            if !policy::concerns(offered, finding) {
                 return;
             }
             let bound = dev.driver_name().is_some();
-            if bound && !self.shared.parameters.takeover {
-                self.leave_alone(dev, offered);
-                return;
-            }
-            if !bound {
+            if bound {
+                // What is bound keeps working, unless it is to be taken over and can be.
+                let reason = match self.shared.decide(dev, offered, finding) {
+                    Decision::Accept(_) | Decision::Hint(_) => {
+                        (!self.shared.parameters.takeover).then_some(Reason::NotTakenOver)
+                    }
+                    decision => decision.reason(),
+                };
+                if let Some(reason) = reason {
+                    self.leave_alone(dev, offered, Decision::Ignore(reason));
+                    return;
+                }
+            } else {
                 // The refusal of an earlier driver sticks to the device's status.
                 dev.reset();
             }
@@ -542,17 +563,19 @@ impl Registry {
     }
 
     /// Lists a device whose driver was bound before the module came.
-    fn leave_alone(&self, dev: &Device, offered: Features) {
-        let decision = Decision::Ignore(Reason::NotTakenOver);
+    fn leave_alone(&self, dev: &Device, offered: Features, decision: Decision) {
         announce(dev, &decision);
-        match self.attach(dev) {
-            Ok(attachment) => {
-                let seen = attachment.seen();
-                if seen.begin(dev, offered.0).is_ok() {
-                    seen.state.lock().decision = Some(decision);
-                }
-            }
-            Err(_) => dev_err!(dev.as_device(), "not enough memory to list the device\n"),
+        let listed = self.attach(dev).and_then(|attachment| {
+            let seen = attachment.seen();
+            seen.begin(dev, offered.0)?;
+            seen.state.lock().decision = Some(decision);
+            Ok(())
+        });
+        if listed.is_err() {
+            dev_err!(
+                dev.as_device(),
+                "swiotlb: not enough memory to list the device\n"
+            );
         }
     }
 
@@ -589,7 +612,7 @@ impl bus::Events for Registry {
         if hooked.is_err() {
             dev_err!(
                 dev.as_device(),
-                "not bounced: not enough memory; unbind and bind the driver when there is\n"
+                "swiotlb: not bounced: not enough memory; unbind and bind the driver when there is\n"
             );
         }
     }

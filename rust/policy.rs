@@ -30,6 +30,8 @@ pub struct Facts {
     pub offered: Features,
     /// What the device's configuration space says of a region.
     pub finding: Finding,
+    /// Whether the transport has a way to name a region at all (virtio-pci has).
+    pub names_regions: bool,
     /// Whether the transport maps buffers in a way of its own (vDPA).
     pub own_mapping: bool,
     /// Parameter `hint`: whether a region that comes without the bit is used.
@@ -67,7 +69,8 @@ pub enum Reason {
     NoDriver,
     /// The module is being unloaded.
     Unloading,
-    /// The transport keeps its devices in a way that is not known here.
+    /// The transport has no way to name a region that is known here (virtio-mmio has none:
+    /// R27), or keeps its devices in another way than the others.
     Transport,
 }
 
@@ -97,7 +100,9 @@ impl fmt::Display for Reason {
             Self::NotTakenOver => f.write_str("not taken over"),
             Self::NoDriver => f.write_str("no driver is bound"),
             Self::Unloading => f.write_str("the module is being unloaded"),
-            Self::Transport => f.write_str("a transport that is not supported"),
+            Self::Transport => {
+                f.write_str("its transport is not virtio-pci, which alone can name a region")
+            }
         }
     }
 }
@@ -200,6 +205,7 @@ pub fn decide(facts: &Facts) -> Decision {
         return give_up(Reason::Type(facts.device_type));
     }
     let extent = match facts.finding {
+        Finding::Absent if !facts.names_regions => return give_up(Reason::Transport),
         Finding::Absent => return give_up(Reason::NoRegion),
         Finding::Malformed(fault) => return give_up_closed(Reason::Malformed(fault)),
         Finding::Usable(extent) if extent.bytes < MIN_REGION_BYTES => {
@@ -316,6 +322,7 @@ mod tests {
             device_type: NET,
             offered,
             finding,
+            names_regions: true,
             own_mapping: false,
             hint: true,
         }
@@ -376,6 +383,13 @@ mod tests {
             decide_on(BIT, Finding::Absent),
             Decision::Decline(Reason::NoRegion)
         );
+    }
+
+    #[test]
+    fn bit_on_a_transport_without_regions_is_nobodys_fault() {
+        let mut facts = facts(BIT, Finding::Absent);
+        facts.names_regions = false;
+        assert_eq!(decide(&facts), Decision::Decline(Reason::Transport));
     }
 
     #[test]

@@ -123,6 +123,11 @@ fn bar(resource: &core_bindings::resource) -> Bar {
     }
 }
 
+/// Whether the transport of `dev` has a way to name a region.
+pub(crate) fn can_be_named(dev: &Device) -> bool {
+    Source::of(dev).is_some()
+}
+
 /// What `dev` says of a region. May sleep.
 pub(crate) fn find(dev: &Device) -> Finding {
     let Some(source) = Source::of(dev) else {
