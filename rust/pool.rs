@@ -1,361 +1,763 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The allocator of a region: offsets in, offsets out. It knows no memory and no virtio.
+//! The pool: which bytes of a device's region belong to which buffer.
 //!
-//! First fit over granules of 64 bytes, one area, one record a granule.
+//! # What it is
+//!
+//! An allocator of offsets. It never reads or writes the region, and keeps all it knows in the
+//! guest's own memory, so that a device can spoil nothing but the data it was given anyway.
+//!
+//! The pool is divided into areas, each with a lock of its own. Within an area there are two
+//! levels: runs of whole pages (runs.rs), and pages cut into slots of 1 to 32 granules of 64 bytes
+//! (slots.rs) for mappings of up to 2 KiB. Every operation takes a bounded number of steps that
+//! does not depend on the size of the pool or on how full it is.
+//!
+//! # Areas
+//!
+//! A CPU maps in its home area, and so shares no cache line that is written with a CPU whose home
+//! is another, as long as there is room at home. With one CPU, or in less than 1 MiB, there is one
+//! area. Otherwise half the pool is the shared area, which serves whoever finds its home full, and
+//! everything longer than a quarter of a home; the other half is divided into homes of 256 KiB or
+//! more. A mapping lies in one area, so the shared area is what bounds the largest one, for any
+//! number of CPUs. When home and shared area are full, the other homes are tried before a request
+//! is refused.
+//!
+//! # What a mapping may rely on
+//!
+//! - It keeps the place of its buffer within 64 bytes (`offset % 64 == orig % 64`). A table of
+//!   descriptors that is aligned to 16 bytes stays so.
+//! - Granules are never shared between two mappings, nor pages of slots between two directions:
+//!   nothing the device may write lies beside something it should only read, in one page.
+//! - It takes the shortest slot that it fits if that is at most 2 KiB, else whole pages. So it never
+//!   takes more than twice its length and a page.
+//! - A request is refused as full only if, with what is free in it, no area has a free run that is
+//!   long enough, or if that run is held back (below). The one exception is a request of more than
+//!   2 MiB in an area of more than 1 GiB, where only the first 512 candidates are looked at.
+//!
+//! # Fairness
+//!
+//! Receive buffers are posted and stay for as long as nothing arrives; if they could take the last
+//! of the pool, nothing could be sent any more, and what would make them return might never be
+//! asked for. The pool knows no queues, but it knows directions. So in every area each direction
+//! may have at most all pages but a 32nd (three, if that is less). Of these, half (one of three) is
+//! open to tiny mappings of the same direction, of 256 bytes at most, and the rest to nobody but the
+//! other direction: two pages at least, single ones, not necessarily side by side. As the directions
+//! do not share pages of slots either, a queue with nothing in flight can always post a chain of one
+//! buffer of up to 4 KiB and some small ones in its direction: a header, a packet and a descriptor
+//! table; or a block and a status byte.
+//!
+//! What is open to tiny mappings is there so that a request with a status byte can be made though
+//! receive buffers have all that they may. Beyond that, one direction does not protect its queues
+//! from each other: what the device reads comes back as soon as the device has read it, and receive
+//! buffers are limited by their rings.
+//!
+//! A mapping of both directions counts as one that the device writes.
+//!
+//! # Rings
+//!
+//! Rings are whole pages, zeroed by the caller. They are taken from the beginning of an area while
+//! mappings are cut from its end, so that the two do not mix. They may take at most a third
+//! of each area.
+//!
+//! # Reuse
+//!
+//! Within a page of slots, what was given back is handed out again only after the other free slots
+//! have had their turn. Runs of the same length take turns, first in first out. The only free run of
+//! a length may be the very next to be handed out: resting it would need a quarantine, and a request
+//! could then be refused for lack of pages that are free. Nothing is wiped here: each mapping is
+//! filled from its buffer before the device learns of it.
+//!
+//! # Memory
+//!
+//! 40 bytes a page, a few bytes more for lists and bitmaps, and tables for the records of every
+//! 24th page as a page of slots: under 2 % of a pool of 1 MiB or more. More tables, 512 bytes each,
+//! are asked for when they are needed and given back afterwards. If there is no memory then, a
+//! small mapping gets a page of its own.
 
 use core::{
     fmt,
     ops::DerefMut, //
 };
 
-/// The unit of allocation, in bytes.
-pub const GRANULE: usize = 64;
-/// The unit and alignment of rings, in bytes.
-pub const PAGE: usize = 4096;
+// The paths are spelt out for the host, where this file is itself included by its path.
+#[path = "pool/area.rs"]
+mod area;
+#[cfg(CONFIG_RUST)]
+#[path = "pool/linux.rs"]
+mod linux;
+#[path = "pool/live.rs"]
+mod live;
+#[path = "pool/runs.rs"]
+mod runs;
+#[path = "pool/slots.rs"]
+mod slots;
+#[path = "pool/stats.rs"]
+mod stats;
 
-/// Which way the bytes of a mapping go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
+use self::{
+    area::{
+        Area,
+        Request,
+        Short, //
+    },
+    stats::Counters, //
+};
+
+#[cfg(CONFIG_RUST)]
+pub(crate) use self::linux::Kernel;
+pub(crate) use self::{
+    slots::Table,
+    stats::Stats, //
+};
+
+/// Bytes in a granule, the least that a mapping takes.
+pub(crate) const GRANULE: usize = 64;
+
+/// Bytes in a page of the pool, whatever the guest's own pages are.
+pub(crate) const PAGE: usize = 4096;
+
+/// The least bytes that a pool can be made of.
+pub(crate) const SMALLEST: usize = 16 * PAGE;
+
+/// The most homes: before a request is refused all areas are visited twice.
+const MAX_HOMES: usize = 16;
+
+/// How many free runs all areas together keep apart for speed: they are joined in one go before a
+/// request is refused.
+const MAY_KEEP: usize = 16;
+
+/// Homes have at least this many pages.
+const MIN_HOME: usize = 64;
+
+/// Which way the data go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
     /// The device reads.
     ToDevice,
     /// The device writes.
     FromDevice,
-    /// Both.
+    /// The device reads and writes.
     Bidirectional,
 }
 
-/// Why a mapping was refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// It has no bytes.
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It was for no bytes.
     Empty,
-    /// It would not fit an empty pool.
+    /// It was for more than [`Pool::largest_mapping`], and would not fit an empty pool.
     TooLarge,
-    /// It does not fit now.
+    /// No free run is long enough.
     Full,
+    /// What is free is held back for the other direction, or, for rings, for mappings.
+    HeldBack,
 }
 
-/// Why a handle was refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BadHandle {
-    /// It is no offset of the pool.
+/// What is wrong with a handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadHandle {
+    /// It does not lie in the pool.
     Outside,
-    /// Nothing is mapped there.
+    /// Nothing is mapped there, or not any more.
     Unmapped,
-    /// It is not the start of a mapping.
+    /// It points into a mapping, not at its first byte.
     Interior,
-    /// The length is not the mapping's.
+    /// The length is not that of the mapping, or goes past its end.
     Length,
 }
 
-/// A live mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mapping {
-    /// Where it starts in the region, in bytes.
-    pub offset: usize,
-    /// How many bytes were mapped.
-    pub len: usize,
-    /// The guest's buffer, as given to `map`.
-    pub orig: u64,
-    /// Which way its bytes go.
-    pub direction: Direction,
+/// A mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    /// Where in the pool it begins, bytes.
+    pub(crate) offset: usize,
+    /// Bytes.
+    pub(crate) len: usize,
+    /// The physical address of the guest's buffer. To the pool it is a number that it keeps.
+    pub(crate) orig: u64,
+    /// Which way its data go.
+    pub(crate) direction: Direction,
 }
 
-/// A reading of the pool, in bytes where nothing else is said.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Stats {
-    /// Length of the pool.
-    pub pool_bytes: usize,
-    /// Bytes taken, whole granules and rings.
-    pub used_bytes: usize,
-    /// The most that was taken at once since the last reset.
-    pub hiwater_bytes: usize,
-    /// The longest free run.
-    pub largest_free_bytes: usize,
-    /// Live mappings and rings, a number.
-    pub live: usize,
-    /// Refusals because nothing fitted, a number.
-    pub full: u64,
-    /// Refusals of what would not fit an empty pool, a number.
-    pub too_large: u64,
-    /// Handles refused, a number.
-    pub bad_handle: u64,
+/// There is no memory for what the pool has to remember.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoMemory;
+
+/// When memory is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Context {
+    /// While the pool is made: may sleep.
+    Setup,
+    /// While something is mapped: under an area's lock, must not sleep.
+    Atomic,
 }
 
-/// What protects the pool's records; implemented on the kernel's spinlock and on the host's mutex.
-pub trait Lock<T> {
-    /// Runs `f` on the protected value, alone.
+/// A lock around a `T`.
+///
+/// The kernel's must be usable with interrupts off and from an interrupt handler.
+pub(crate) trait Lock<T> {
+    /// Runs `f` with the lock held, and returns what it returns.
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
 }
 
-/// The record of one granule.
-#[derive(Clone, Copy, Default)]
-pub struct Slot {
-    orig: u64,
-    len: u32,
-    /// Granules of the mapping that starts here; in the others, how far back it starts.
-    run: i32,
-    direction: u8,
+/// What the pool needs from the program that it is part of.
+pub(crate) trait Platform {
+    /// A list whose length is fixed. Those that more than one CPU uses begin at an address that is
+    /// aligned as their elements are.
+    type List<T: Unpin>: DerefMut<Target = [T]> + Unpin;
+    /// A lock.
+    type Lock<T: Unpin>: Lock<T> + Unpin;
+    /// A table of records.
+    type Table: DerefMut<Target = Table> + Unpin;
+
+    /// A list of `len` elements, each what `element` returns for its place. May sleep.
+    fn list<T: Unpin>(
+        len: usize,
+        element: impl FnMut(usize) -> Result<T, NoMemory>,
+    ) -> Result<Self::List<T>, NoMemory>;
+
+    /// A lock around `value`. May sleep.
+    fn lock<T: Unpin>(value: T) -> Result<Self::Lock<T>, NoMemory>;
+
+    /// A table, with anything in it. It is dropped under an area's lock, too.
+    fn table(context: Context) -> Result<Self::Table, NoMemory>;
 }
 
-/// `direction` of a ring.
-const RING: u8 = u8::MAX;
-
-/// What the lock protects.
-pub struct Area<S> {
-    slots: S,
-    stats: Stats,
+/// An area with what can be seen of it without its lock, on cache lines of its own.
+#[repr(align(128))]
+struct Slot<P: Platform> {
+    area: P::Lock<Area<P>>,
+    counters: Counters,
+    /// Where in the pool the area begins, bytes.
+    base: usize,
 }
 
-impl<S: DerefMut<Target = [Slot]>> Area<S> {
-    /// An area over one slot a granule.
-    pub fn new(slots: S) -> Self {
-        let pool_bytes = slots.len() * GRANULE;
-        Self {
-            slots,
-            stats: Stats {
-                pool_bytes,
-                ..Stats::default()
-            },
-        }
-    }
+/// A pool.
+///
+/// # Invariants
+///
+/// - Live mappings and rings do not overlap, and each lies in one area.
+/// - Every byte in use is accounted to exactly one of them, in whole granules or pages.
+pub(crate) struct Pool<P: Platform> {
+    areas: P::List<Slot<P>>,
+    /// Pages in the pool.
+    pages: usize,
+    /// Pages in area 0.
+    shared: usize,
+    /// Pages in each other area, which is some CPUs' home.
+    home: usize,
+    homes: usize,
+    /// Mappings of more bytes than this do not go home.
+    wide: usize,
+    /// The longest mapping, bytes.
+    largest: usize,
+}
 
-    fn take(&mut self, len: usize, low: usize, align: usize) -> Option<usize> {
-        let granules = (low + len).div_ceil(GRANULE);
-        let step = align / GRANULE;
-        let mut at = 0;
-        while at + granules <= self.slots.len() {
-            match (at..at + granules).rev().find(|i| self.slots[*i].run != 0) {
-                Some(i) => at = (i + 1).next_multiple_of(step),
-                None => {
-                    for i in 1..granules {
-                        self.slots[at + i].run = -(i as i32);
-                    }
-                    self.slots[at].run = granules as i32;
-                    self.stats.live += 1;
-                    self.stats.used_bytes += granules * GRANULE;
-                    self.stats.hiwater_bytes = self.stats.hiwater_bytes.max(self.stats.used_bytes);
-                    return Some(at);
-                }
-            }
+impl<P: Platform> Pool<P> {
+    /// A pool of the whole pages in `bytes`, which is at least [`SMALLEST`], for `cpus` CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`NoMemory`] also if `bytes` is too small, or more than 2^32 pages.
+    pub(crate) fn new(bytes: usize, cpus: usize) -> Result<Self, NoMemory> {
+        let pages = bytes / PAGE;
+        if bytes < SMALLEST || u32::try_from(pages).is_err() {
+            return Err(NoMemory);
         }
-        None
-    }
-
-    /// What holds `len` bytes at `offset`: a mapping, or a ring if `ring`.
-    fn find(&self, offset: usize, len: usize, ring: bool) -> Result<(usize, Mapping), BadHandle> {
-        let slot = self.slots.get(offset / GRANULE).ok_or(BadHandle::Outside)?;
-        let start = match slot.run {
-            0 => return Err(BadHandle::Unmapped),
-            run if run < 0 => offset / GRANULE - (-run) as usize,
-            _ => offset / GRANULE,
+        let homes = match cpus.min(MAX_HOMES).min(pages / 2 / MIN_HOME) {
+            1 => 0,
+            homes => homes,
         };
-        let slot = self.slots[start];
-        // There is no buffer behind a ring to copy from or to.
-        if (slot.direction == RING) != ring {
-            return Err(BadHandle::Unmapped);
+        // Without homes nothing goes home.
+        let home = (pages / 2).checked_div(homes).unwrap_or(1);
+        let wide = if homes == 0 { 0 } else { home / 4 * PAGE };
+        let shared = pages - homes * home;
+        let areas = P::list(1 + homes, |i| {
+            let (base, pages) = match i.checked_sub(1) {
+                None => (0, shared),
+                Some(i) => (shared + i * home, home),
+            };
+            Ok(Slot {
+                area: P::lock(Area::new(
+                    pages,
+                    pages / 3,
+                    (MAY_KEEP / (1 + homes)).max(1),
+                )?)?,
+                counters: Counters::new(pages),
+                base: base * PAGE,
+            })
+        })?;
+        // INVARIANT: Nothing is in use yet.
+        Ok(Self {
+            areas,
+            pages,
+            shared,
+            home,
+            homes,
+            wide,
+            // Lengths are kept, and given to devices, as 32-bit numbers.
+            largest: (pages / 4).min(u32::MAX as usize / PAGE) * PAGE,
+        })
+    }
+
+    /// The most bytes that one mapping can have: a quarter of the pool, which fits when there are
+    /// no other mappings, however much of the pool is rings.
+    pub(crate) fn largest_mapping(&self) -> usize {
+        self.largest
+    }
+
+    /// The area that `offset` lies in.
+    #[inline]
+    fn locate(&self, offset: usize) -> Option<&Slot<P>> {
+        let page = offset / PAGE;
+        if page < self.shared {
+            return self.areas.first();
         }
-        let first = start * GRANULE + slot.orig as usize % GRANULE;
-        // Neither sum may wrap: offset and length are a driver's mistake when we get here.
-        let rest = offset
-            .checked_sub(first)
-            .and_then(|inside| (slot.len as usize).checked_sub(inside));
-        if rest.is_none_or(|rest| len > rest) {
-            return Err(BadHandle::Length);
+        self.areas
+            .get(1 + (page - self.shared).checked_div(self.home)?)
+    }
+
+    /// The area that a CPU tries first for a mapping of `len` bytes.
+    #[inline]
+    fn home(&self, cpu: usize, len: usize) -> usize {
+        if len > self.wide {
+            0
+        } else {
+            1 + cpu % self.homes.max(1)
         }
-        let mapping = Mapping {
-            offset: first,
-            len: slot.len as usize,
-            orig: slot.orig,
-            direction: match slot.direction {
-                0 => Direction::ToDevice,
-                1 => Direction::FromDevice,
-                _ => Direction::Bidirectional,
-            },
-        };
-        Ok((start, mapping))
-    }
-}
-
-/// The allocator of one region.
-pub struct Pool<L> {
-    area: L,
-    bytes: usize,
-}
-
-impl<L> Pool<L> {
-    /// A pool over `area`, `bytes` long.
-    pub fn new<S: DerefMut<Target = [Slot]>>(area: L, bytes: usize) -> Self
-    where
-        L: Lock<Area<S>>,
-    {
-        Self { area, bytes }
     }
 
-    /// The longest single mapping that an empty pool takes, in bytes.
-    pub fn largest_mapping(&self) -> usize {
-        self.bytes / 4
+    /// The areas to try after `home`: the shared one, then the homes that come after it, and it.
+    fn others(&self, home: usize) -> impl Iterator<Item = usize> {
+        let homes = self.homes;
+        let from = home.saturating_sub(1);
+        core::iter::once(0).chain((1..=homes).map(move |i| 1 + (from + i) % homes))
     }
 
-    /// Takes room for `len` bytes whose offset within a granule is that of `orig`.
-    pub fn map<S: DerefMut<Target = [Slot]>>(
+    /// Finds room for the `len` bytes at `orig` in an area near `cpu`, and returns its offset in
+    /// the pool in bytes, which has `orig`'s place within 64 bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Refusal`]; all are counted.
+    #[inline]
+    pub(crate) fn map(
         &self,
-        _cpu: usize,
+        cpu: usize,
         len: usize,
         orig: u64,
         direction: Direction,
-    ) -> Result<usize, Refusal>
-    where
-        L: Lock<Area<S>>,
-    {
-        if len == 0 {
-            return Err(Refusal::Empty);
+    ) -> Result<usize, Refusal> {
+        // Zero wraps to more than any mapping can have.
+        if len.wrapping_sub(1) >= self.largest {
+            return Err(self.refuse_length(len));
         }
-        self.area.with(|area| {
-            if len > self.largest_mapping() {
-                area.stats.too_large += 1;
-                return Err(Refusal::TooLarge);
-            }
-            let low = orig as usize % GRANULE;
-            let Some(at) = area.take(len, low, GRANULE) else {
-                area.stats.full += 1;
-                return Err(Refusal::Full);
-            };
-            let slot = &mut area.slots[at];
-            slot.orig = orig;
-            slot.len = len as u32;
-            slot.direction = direction as u8;
-            Ok(at * GRANULE + low)
-        })
+        let request = Request {
+            orig,
+            len,
+            direction,
+        };
+        let home = self.home(cpu, len);
+        let slot = &self.areas[home];
+        match slot.area.with(|area| area.map(&request, &slot.counters)) {
+            Ok(offset) => Ok(slot.base + offset),
+            Err(_) => self.map_elsewhere(home, &request),
+        }
     }
 
-    /// The mapping that holds `len` bytes at `offset`, which may lie inside it.
-    pub fn find<S: DerefMut<Target = [Slot]>>(
-        &self,
-        offset: usize,
-        len: usize,
-    ) -> Result<Mapping, BadHandle>
-    where
-        L: Lock<Area<S>>,
-    {
-        self.area.with(|area| {
-            let found = area.find(offset, len, false).map(|(_, mapping)| mapping);
-            area.stats.bad_handle += u64::from(found.is_err());
-            found
-        })
+    #[cold]
+    fn refuse_length(&self, len: usize) -> Refusal {
+        let refusal = if len == 0 {
+            Refusal::Empty
+        } else {
+            Refusal::TooLarge
+        };
+        self.areas[0].counters.refused(refusal);
+        refusal
     }
 
-    /// Gives back the mapping of `len` bytes at `offset`.
-    pub fn unmap<S: DerefMut<Target = [Slot]>>(
-        &self,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), BadHandle>
-    where
-        L: Lock<Area<S>>,
-    {
-        self.give_back(offset, len, false)
+    /// Counts a refusal for want of room.
+    #[cold]
+    fn refuse(&self, area: usize, held_back: bool) -> Refusal {
+        let refusal = if held_back {
+            Refusal::HeldBack
+        } else {
+            Refusal::Full
+        };
+        self.areas[area].counters.refused(refusal);
+        refusal
     }
 
-    fn give_back<S: DerefMut<Target = [Slot]>>(
-        &self,
-        offset: usize,
-        len: usize,
-        ring: bool,
-    ) -> Result<(), BadHandle>
-    where
-        L: Lock<Area<S>>,
-    {
-        self.area.with(|area| {
-            let found = area
-                .find(offset, len, ring)
-                .and_then(|(start, mapping)| match () {
-                    () if mapping.offset != offset => Err(BadHandle::Interior),
-                    () if mapping.len != len => Err(BadHandle::Length),
-                    () => Ok(start),
-                });
-            match found {
-                Err(bad) => {
-                    area.stats.bad_handle += 1;
-                    Err(bad)
+    #[cold]
+    #[inline(never)]
+    fn map_elsewhere(&self, home: usize, request: &Request) -> Result<usize, Refusal> {
+        let mut held_back = false;
+        let mut attempt = |i: usize, close: bool| {
+            let slot = &self.areas[i];
+            let answer = slot.area.with(|area| {
+                if close {
+                    area.tidy(&slot.counters);
                 }
-                Ok(start) => {
-                    let granules = area.slots[start].run as usize;
-                    for slot in &mut area.slots[start..start + granules] {
-                        *slot = Slot::default();
-                    }
-                    area.stats.live -= 1;
-                    area.stats.used_bytes -= granules * GRANULE;
-                    Ok(())
+                area.map(request, &slot.counters)
+            });
+            held_back |= matches!(answer, Err(Short::HeldBack));
+            answer.map(|offset| slot.base + offset)
+        };
+        // First where a look from outside does not already say that it is hopeless.
+        for i in self.others(home).filter(|&i| i != home) {
+            let pages = self.areas[i].counters.longest();
+            if request.kind().is_some() || pages >= request.pages() as usize {
+                if let Ok(offset) = attempt(i, false) {
+                    return Ok(offset);
                 }
             }
+        }
+        // Then everywhere, without the pages of granules that are only kept for speed.
+        for i in self.others(home) {
+            if let Ok(offset) = attempt(i, true) {
+                return Ok(offset);
+            }
+        }
+        Err(self.refuse(home, held_back))
+    }
+
+    /// Runs `f` on the area that `offset` lies in, and counts a handle that it refuses.
+    #[inline]
+    fn at<R>(
+        &self,
+        offset: usize,
+        f: impl FnOnce(&mut Area<P>, &Counters, usize) -> Result<R, BadHandle>,
+    ) -> Result<(R, usize), BadHandle> {
+        let Some(slot) = self.locate(offset) else {
+            self.areas[0].counters.bad(BadHandle::Outside);
+            return Err(BadHandle::Outside);
+        };
+        match slot
+            .area
+            .with(|area| f(area, &slot.counters, offset - slot.base))
+        {
+            Ok(r) => Ok((r, slot.base)),
+            Err(why) => {
+                slot.counters.bad(why);
+                Err(why)
+            }
+        }
+    }
+
+    /// The mapping that the `len` bytes at `offset` are part of; `offset` may lie inside it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BadHandle`] but [`BadHandle::Interior`]; all are counted.
+    #[inline]
+    pub(crate) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
+        let (mapping, base) = self.at(offset, |area, _, offset| area.find(offset, len))?;
+        Ok(Mapping {
+            offset: base + mapping.offset,
+            ..mapping
         })
     }
 
-    /// Takes whole pages for `len` bytes of a ring.
-    pub fn alloc<S: DerefMut<Target = [Slot]>>(
+    /// Ends the mapping of `len` bytes that begins at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BadHandle`]; all are counted, and nothing is done.
+    #[inline]
+    pub(crate) fn unmap(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
+        self.unmap_with(offset, len, |_| ())
+    }
+
+    /// Ends the mapping of `len` bytes that begins at `offset`, after `f` has seen it.
+    ///
+    /// `f` runs under the area's lock, and saves the second visit that [`find`](Self::find) would
+    /// be: right for copying a header or a status byte, wrong for copying pages.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BadHandle`]; all are counted, `f` is not called and nothing is done.
+    #[inline]
+    pub(crate) fn unmap_with(
         &self,
-        _cpu: usize,
+        offset: usize,
         len: usize,
-    ) -> Result<usize, Refusal>
-    where
-        L: Lock<Area<S>>,
-    {
-        self.area.with(|area| {
-            let at = area
-                .take(len.next_multiple_of(PAGE), 0, PAGE)
-                .ok_or(Refusal::Full)?;
-            area.slots[at].orig = 0;
-            area.slots[at].len = len as u32;
-            area.slots[at].direction = RING;
-            Ok(at * GRANULE)
-        })
+        f: impl FnOnce(&Mapping),
+    ) -> Result<(), BadHandle> {
+        self.at(offset, |area, counters, at| {
+            area.unmap(at, len, counters, |mapping| {
+                f(&Mapping { offset, ..*mapping })
+            })
+        })?;
+        Ok(())
+    }
+
+    /// Takes whole pages for a ring of `len` bytes, and returns their offset in the pool in bytes.
+    /// What is in them is what was there before.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Refusal`]; all are counted. [`Refusal::HeldBack`] says that rings have all that
+    /// they may.
+    pub(crate) fn alloc(&self, cpu: usize, len: usize) -> Result<usize, Refusal> {
+        if len == 0 || len > self.largest {
+            return Err(self.refuse_length(len));
+        }
+        let pages = len.div_ceil(PAGE) as u32;
+        let mut held_back = false;
+        for i in self.others(self.home(cpu, 1)) {
+            let slot = &self.areas[i];
+            match slot.area.with(|area| {
+                area.tidy(&slot.counters);
+                area.alloc(pages, &slot.counters)
+            }) {
+                Ok(offset) => return Ok(slot.base + offset),
+                Err(why) => held_back |= why == Short::HeldBack,
+            }
+        }
+        Err(self.refuse(0, held_back))
     }
 
     /// Gives back the ring of `len` bytes at `offset`.
-    pub fn free<S: DerefMut<Target = [Slot]>>(
-        &self,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), BadHandle>
-    where
-        L: Lock<Area<S>>,
-    {
-        self.give_back(offset, len, true)
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BadHandle`]; all are counted, and nothing is done.
+    pub(crate) fn free(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
+        self.at(offset, |area, counters, offset| {
+            let pages = u32::try_from(len.div_ceil(PAGE));
+            area.free(offset, pages.map_err(|_| BadHandle::Length)?, counters)
+        })?;
+        Ok(())
     }
 
-    /// Reads the counters.
-    pub fn stats<S: DerefMut<Target = [Slot]>>(&self) -> Stats
-    where
-        L: Lock<Area<S>>,
-    {
-        self.area.with(|area| {
-            let mut stats = area.stats;
-            let mut run = 0;
-            for slot in area.slots.iter() {
-                run = if slot.run == 0 { run + GRANULE } else { 0 };
-                stats.largest_free_bytes = stats.largest_free_bytes.max(run);
+    /// What has been counted. Takes no lock.
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            pool_bytes: self.pages * PAGE,
+            ..Stats::default()
+        };
+        for slot in self.areas.iter() {
+            stats.add(&slot.counters);
+        }
+        stats
+    }
+
+    /// Lets the high-water mark start again from what is in use now.
+    pub(crate) fn reset_hiwater(&self) {
+        for slot in self.areas.iter() {
+            slot.area.with(|_| slot.counters.reset_hiwater());
+        }
+    }
+
+    /// Draws the areas for a person: one line each. Takes no lock.
+    pub(crate) fn picture(&self, f: &mut impl fmt::Write) -> fmt::Result {
+        const WIDTH: usize = 32;
+        writeln!(
+            f,
+            "area      offset  KiB  [# mappings  R rings  . free]          maps live   used hiwater largest free (KiB)"
+        )?;
+        for (i, slot) in self.areas.iter().enumerate() {
+            let pages = if i == 0 { self.shared } else { self.home };
+            let mut area = Stats::default();
+            area.add(&slot.counters);
+            let bytes = pages * PAGE;
+            // Rounded up: what there is shows.
+            let rings = (area.reserved_bytes * WIDTH + bytes - 1)
+                .checked_div(bytes)
+                .unwrap_or(0);
+            let mappings = area.used_bytes.saturating_sub(area.reserved_bytes);
+            let used = (mappings * WIDTH + bytes - 1)
+                .checked_div(bytes)
+                .unwrap_or(0);
+            write!(f, "{:<4} {:>#11x} {:>4} [", i, slot.base, bytes >> 10)?;
+            for at in 0..WIDTH {
+                f.write_char(if at < rings {
+                    'R'
+                } else if at + used < WIDTH {
+                    '.'
+                } else {
+                    '#'
+                })?;
             }
-            stats
-        })
+            writeln!(
+                f,
+                "] {} {} {} {} {}",
+                area.maps,
+                area.live,
+                area.used_bytes >> 10,
+                area.hiwater_bytes >> 10,
+                area.largest_free_bytes >> 10
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_pool))]
+mod tests {
+    use super::*;
+
+    #[cfg(not(CONFIG_RUST))]
+    use crate::platform::Process as Here;
+    #[cfg(CONFIG_RUST)]
+    use Kernel as Here;
+
+    use Direction::FromDevice;
+    use Direction::ToDevice;
+
+    #[test]
+    fn too_small_a_region_makes_no_pool() {
+        assert!(Pool::<Here>::new(SMALLEST - 1, 1).is_err());
     }
 
-    /// Lets the high-water mark start again at what is used now.
-    pub fn reset_hiwater<S: DerefMut<Target = [Slot]>>(&self)
-    where
-        L: Lock<Area<S>>,
-    {
-        self.area
-            .with(|area| area.stats.hiwater_bytes = area.stats.used_bytes);
+    #[test]
+    fn a_mapping_keeps_its_place_within_a_granule() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        for orig in [0x1000, 0x1001, 0x103f, 0x1fff, (1 << 60) | 5] {
+            for len in [1, 63, 64, 65, 2048, 4096, 9000] {
+                let offset = pool.map(0, len, orig, ToDevice);
+                assert_eq!(offset.map(|offset| offset as u64 % 64), Ok(orig % 64));
+                assert_eq!(offset.map(|offset| pool.unmap(offset, len)), Ok(Ok(())));
+            }
+        }
+        Ok(())
     }
 
-    /// Draws the pool for a person.
-    pub fn picture<S: DerefMut<Target = [Slot]>>(&self, f: &mut impl fmt::Write) -> fmt::Result
-    where
-        L: Lock<Area<S>>,
-    {
-        let stats = self.stats();
-        writeln!(f, "{} of {} bytes used", stats.used_bytes, stats.pool_bytes)
+    #[test]
+    fn small_mappings_take_granules_and_large_ones_pages() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        for (len, used) in [
+            (1, 64),
+            (64, 64),
+            (65, 128),
+            (1536, 2048),
+            (2049, 4096),
+            (4097, 8192),
+        ] {
+            let offset = pool.map(0, len, 0x1000, FromDevice);
+            assert_eq!(pool.stats().used_bytes, used);
+            assert_eq!(offset.map(|offset| pool.unmap(offset, len)), Ok(Ok(())));
+        }
+        assert_eq!(pool.stats().used_bytes, 0);
+        assert_eq!(pool.stats().hiwater_bytes, 8192);
+        pool.reset_hiwater();
+        assert_eq!(pool.stats().hiwater_bytes, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_mapping_is_found_from_any_of_its_bytes() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        for (len, direction) in [
+            (100, ToDevice),
+            (10_000, FromDevice),
+            (10, Direction::Bidirectional),
+        ] {
+            let orig = 0x12345;
+            let offset = pool.map(0, len, orig, direction).unwrap_or(0);
+            let mapping = Mapping {
+                offset,
+                len,
+                orig,
+                direction,
+            };
+            assert_eq!(pool.find(offset, len), Ok(mapping));
+            assert_eq!(pool.find(offset + len - 1, 1), Ok(mapping));
+            assert_eq!(pool.find(offset + len / 2, len), Err(BadHandle::Length));
+            assert_eq!(pool.find(offset + len, 1), Err(BadHandle::Unmapped));
+            assert!(pool.find(offset.wrapping_sub(1), 1).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_handles_are_refused_and_counted() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        for len in [100, 5000] {
+            let offset = pool.map(0, len, 0, ToDevice).unwrap_or(0);
+            assert_eq!(pool.unmap(SMALLEST, len), Err(BadHandle::Outside));
+            assert_eq!(pool.unmap(usize::MAX, len), Err(BadHandle::Outside));
+            assert_eq!(pool.unmap(offset + 64, len - 64), Err(BadHandle::Interior));
+            assert_eq!(pool.unmap(offset + 1, len), Err(BadHandle::Interior));
+            assert_eq!(pool.unmap(offset, len + 1), Err(BadHandle::Length));
+            assert_eq!(pool.free(offset, len), Err(BadHandle::Unmapped));
+            assert_eq!(pool.unmap(offset, len), Ok(()));
+            assert_eq!(pool.unmap(offset, len), Err(BadHandle::Unmapped));
+        }
+        let stats = pool.stats();
+        assert_eq!(stats.bad_outside, 4);
+        assert_eq!(stats.bad_interior, 4);
+        assert_eq!(stats.bad_length, 2);
+        assert_eq!(stats.bad_unmapped, 4);
+        assert_eq!(stats.bad_handles(), 14);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_and_too_much_are_refused() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        let largest = pool.largest_mapping();
+        assert_eq!(largest, SMALLEST / 4);
+        assert_eq!(pool.map(0, 0, 0, ToDevice), Err(Refusal::Empty));
+        assert_eq!(
+            pool.map(0, largest + 1, 0, ToDevice),
+            Err(Refusal::TooLarge)
+        );
+        assert_eq!(pool.map(0, usize::MAX, 0, ToDevice), Err(Refusal::TooLarge));
+        assert!(pool.map(0, largest, 63, ToDevice).is_ok());
+        assert_eq!(pool.stats().refused_empty, 1);
+        assert_eq!(pool.stats().refused_too_large, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn rings_are_whole_pages_apart_from_mappings() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        assert_eq!(pool.alloc(0, 6726), Ok(0));
+        assert_eq!(pool.alloc(0, 1734), Ok(2 * PAGE));
+        assert_eq!(pool.stats().reserved_bytes, 3 * PAGE);
+        assert_eq!(pool.stats().rings, 2);
+        assert_eq!(pool.stats().used_bytes, 3 * PAGE);
+        assert_eq!(pool.unmap(0, 6726), Err(BadHandle::Unmapped));
+        assert_eq!(pool.free(0, 4096), Err(BadHandle::Length));
+        assert_eq!(pool.free(0, 6726), Ok(()));
+        assert_eq!(pool.free(2 * PAGE, 1734), Ok(()));
+        assert_eq!(pool.stats().reserved_bytes, 0);
+        assert_eq!(pool.stats().largest_free_bytes, SMALLEST);
+        Ok(())
+    }
+
+    #[test]
+    fn neither_direction_takes_the_last_of_the_smallest_pool() -> Result<(), NoMemory> {
+        for (greedy, other) in [(FromDevice, ToDevice), (ToDevice, FromDevice)] {
+            let pool = Pool::<Here>::new(SMALLEST, 1)?;
+            for len in [4096, 1536, 64] {
+                while pool.map(0, len, 0, greedy).is_ok() {}
+            }
+            assert_eq!(pool.map(0, 4096, 0, greedy), Err(Refusal::HeldBack));
+            for len in [12, 4096, 64] {
+                assert!(pool.map(0, len, 0, other).is_ok());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_home_overflows_into_the_shared_area() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(1 << 20, 2)?;
+        let mut largest = 0;
+        let mut smallest = usize::MAX;
+        let mut mapped = 0;
+        while let Ok(offset) = pool.map(1, 4096, 0, FromDevice) {
+            largest = largest.max(offset);
+            smallest = smallest.min(offset);
+            mapped += 1;
+        }
+        // All of the pool but what is held back in each of three areas.
+        assert_eq!(mapped, 256 - 4 - 3 - 3);
+        assert!(smallest < 512 << 10 && largest > 768 << 10);
+        assert_eq!(pool.stats().full(), 1);
+        Ok(())
     }
 }

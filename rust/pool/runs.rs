@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs of whole pages: a segregated fit with boundary tags.
+//!
+//! Every stretch of pages is one of: a free run, a mapping or ring, one page of slots. Free runs stand
+//! in a list by length; up to [`EXACT`] pages there is a list for each length, so that the shortest
+//! run that is long enough is found with two looks at a bitmap; above, eight lists for each power
+//! of two. The first and the last page of a free run say that it is one, so that a run that comes
+//! back finds free neighbours at once and grows together with them: two free runs never touch.
+//!
+//! Most runs that come back are wanted again soon, at the same length. So the last few are kept as
+//! they are, in a line for each length, and joined with their neighbours only when there are too
+//! many of them, or when a request cannot be served otherwise.
+//!
+//! Runs are cut from the high end of a free run, rings from the low end of the area, so that the
+//! two do not mix.
+
+use super::{
+    live::Live,
+    slots::Slots,
+    Direction,
+    Platform, //
+};
+
+/// No page.
+const NONE: u32 = u32::MAX;
+
+/// Free runs up to this many pages have a list for each length.
+const EXACT: u32 = 512;
+
+/// Lists for each power of two above.
+const STEPS: u32 = 8;
+
+/// Enough for runs of any u32 length.
+const BITMAP: usize = (EXACT + STEPS * (u32::BITS - EXACT.ilog2())).div_ceil(64) as usize;
+
+/// Free runs of one list that are looked at before a request of more than [`EXACT`] pages is told
+/// that there is none. An area of 1 GiB has no more than this many such runs in all.
+const LOOKS: usize = 512;
+
+/// Runs of up to this many pages are kept: 64 KiB, wherever in a page they begin, and twice that.
+const KEPT_LENGTHS: usize = 33;
+
+/// The list that free runs of `pages` pages stand in.
+#[inline]
+fn list_of(pages: u32) -> u32 {
+    if pages <= EXACT {
+        return pages - 1;
+    }
+    let log = pages.ilog2();
+    EXACT + (log - EXACT.ilog2()) * STEPS + (pages >> (log - STEPS.ilog2())) % STEPS
+}
+
+/// How many lists an area of `pages` pages needs.
+pub(super) fn lists(pages: usize) -> usize {
+    list_of(pages as u32) as usize + 1
+}
+
+/// One page.
+#[derive(Clone, Copy)]
+pub(super) struct Page {
+    /// Neighbours in the list that the page stands in, as a free run or as a page of slots.
+    prev: u32,
+    next: u32,
+    pub(super) state: State,
+}
+
+impl Page {
+    pub(super) const NEW: Self = Self {
+        prev: NONE,
+        next: NONE,
+        state: State::Inside,
+    };
+}
+
+/// What a page is.
+///
+/// [`State::Mapping`], [`State::Ring`] and [`State::Slots`] are always true. The others are true of
+/// the first and the last page of a stretch; between them they may be out of date.
+#[derive(Clone, Copy)]
+pub(super) enum State {
+    /// No beginning of anything, and no end of a free run.
+    Inside,
+    /// The first page of a free run.
+    Free { pages: u32 },
+    /// The last page of a free run of two pages or more.
+    FreeEnd { start: u32 },
+    /// The first page of a mapping.
+    Mapping {
+        orig: u64,
+        len: u32,
+        pages: u32,
+        direction: Direction,
+    },
+    /// The first page of a ring.
+    Ring { pages: u32 },
+    /// A page of slots.
+    Slots(Slots),
+}
+
+/// A list of pages, circular, first in first out.
+#[derive(Clone, Copy)]
+pub(super) struct Queue(u32);
+
+impl Queue {
+    pub(super) const EMPTY: Self = Self(NONE);
+
+    #[inline]
+    pub(super) fn first(self) -> Option<u32> {
+        (self.0 != NONE).then_some(self.0)
+    }
+
+    /// Whether `page`, which stands in the queue, is all there is in it.
+    #[inline]
+    pub(super) fn is_only(pages: &[Page], page: u32) -> bool {
+        pages[page as usize].next == page
+    }
+
+    /// Appends `page`; returns whether the queue was empty.
+    #[inline]
+    pub(super) fn push(&mut self, pages: &mut [Page], page: u32) -> bool {
+        if self.0 == NONE {
+            self.0 = page;
+            pages[page as usize].prev = page;
+            pages[page as usize].next = page;
+            return true;
+        }
+        let first = &mut pages[self.0 as usize];
+        let last = first.prev;
+        first.prev = page;
+        pages[last as usize].next = page;
+        pages[page as usize].prev = last;
+        pages[page as usize].next = self.0;
+        false
+    }
+
+    /// Takes `page` out; returns whether the queue is empty now.
+    #[inline]
+    pub(super) fn remove(&mut self, pages: &mut [Page], page: u32) -> bool {
+        let Page { prev, next, .. } = pages[page as usize];
+        if next == page {
+            self.0 = NONE;
+            return true;
+        }
+        pages[prev as usize].next = next;
+        pages[next as usize].prev = prev;
+        if self.0 == page {
+            self.0 = next;
+        }
+        false
+    }
+}
+
+/// Runs of one length, first in first out.
+#[derive(Clone, Copy)]
+struct Line {
+    first: u32,
+    last: u32,
+}
+
+impl Line {
+    const EMPTY: Self = Self {
+        first: NONE,
+        last: NONE,
+    };
+
+    #[inline]
+    fn push(&mut self, pages: &mut [Page], start: u32) {
+        if self.first == NONE {
+            self.first = start;
+        } else {
+            pages[self.last as usize].next = start;
+        }
+        self.last = start;
+    }
+
+    #[inline]
+    fn pop(&mut self, pages: &[Page]) -> Option<u32> {
+        let start = self.first;
+        if start == NONE {
+            return None;
+        }
+        self.first = if start == self.last {
+            NONE
+        } else {
+            pages[start as usize].next
+        };
+        Some(start)
+    }
+}
+
+/// The pages of one area.
+pub(super) struct Runs<P: Platform> {
+    pub(super) pages: P::List<Page>,
+    /// The first pages of mappings of more than one page.
+    live: Live<P::List<u64>>,
+    lists: P::List<Queue>,
+    /// Which lists have a run in them, and which words of that are not zero.
+    bitmap: [u64; BITMAP],
+    words: u32,
+    /// The length of the longest free run, pages.
+    longest: u32,
+    /// How many runs may be kept, and how many are.
+    may_keep: u32,
+    keeps: u32,
+    /// Which lines may have a run in them, and which has its turn to lose one.
+    kept_lines: u64,
+    turn: u32,
+    /// By length in pages, less one.
+    kept: [Line; KEPT_LENGTHS],
+    /// Where the next ring goes if there is room: after those at the beginning of the area. Never
+    /// inside a free run.
+    rings_end: u32,
+}
+
+impl<P: Platform> Runs<P> {
+    /// All of `pages` is one free run. At most `may_keep` runs are kept.
+    pub(super) fn new(
+        pages: P::List<Page>,
+        live: Live<P::List<u64>>,
+        lists: P::List<Queue>,
+        may_keep: u32,
+    ) -> Self {
+        let all = pages.len() as u32;
+        let mut runs = Self {
+            pages,
+            live,
+            lists,
+            bitmap: [0; BITMAP],
+            words: 0,
+            longest: 0,
+            may_keep,
+            keeps: 0,
+            kept_lines: 0,
+            turn: 0,
+            kept: [Line::EMPTY; KEPT_LENGTHS],
+            rings_end: 0,
+        };
+        runs.mark_free(0, all);
+        runs.link(0, all);
+        runs
+    }
+
+    /// The length of the longest free run, pages.
+    #[inline]
+    pub(super) fn longest(&self) -> u32 {
+        self.longest
+    }
+
+    #[inline]
+    fn state(&mut self, page: u32) -> &mut State {
+        &mut self.pages[page as usize].state
+    }
+
+    /// Writes the tags of a free run.
+    #[inline]
+    fn mark_free(&mut self, start: u32, pages: u32) {
+        *self.state(start + pages - 1) = State::FreeEnd { start };
+        *self.state(start) = State::Free { pages };
+    }
+
+    /// Puts a free run of `pages` pages into its list.
+    #[inline(never)]
+    fn link(&mut self, start: u32, pages: u32) {
+        self.longest = self.longest.max(pages);
+        let list = list_of(pages);
+        if self.lists[list as usize].push(&mut self.pages, start) {
+            let word = list / u64::BITS;
+            self.bitmap[word as usize] |= 1 << (list % u64::BITS);
+            self.words |= 1 << word;
+        }
+    }
+
+    /// Takes a free run of `pages` pages out of its list.
+    #[inline(never)]
+    fn unlink(&mut self, start: u32, pages: u32) {
+        let list = list_of(pages);
+        if self.lists[list as usize].remove(&mut self.pages, start) {
+            let word = list / u64::BITS;
+            self.bitmap[word as usize] &= !(1 << (list % u64::BITS));
+            if self.bitmap[word as usize] == 0 {
+                self.words &= !(1 << word);
+            }
+        }
+        if pages == self.longest {
+            self.longest = self.find_longest();
+        }
+    }
+
+    /// The length of a free run is now `now` pages, not `was`; it begins where it did.
+    #[inline]
+    fn resize(&mut self, start: u32, was: u32, now: u32) {
+        self.mark_free(start, now);
+        if list_of(was) != list_of(now) {
+            self.unlink(start, was);
+            self.link(start, now);
+        } else if now > self.longest {
+            self.longest = now;
+        } else if was == self.longest {
+            self.longest = self.find_longest();
+        }
+    }
+
+    fn find_longest(&self) -> u32 {
+        let Some(word) = self.words.checked_ilog2() else {
+            return 0;
+        };
+        let list = word * u64::BITS + self.bitmap[word as usize].checked_ilog2().unwrap_or(0);
+        if list < EXACT {
+            return list + 1;
+        }
+        let mut longest = 0;
+        self.search(list, |len| {
+            longest = longest.max(len);
+            false
+        });
+        longest
+    }
+
+    /// The first list from `list` on that has a run in it.
+    #[inline]
+    fn list_from(&self, list: u32) -> Option<u32> {
+        let mut word = list / u64::BITS;
+        let mut bits = self.bitmap.get(word as usize)? & (!0 << (list % u64::BITS));
+        if bits == 0 {
+            let words = self.words & (!1 << word);
+            if words == 0 {
+                return None;
+            }
+            word = words.trailing_zeros();
+            bits = self.bitmap[word as usize % BITMAP];
+        }
+        Some(word * u64::BITS + bits.trailing_zeros())
+    }
+
+    /// The first page and the length of a free run of at least `pages` pages.
+    #[inline]
+    fn find(&self, pages: u32) -> Option<(u32, u32)> {
+        let list = list_of(pages);
+        if list >= EXACT {
+            return self.find_long(pages);
+        }
+        self.head(self.list_from(list)?)
+    }
+
+    #[inline(never)]
+    fn find_long(&self, pages: u32) -> Option<(u32, u32)> {
+        // The runs of the list that the request itself would stand in may be longer or shorter than
+        // it: they are the last resort.
+        let list = list_of(pages);
+        match self.list_from(list + 1) {
+            Some(longer) => self.head(longer),
+            None => self.search(list, |len| len >= pages),
+        }
+    }
+
+    #[inline]
+    fn free_run(&self, start: u32) -> Option<(u32, u32)> {
+        match self.pages[start as usize].state {
+            State::Free { pages } => Some((start, pages)),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn head(&self, list: u32) -> Option<(u32, u32)> {
+        if list < EXACT {
+            return Some((self.lists[list as usize].first()?, list + 1));
+        }
+        self.free_run(self.lists[list as usize].first()?)
+    }
+
+    /// Looks at the runs of one list for one that is `enough`.
+    fn search(&self, list: u32, mut enough: impl FnMut(u32) -> bool) -> Option<(u32, u32)> {
+        let first = self.lists.get(list as usize)?.first()?;
+        let mut at = first;
+        for _ in 0..LOOKS {
+            let (start, len) = self.free_run(at)?;
+            if enough(len) {
+                return Some((start, len));
+            }
+            at = self.pages[at as usize].next;
+            if at == first {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Takes a run of `pages` pages, and returns its first page, whose state the caller sets.
+    #[inline]
+    pub(super) fn take(&mut self, pages: u32) -> Option<u32> {
+        if let Some(line) = self.kept.get_mut(pages as usize - 1) {
+            if let Some(start) = line.pop(&self.pages) {
+                self.keeps -= 1;
+                return Some(start);
+            }
+        }
+        self.cut(pages)
+    }
+
+    /// Gives back the run of `pages` pages that begins at `start`.
+    #[inline]
+    pub(super) fn give(&mut self, start: u32, pages: u32) {
+        // To its neighbours, and to whoever looks for what begins here, it stays something that is
+        // in use, but is no mapping.
+        *self.state(start) = State::Inside;
+        let Some(line) = self.kept.get_mut(pages as usize - 1) else {
+            self.join(start, pages);
+            return;
+        };
+        line.push(&mut self.pages, start);
+        self.kept_lines |= 1 << (pages - 1);
+        if self.keeps < self.may_keep {
+            self.keeps += 1;
+        } else {
+            self.join_one();
+        }
+    }
+
+    /// Joins one of the runs that are kept, from the lines in turn: lengths that nobody asks for any
+    /// more make room for those that are wanted now.
+    #[inline(never)]
+    fn join_one(&mut self) {
+        while self.kept_lines != 0 {
+            let later = self.kept_lines & (!0 << self.turn);
+            let lines = if later != 0 { later } else { self.kept_lines };
+            let line = lines.trailing_zeros() % u64::BITS;
+            self.turn = (line + 1) % u64::BITS;
+            match self.kept[line as usize].pop(&self.pages) {
+                Some(start) => return self.join(start, line + 1),
+                None => self.kept_lines &= !(1 << line),
+            }
+        }
+    }
+
+    /// Joins the runs that are kept with their neighbours.
+    pub(super) fn join_kept(&mut self) {
+        while self.keeps > 0 {
+            self.join_one();
+            self.keeps -= 1;
+        }
+    }
+
+    /// Cuts a run of `pages` pages from a free run.
+    #[inline(never)]
+    fn cut(&mut self, pages: u32) -> Option<u32> {
+        let (free, len) = self.find(pages)?;
+        let rest = len - pages;
+        if rest == 0 {
+            self.unlink(free, len);
+        } else {
+            self.resize(free, len, rest);
+        }
+        let start = free + rest;
+        if pages > 1 {
+            // A neighbour that comes back later must not take the end for a free one.
+            *self.state(start + pages - 1) = State::Inside;
+            self.live.insert(start);
+        }
+        Some(start)
+    }
+
+    /// Joins the run of `pages` pages that begins at `start` with its free neighbours.
+    #[inline(never)]
+    fn join(&mut self, start: u32, pages: u32) {
+        if pages > 1 {
+            self.live.remove(start);
+        }
+        let mut first = start;
+        let mut len = pages;
+        let end = start + pages;
+        if let Some(&Page {
+            state: State::Free { pages: after },
+            ..
+        }) = self.pages.get(end as usize)
+        {
+            self.unlink(end, after);
+            len += after;
+        }
+        let last = start.wrapping_sub(1);
+        let before = match self.pages.get(last as usize).map(|page| &page.state) {
+            Some(&State::FreeEnd { start: first }) => start - first,
+            Some(&State::Free { .. }) => 1,
+            _ => 0,
+        };
+        if before > 0 {
+            // Not the beginning of anything any more.
+            *self.state(start) = State::Inside;
+            first -= before;
+            len += before;
+            self.resize(first, before, len);
+        } else {
+            self.mark_free(first, len);
+            self.link(first, len);
+        }
+        if self.rings_end.wrapping_sub(first) <= len {
+            self.rings_end = first;
+        }
+    }
+
+    /// The first page of the mapping of more than one page that `page` may be part of.
+    #[inline]
+    pub(super) fn start_before(&self, page: u32) -> Option<u32> {
+        self.live.at_or_before(page)
+    }
+
+    /// Takes a run of `pages` pages as near to the beginning of the area as can be.
+    pub(super) fn take_ring(&mut self, pages: u32) -> Option<u32> {
+        let start = self.rings_end;
+        let free = match self.pages.get(start as usize).map(|page| &page.state) {
+            Some(&State::Free { pages }) => pages,
+            _ => 0,
+        };
+        if free < pages {
+            return self.cut(pages);
+        }
+        self.unlink(start, free);
+        let rest = free - pages;
+        if rest > 0 {
+            self.mark_free(start + pages, rest);
+            self.link(start + pages, rest);
+        }
+        *self.state(start + pages - 1) = State::Inside;
+        if pages > 1 {
+            self.live.insert(start);
+        }
+        self.rings_end += pages;
+        Some(start)
+    }
+
+    /// Gives back the run of a ring.
+    pub(super) fn give_ring(&mut self, start: u32, pages: u32) {
+        *self.state(start) = State::Inside;
+        self.join(start, pages);
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_pool_runs))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_runs_have_a_list_for_each_length() {
+        assert_eq!(list_of(1), 0);
+        assert_eq!(list_of(512), 511);
+    }
+
+    #[test]
+    fn long_runs_have_eight_lists_for_each_power_of_two() {
+        assert_eq!(list_of(513), 512);
+        assert_eq!(list_of(575), 512);
+        assert_eq!(list_of(576), 513);
+        assert_eq!(list_of(1023), 519);
+        assert_eq!(list_of(1024), 520);
+        assert!((list_of(u32::MAX) as usize) < BITMAP * 64);
+    }
+
+    #[test]
+    fn a_longer_run_never_stands_in_an_earlier_list() {
+        let mut last = 0;
+        for pages in 1..20_000 {
+            let list = list_of(pages);
+            assert!(list == last || list == last + 1);
+            last = list;
+        }
+    }
+}

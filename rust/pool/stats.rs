@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is counted, and how it is read without disturbing anybody.
+//!
+//! Each area has its own counters. They are written under the area's lock, so that a plain load
+//! and a plain store are enough, and read without it: a reader sees each number as it was at some
+//! moment, not all of them as they were at the same moment.
+
+use core::sync::atomic::{
+    AtomicUsize,
+    Ordering::Relaxed, //
+};
+
+use super::{
+    BadHandle,
+    Refusal,
+    PAGE, //
+};
+
+/// The counters of one area.
+#[derive(Default)]
+pub(super) struct Counters {
+    maps: AtomicUsize,
+    unmaps: AtomicUsize,
+    used: AtomicUsize,
+    hiwater: AtomicUsize,
+    rings: AtomicUsize,
+    reserved: AtomicUsize,
+    longest: AtomicUsize,
+    refused: [AtomicUsize; 4],
+    bad: [AtomicUsize; 4],
+}
+
+/// Adds to a counter that is written under a lock.
+#[inline]
+fn add(counter: &AtomicUsize, n: usize) -> usize {
+    let sum = counter.load(Relaxed).wrapping_add(n);
+    counter.store(sum, Relaxed);
+    sum
+}
+
+impl Counters {
+    /// Of an empty area whose longest free run is `longest` pages.
+    pub(super) fn new(longest: usize) -> Self {
+        Self {
+            longest: AtomicUsize::new(longest),
+            ..Self::default()
+        }
+    }
+
+    #[inline]
+    pub(super) fn mapped(&self, bytes: usize) {
+        add(&self.maps, 1);
+        self.take(bytes);
+    }
+
+    #[inline]
+    fn take(&self, bytes: usize) {
+        let used = add(&self.used, bytes);
+        if used > self.hiwater.load(Relaxed) {
+            self.hiwater.store(used, Relaxed);
+        }
+    }
+
+    #[inline]
+    pub(super) fn unmapped(&self, bytes: usize) {
+        add(&self.unmaps, 1);
+        add(&self.used, bytes.wrapping_neg());
+    }
+
+    #[inline]
+    pub(super) fn set_longest(&self, pages: u32) {
+        self.longest.store(pages as usize, Relaxed);
+    }
+
+    pub(super) fn ring_taken(&self, bytes: usize) {
+        add(&self.rings, 1);
+        add(&self.reserved, bytes);
+        self.take(bytes);
+    }
+
+    pub(super) fn ring_given(&self, bytes: usize) {
+        add(&self.rings, usize::MAX);
+        add(&self.reserved, bytes.wrapping_neg());
+        add(&self.used, bytes.wrapping_neg());
+    }
+
+    /// Forgets how much was in use; under the lock.
+    pub(super) fn reset_hiwater(&self) {
+        self.hiwater.store(self.used.load(Relaxed), Relaxed);
+    }
+
+    /// The longest free run, pages.
+    #[inline]
+    pub(super) fn longest(&self) -> usize {
+        self.longest.load(Relaxed)
+    }
+
+    // These two happen outside the lock, and seldom.
+
+    #[cold]
+    pub(super) fn refused(&self, why: Refusal) {
+        self.refused[why as usize].fetch_add(1, Relaxed);
+    }
+
+    #[cold]
+    pub(super) fn bad(&self, why: BadHandle) {
+        self.bad[why as usize].fetch_add(1, Relaxed);
+    }
+}
+
+/// What the pool has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    /// Bytes in the pool.
+    pub(crate) pool_bytes: usize,
+    /// Mappings made.
+    pub(crate) maps: usize,
+    /// Mappings ended.
+    pub(crate) unmaps: usize,
+    /// Mappings there are.
+    pub(crate) live: usize,
+    /// Bytes that mappings take, in whole slots and pages, and rings.
+    pub(crate) used_bytes: usize,
+    /// Rings there are.
+    pub(crate) rings: usize,
+    /// Bytes of these that rings take.
+    pub(crate) reserved_bytes: usize,
+    /// The most that `used_bytes` has been since the pool was made or the mark reset. Each area
+    /// keeps its own mark, and this is their sum: exact in a pool of one area; otherwise no less
+    /// than the true peak, and more than it if the areas were not at theirs at the same time.
+    pub(crate) hiwater_bytes: usize,
+    /// The longest run of free pages, in bytes, that lies in one area. Some runs that have come
+    /// back are kept as they are until a request needs them joined (at most 17 runs and a page of
+    /// each kind of slots): exact after a refusal, otherwise what can be had without joining.
+    pub(crate) largest_free_bytes: usize,
+    /// Requests refused because they were for no bytes at all.
+    pub(crate) refused_empty: usize,
+    /// Requests refused because they were larger than [`largest_mapping`].
+    ///
+    /// [`largest_mapping`]: super::Pool::largest_mapping
+    pub(crate) refused_too_large: usize,
+    /// Requests refused because no free run was long enough.
+    pub(crate) refused_full: usize,
+    /// Requests refused because what is free is held back for the other direction.
+    pub(crate) refused_held_back: usize,
+    /// Handles refused because they lie outside the pool.
+    pub(crate) bad_outside: usize,
+    /// Handles refused because nothing is mapped there (any more).
+    pub(crate) bad_unmapped: usize,
+    /// Handles refused because they point into the middle of a mapping.
+    pub(crate) bad_interior: usize,
+    /// Handles refused because they came with a length that is not the mapping's.
+    pub(crate) bad_length: usize,
+}
+
+impl Stats {
+    /// Adds what an area has counted.
+    pub(super) fn add(&mut self, area: &Counters) {
+        let read = |counter: &AtomicUsize| counter.load(Relaxed);
+        // What ends has begun: in this order `live` cannot come out negative on one CPU.
+        let unmaps = read(&area.unmaps);
+        let maps = read(&area.maps);
+        self.maps += maps;
+        self.unmaps += unmaps;
+        self.live += maps.saturating_sub(unmaps);
+        self.used_bytes += read(&area.used);
+        self.rings += read(&area.rings);
+        self.reserved_bytes += read(&area.reserved);
+        self.hiwater_bytes += read(&area.hiwater);
+        self.largest_free_bytes = self.largest_free_bytes.max(area.longest() * PAGE);
+        self.refused_empty += read(&area.refused[Refusal::Empty as usize]);
+        self.refused_too_large += read(&area.refused[Refusal::TooLarge as usize]);
+        self.refused_full += read(&area.refused[Refusal::Full as usize]);
+        self.refused_held_back += read(&area.refused[Refusal::HeldBack as usize]);
+        self.bad_outside += read(&area.bad[BadHandle::Outside as usize]);
+        self.bad_unmapped += read(&area.bad[BadHandle::Unmapped as usize]);
+        self.bad_interior += read(&area.bad[BadHandle::Interior as usize]);
+        self.bad_length += read(&area.bad[BadHandle::Length as usize]);
+    }
+
+    /// Requests that the pool had no room for, whatever the reason.
+    pub(crate) fn full(&self) -> usize {
+        self.refused_full + self.refused_held_back
+    }
+
+    /// Handles that were refused.
+    pub(crate) fn bad_handles(&self) -> usize {
+        self.bad_outside + self.bad_unmapped + self.bad_interior + self.bad_length
+    }
+}
