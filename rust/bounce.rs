@@ -13,11 +13,8 @@ use super::{
     policy::Limits,
     pool::{
         self,
-        Area,
-        Lock,
         Pool,
-        Refusal,
-        Slot, //
+        Refusal, //
     },
     region::Region,
     virtio::map::{
@@ -36,15 +33,13 @@ use core::{
 };
 use kernel::{
     device,
-    new_spinlock_irq,
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
-        },
-        SpinLockIrq, //
+        }, //
     }, //
 };
 
@@ -140,20 +135,10 @@ impl Tally {
     }
 }
 
-/// The pool's records under the kernel's spinlock, with interrupts off: unmap is called in
-/// hardirq.
-type KernelArea = Pin<KBox<SpinLockIrq<Area<KVVec<Slot>>>>>;
-
-impl Lock<Area<KVVec<Slot>>> for KernelArea {
-    fn with<R>(&self, f: impl FnOnce(&mut Area<KVVec<Slot>>) -> R) -> R {
-        f(&mut self.lock())
-    }
-}
-
 /// The bounce buffers of one device. The contexts are those of [`Map`].
 pub(crate) struct Bounce {
     region: Region,
-    pool: Pool<KernelArea>,
+    pool: Pool<pool::Kernel>,
     tallies: KVec<Tally>,
     // For a CPU that has none; there is no such CPU.
     spare_tally: Tally,
@@ -182,10 +167,8 @@ impl Bounce {
     ///
     /// `ENOMEM` if there is no memory for the pool's records. May sleep.
     pub(crate) fn new(region: Region, kind: u32, dev: &device::Device) -> Result<Self> {
-        let slots = KVVec::from_elem(Slot::default(), region.bytes() / pool::GRANULE, GFP_KERNEL)?;
-        let area = KBox::pin_init(new_spinlock_irq!(Area::new(slots)), GFP_KERNEL)?;
-        let pool = Pool::new(area, region.bytes());
         let cpus = kernel::cpu::nr_cpu_ids() as usize;
+        let pool = Pool::new(region.bytes(), cpus).map_err(|_| ENOMEM)?;
         let mut tallies = KVec::with_capacity(cpus, GFP_KERNEL)?;
         for _ in 0..cpus {
             tallies.push(Tally::new(), GFP_KERNEL)?;
@@ -214,9 +197,9 @@ impl Bounce {
     pub(crate) fn counters(&self) -> Counters {
         let stats = self.pool.stats();
         let mut counters = Counters {
-            full: stats.full,
-            too_large: stats.too_large,
-            bad_handle: stats.bad_handle,
+            full: stats.full() as u64,
+            too_large: stats.refused_too_large as u64,
+            bad_handle: stats.bad_handles() as u64,
             ..Counters::default()
         };
         counters += self.spare_tally.read();
@@ -239,7 +222,8 @@ impl Bounce {
 
     /// Mappings and rings that are in the pool now.
     pub(crate) fn live(&self) -> usize {
-        self.pool.stats().live
+        let stats = self.pool.stats();
+        stats.live + stats.rings
     }
 
     /// Lets the high-water mark start again.
@@ -313,7 +297,7 @@ impl Bounce {
         }
         let stats = self.pool.stats();
         match refusal {
-            Refusal::Full => dev_warn!(
+            Refusal::Full | Refusal::HeldBack => dev_warn!(
                 self.dev,
                 "swiotlb region of {} bytes is full: {} used, {} free in one piece, {} wanted; the driver waits. A larger region or shorter queues make room (said once)\n",
                 stats.pool_bytes,
