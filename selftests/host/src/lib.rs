@@ -10,3 +10,23 @@
 #![forbid(unsafe_code)]
 // What only the kernel half of the module calls has no caller here.
 #![allow(dead_code)]
+// In a KUnit case an assertion is the way to fail: a panic would stop the kernel.
+#![allow(clippy::assertions_on_constants)]
+
+#[path = "../../../rust/policy.rs"]
+#[allow(unreachable_pub)]
+mod policy;
+#[path = "../../../rust/pool.rs"]
+mod pool;
+#[path = "../../../rust/wire.rs"]
+#[allow(unreachable_pub)]
+mod wire;
+
+mod platform;
+
+#[cfg(test)]
+mod capacity;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod threads;

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the pool needs from the program that it is part of, from `std`.
+
+use std::sync::Mutex;
+
+use crate::pool::Context;
+use crate::pool::Lock;
+use crate::pool::NoMemory;
+use crate::pool::Platform;
+use crate::pool::Table;
+
+impl<T> Lock<T> for Mutex<T> {
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.lock().unwrap())
+    }
+}
+
+/// A process.
+pub(crate) struct Process;
+
+impl Platform for Process {
+    type List<T: Unpin> = Box<[T]>;
+    type Lock<T: Unpin> = Mutex<T>;
+    type Table = Box<Table>;
+
+    fn list<T: Unpin>(
+        len: usize,
+        element: impl FnMut(usize) -> Result<T, NoMemory>,
+    ) -> Result<Box<[T]>, NoMemory> {
+        (0..len).map(element).collect()
+    }
+
+    fn lock<T: Unpin>(value: T) -> Result<Mutex<T>, NoMemory> {
+        Ok(Mutex::new(value))
+    }
+
+    fn table(_context: Context) -> Result<Box<Table>, NoMemory> {
+        Ok(Box::new([0; 64]))
+    }
+}
