@@ -32,7 +32,7 @@
 //!   takes more than twice its length and a page.
 //! - A request is refused as full only if, with what is free in it, no area has a free run that is
 //!   long enough, or if that run is held back (below). The one exception is a request of more than
-//!   2 MiB in an area of more than 1 GiB, where only the first 512 candidates are looked at.
+//!   2 MiB when no run is longer than it by an eighth: then only 32 candidates are looked at.
 //!
 //! # Fairness
 //!

@@ -35,8 +35,8 @@ const STEPS: u32 = 8;
 const BITMAP: usize = (EXACT + STEPS * (u32::BITS - EXACT.ilog2())).div_ceil(64) as usize;
 
 /// Free runs of one list that are looked at before a request of more than [`EXACT`] pages is told
-/// that there is none. An area of 1 GiB has no more than this many such runs in all.
-const LOOKS: usize = 512;
+/// that there is none. All runs of a list are within an eighth of the same length.
+const LOOKS: usize = 32;
 
 /// Runs of up to this many pages are kept: 64 KiB, wherever in a page they begin, and twice that.
 const KEPT_LENGTHS: usize = 33;
@@ -370,7 +370,7 @@ impl<P: Platform> Runs<P> {
         self.free_run(self.lists[list as usize].first()?)
     }
 
-    /// Looks at the runs of one list for one that is `enough`.
+    /// Looks at the first [`LOOKS`] runs of one list for one that is `enough`.
     fn search(&self, list: u32, mut enough: impl FnMut(u32) -> bool) -> Option<(u32, u32)> {
         let first = self.lists.get(list as usize)?.first()?;
         let mut at = first;

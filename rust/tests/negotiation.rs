@@ -188,7 +188,9 @@ mod cases {
         // Offered beside 27: a bit no driver knows, and a transport's bit that Linux does not.
         let odd = Features(1 << 20).with(Features(1 << 41));
         let fake = Fake::new(&offering(BIT.with(odd)))?;
+        let before = fake.sight();
         fake.bind()?;
+        assert!(bound_with(&fake, &before));
         assert_eq!(fake.told(), BIT);
         Ok(())
     }
@@ -675,9 +677,13 @@ mod cases {
             fake.reset_prepare()?;
             assert!(fake.reset_done() == Err(ENODEV));
             assert_eq!(fake.told(), Features(0));
-            // It is back: so is the device.
+            assert_eq!(fake.mode(), "refused");
+            // It is back, but the driver has seen its device fail: it has to be bound anew.
             fake.change(|setup| setup.config_space = space);
-            fake.reset_done()?;
+            assert!(fake.reset_done() == Err(ENODEV));
+            assert_eq!(fake.told(), Features(0));
+            fake.unbind();
+            fake.bind()?;
             assert_eq!(fake.told(), offered);
             works(&fake, 1, false)?;
         }

@@ -2,7 +2,7 @@
 
 //! How many instructions the pool's calls take.
 //!
-//! `cargo run --release --example instructions [--cpus N] [--short]`
+//! `cargo run --release --example instructions [--cpus N] [--pool MIB] [--short]`
 //!
 //! A child process does the work and a parent steps it through each measured call, one instruction
 //! at a time (ptrace), so the numbers are exact and need neither counters in the CPU nor a quiet
@@ -327,10 +327,11 @@ fn worst(bytes: usize, cpus: usize, n: usize) -> Figure {
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let cpus = args
-        .iter()
-        .position(|arg| arg == "--cpus")
-        .map_or(1, |i| args[i + 1].parse().expect("a number of CPUs"));
+    let number = |name: &str| -> Option<usize> {
+        let at = args.iter().position(|arg| arg == name)?;
+        Some(args[at + 1].parse().expect("a number"))
+    };
+    let cpus = number("--cpus").unwrap_or(1);
     if args.iter().any(|arg| arg == "--loop") {
         // For a profiler.
         let len = args.last().unwrap().parse().expect("a length");
@@ -346,10 +347,10 @@ fn main() {
     }
     let short = args.iter().any(|arg| arg == "--short");
     let n = if short { 40 } else { 400 };
-    let pools: &[usize] = if short {
-        &[1 << 20, 64 << 20]
-    } else {
-        &[1 << 20, 64 << 20, 1 << 30]
+    let pools = match number("--pool") {
+        Some(mib) => vec![mib << 20],
+        None if short => vec![1 << 20, 64 << 20],
+        None => vec![1 << 20, 64 << 20, 1 << 30],
     };
 
     println!("instructions for map + unmap, mean (longest call); {cpus} CPU(s)");
@@ -358,7 +359,7 @@ fn main() {
         "pool", "len", "empty", "50 % same", "90 % same", "50 % mixed", "90 % mixed"
     );
     let (mut least, mut most, mut longest) = (f64::MAX, 0f64, 0);
-    for &bytes in pools {
+    for &bytes in &pools {
         for len in [16, 64, 1536, 4096, 16384, 65536] {
             print!("{:>5} MiB {len:>6}", bytes >> 20);
             for (fill, percent) in [(len, 0), (len, 50), (len, 90), (MIXED, 50), (MIXED, 90)] {
@@ -375,7 +376,7 @@ fn main() {
         "least {least:.1}, most {most:.1}, ratio {:.2}",
         most / least
     );
-    for &bytes in pools {
+    for &bytes in &pools {
         for percent in [0, 50, 90] {
             let figure = block_read(bytes, cpus, percent, n / 4);
             println!(
@@ -387,7 +388,7 @@ fn main() {
             longest = longest.max(figure.worst);
         }
     }
-    for &bytes in pools {
+    for &bytes in &pools {
         let figure = worst(bytes, cpus, n * 5);
         println!(
             "{:>5} MiB: all kinds of calls: {:.1} ({})",

@@ -581,7 +581,10 @@ fn random_operations<P: Platform>(bytes: usize, cpus: usize, share: usize) {
         }
         refusals.set(model.pool.stats().full());
     }
-    assert!(operations() < 100_000 || refusals.get() > 100, "never full");
+    assert!(
+        operations() / share < 20_000 || refusals.get() > 100,
+        "never full"
+    );
     model.finish();
 }
 
@@ -603,6 +606,11 @@ fn random_operations_in_three_areas() {
 #[test]
 fn random_operations_in_five_areas_of_odd_sizes() {
     random_operations::<Process>((3 << 20) - 5 * PAGE, 4, 16);
+}
+
+#[test]
+fn random_operations_with_runs_too_long_for_a_list_of_their_own() {
+    random_operations::<Process>(8 << 20, 1, 64);
 }
 
 #[test]
