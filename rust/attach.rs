@@ -381,9 +381,17 @@ impl Hooks for Negotiator {
                 original.step_aside();
                 original.finalize_features()
             }
-            Decision::Accept(_) | Decision::Hint(_) => {
+            Decision::Accept(extent) | Decision::Hint(extent) => {
                 // The device is told what it offered, and no more ...
                 let mut told = features;
+                if told.has(Features::RING_PACKED) && !policy::may_pack(seen.kind, extent.bytes) {
+                    dev_info!(
+                        dev.as_device(),
+                        "swiotlb: split rings are used: with packed ones requests fail when the region is full, and it has less than {} bytes\n",
+                        policy::MIN_PACKED_BYTES
+                    );
+                    told = told.without(Features::RING_PACKED);
+                }
                 if matches!(decision, Decision::Accept(_)) {
                     told = told.with(Features::SWIOTLB);
                 }

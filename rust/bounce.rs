@@ -135,6 +135,11 @@ impl Tally {
     }
 }
 
+/// Whether this is the first call for `said`. Does not write the cache line again.
+fn first(said: &Atomic<bool>) -> bool {
+    !said.load(Relaxed) && !said.xchg(true, Relaxed)
+}
+
 /// The bounce buffers of one device. The contexts are those of [`Map`].
 pub(crate) struct Bounce {
     region: Region,
@@ -146,6 +151,7 @@ pub(crate) struct Bounce {
     limits: Atomic<u64>,
     max_mapping: Atomic<usize>,
     said_full: Atomic<bool>,
+    said_too_large: Atomic<bool>,
     said_bad: Atomic<bool>,
     dev: ARef<device::Device>,
 }
@@ -183,6 +189,7 @@ impl Bounce {
             limits: Atomic::new(1),
             max_mapping: Atomic::new(limits.max_mapping),
             said_full: Atomic::new(false),
+            said_too_large: Atomic::new(false),
             said_bad: Atomic::new(false),
             dev: dev.into(),
         })
@@ -291,42 +298,46 @@ impl Bounce {
     }
 
     /// Says once, while the driver is bound, that something did not fit.
-    fn say_full(&self, len: usize, refusal: Refusal) {
-        if self.said_full.load(Relaxed) || self.said_full.xchg(true, Relaxed) {
-            return;
-        }
+    fn say_refused(&self, len: usize, refusal: Refusal) {
         let stats = self.pool.stats();
         match refusal {
-            Refusal::Full | Refusal::HeldBack => dev_warn!(
-                self.dev,
-                "swiotlb region of {} bytes is full: {} used, {} free in one piece, {} wanted; the driver waits. A larger region or shorter queues make room (said once)\n",
-                stats.pool_bytes,
-                stats.used_bytes,
-                stats.largest_free_bytes,
-                len
-            ),
-            Refusal::Empty | Refusal::TooLarge => dev_warn!(
-                self.dev,
-                "a mapping of {} bytes was refused: the swiotlb region of {} bytes takes 1 to {} (said once)\n",
-                len,
-                stats.pool_bytes,
-                self.pool.largest_mapping()
-            ),
+            Refusal::Full | Refusal::HeldBack => {
+                if first(&self.said_full) {
+                    dev_warn!(
+                        self.dev,
+                        "swiotlb: the region of {} bytes is full: {} used, {} free in one piece, {} wanted; the driver waits. A larger region, or fewer or shorter queues, make room (said once)\n",
+                        stats.pool_bytes,
+                        stats.used_bytes,
+                        stats.largest_free_bytes,
+                        len
+                    );
+                }
+            }
+            Refusal::Empty | Refusal::TooLarge => {
+                if first(&self.said_too_large) {
+                    dev_warn!(
+                        self.dev,
+                        "swiotlb: a mapping of {} bytes was refused: the region of {} bytes takes 1 to {}. A larger region takes larger ones (said once)\n",
+                        len,
+                        stats.pool_bytes,
+                        self.pool.largest_mapping()
+                    );
+                }
+            }
         }
     }
 
     /// Says once, while the driver is bound, that the driver gave back what it did not have.
     fn say_bad(&self, handle: Handle, len: usize, bad: pool::BadHandle) {
-        if self.said_bad.load(Relaxed) || self.said_bad.xchg(true, Relaxed) {
-            return;
+        if first(&self.said_bad) {
+            dev_err!(
+                self.dev,
+                "swiotlb: handle {:#x} of {} bytes was refused ({:?}): a defect of the driver, nothing was done (said once)\n",
+                handle,
+                len,
+                bad
+            );
         }
-        dev_err!(
-            self.dev,
-            "handle {:#x} of {} bytes was refused ({:?}): a defect of the driver, nothing was done (said once)\n",
-            handle,
-            len,
-            bad
-        );
     }
 
     /// Finds what part of a mapping a sync is for, and has it copied.
@@ -358,7 +369,7 @@ impl Map for Bounce {
                 Some(self.region.bus() + offset as u64)
             }
             Err(refusal) => {
-                self.say_full(len, refusal);
+                self.say_refused(len, refusal);
                 None
             }
         }
@@ -404,7 +415,11 @@ impl Map for Bounce {
 
     fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)> {
         let cpu = self.cpu();
-        let offset = self.pool.alloc(cpu, len).ok()?;
+        let offset = self
+            .pool
+            .alloc(cpu, len)
+            .inspect_err(|refusal| self.say_refused(len, *refusal))
+            .ok()?;
         // SAFETY: The pool gave out whole pages for `len` bytes of the region.
         let vaddr = unsafe { self.region.base().add(offset) };
         // The rest of the last page is never written, and held nothing of the guest before.

@@ -235,11 +235,25 @@ fn can_bounce(kind: u32) -> bool {
     )
 }
 
+/// Regions of fewer bytes are full as a matter of course when a disk is busy.
+pub const MIN_PACKED_BYTES: u64 = 4 << 20;
+
+/// Whether packed rings may be accepted with a region of `bytes` bytes.
+///
+/// A pool that is full makes a driver wait (R15). With packed rings, though, Linux 7.3 makes an
+/// I/O error of it: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM,
+/// and disks fail the request. A device has to support split rings, so that they are used where
+/// the region is small. In a larger one this takes more requests at once than usual.
+pub fn may_pack(kind: u32, bytes: u64) -> bool {
+    bounds(kind).is_empty() || bytes >= MIN_PACKED_BYTES
+}
+
 /// What a driver is told, so that every request it can build fits an empty pool.
 ///
-/// virtio-blk and virtio-scsi requeue a request that could not be mapped, for ever. The share of
-/// one request is a quarter of the pool: rings may take up to half of it, and the last quarter
-/// keeps two directions from waiting for each other.
+/// virtio-blk and virtio-scsi requeue a request that could not be mapped, for ever. The data of
+/// one request get a quarter of the pool. Rings take up to a third, and each direction leaves the
+/// other a 32nd, three pages at least (`pool.rs`); the rest, four pages of the smallest pool, is
+/// for what else belongs to a request: its header, its status, its table of descriptors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// The longest single mapping, in bytes.
@@ -253,11 +267,9 @@ pub struct Limits {
 impl Limits {
     /// What the block layer takes for the shortest legal segment limit, in bytes.
     const PAGE: usize = 4096;
-    /// Room for a request's header and status, and for its descriptors beside the segments'.
-    const OVERHEAD: usize = 512;
-    /// What a segment costs beside its bytes: alignment within granules on both sides, and its
-    /// entry in the indirect table.
-    const SEGMENT_OVERHEAD: usize = 2 * 64 + 16;
+    /// What a segment may cost beside its bytes: it keeps its place within a granule, and may so
+    /// need one page more.
+    const SEGMENT_OVERHEAD: usize = Self::PAGE;
 
     /// Limits for a pool of `pool_bytes` whose longest single mapping is `largest`, and a driver
     /// of device type `kind` that was told by its device to build requests of up to `segments`
@@ -270,7 +282,7 @@ impl Limits {
                 max_sectors: u32::MAX,
             };
         }
-        let share = (pool_bytes / 4).saturating_sub(Self::OVERHEAD);
+        let share = pool_bytes / 4;
         let fit = share / (Self::PAGE + Self::SEGMENT_OVERHEAD);
         let segments = (segments.max(1) as usize).min(fit.max(1));
         let bytes = share.saturating_sub(segments * Self::SEGMENT_OVERHEAD);
@@ -467,7 +479,7 @@ mod tests {
             for offered in [0, 1, 2, 64, 126, 254, 1024, u32::MAX] {
                 let limits = Limits::new(device_type::BLK, pool, pool / 4, offered);
                 let segments = limits.max_segments as usize;
-                let overhead = segments * Limits::SEGMENT_OVERHEAD + Limits::OVERHEAD;
+                let overhead = segments * Limits::SEGMENT_OVERHEAD;
                 assert!(segments * limits.max_mapping + overhead <= pool / 4);
                 assert!(limits.max_sectors as usize * 512 + overhead <= pool / 4);
                 assert!(limits.max_segments >= 1 && limits.max_segments <= offered.max(1));
@@ -476,6 +488,16 @@ mod tests {
             }
             pool = pool * 3 / 2;
         }
+    }
+
+    #[test]
+    fn disks_with_small_regions_get_split_rings() {
+        for kind in [device_type::BLK, device_type::SCSI] {
+            assert!(!may_pack(kind, MIN_REGION_BYTES));
+            assert!(!may_pack(kind, MIN_PACKED_BYTES - 4096));
+            assert!(may_pack(kind, MIN_PACKED_BYTES));
+        }
+        assert!(may_pack(NET, MIN_REGION_BYTES));
     }
 
     #[test]

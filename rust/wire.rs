@@ -26,6 +26,8 @@ impl Features {
     pub const VERSION_1: Self = Self(1 << 32);
     /// The device's addresses are the platform's, not bare physical ones (virtio 1.4, 6).
     pub const ACCESS_PLATFORM: Self = Self(1 << 33);
+    /// Rings are packed, not split (virtio 1.4, 2.8).
+    pub const RING_PACKED: Self = Self(1 << 34);
 
     /// Whether all of `other` is in the set.
     pub const fn has(self, other: Self) -> bool {
