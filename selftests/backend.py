@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""A small vhost-user backend with packed rings, which qemu-storage-daemon lacks.
+"""A small vhost-user backend with packed rings, which qemu-storage-daemon lacks; and
+split ones, for a driver that does not take them.
 
     backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
     backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
@@ -28,7 +29,8 @@ BLK_IN, BLK_OUT, BLK_FLUSH, BLK_GET_ID = 0, 1, 4, 8
 BLK_OK, BLK_IOERR, BLK_UNSUPP = 0, 1, 2
 
 # vhost-user messages
-GET_FEATURES, SET_MEM_TABLE, SET_VRING_NUM, SET_VRING_ADDR = 1, 5, 8, 9
+GET_FEATURES, SET_FEATURES, SET_MEM_TABLE = 1, 2, 5
+SET_VRING_NUM, SET_VRING_ADDR = 8, 9
 SET_VRING_BASE, GET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL = 10, 11, 12, 13
 HEADER = struct.Struct("<III")
 
@@ -111,18 +113,15 @@ class Entropy:
 
 
 class Queue:
-    """A packed virtqueue, device side (virtio 1.4, 2.8)."""
+    """A virtqueue, device side: what both forms of rings have in common."""
 
     def __init__(self) -> None:
         self.size = 0
-        self.ring_host = 0
+        #: Where descriptors, used and available ring are, in the frontend's memory.
+        self.places = (0, 0, 0)
         self.next = 0
-        self.wrap = True
         self.running = False
         self.call: int | None = None
-
-    def set_base(self, base: int) -> None:
-        self.next, self.wrap = base & 0x7FFF, bool(base & 0x8000)
 
     def process(self, region: Region, model: Model) -> None:
         done = False
@@ -135,8 +134,61 @@ class Queue:
         if done and self.call is not None:
             os.write(self.call, struct.pack("=Q", 1))
 
+    def _view(self, region: Region, place: int, length: int) -> memoryview:
+        return region.at(self.places[place] - region.host + region.guest, length)
+
+
+class SplitQueue(Queue):
+    """Split rings (virtio 1.4, 2.7), served in order."""
+
+    def set_base(self, base: int) -> None:
+        self.next = base & 0xFFFF
+
+    def base(self) -> int:
+        return self.next
+
+    def _available(
+        self, region: Region
+    ) -> tuple[tuple[list[memoryview], list[memoryview]], int, int] | None:
+        ring = self._view(region, 2, 4 + 2 * self.size).cast("H")
+        if ring[1] == self.next:
+            return None
+        head = ring[2 + self.next % self.size]
+        chain = readable, writable = [], []
+        table, at = self._view(region, 0, 16 * self.size), head
+        while True:
+            address, length, flags, following = DESCRIPTOR.unpack_from(table, 16 * at)
+            if flags & INDIRECT:
+                table, at = region.at(address, length), 0
+                continue
+            (writable if flags & WRITE else readable).append(region.at(address, length))
+            if not flags & NEXT:
+                return chain, head, 1
+            at = following
+
+    def _give_back(self, region: Region, head: int, length: int, _: int) -> None:
+        ring = self._view(region, 1, 4 + 8 * self.size)
+        struct.pack_into("<II", ring, 4 + 8 * (self.next % self.size), head, length)
+        self.next = (self.next + 1) & 0xFFFF
+        # The last store, as below.
+        ring.cast("H")[1] = self.next
+
+
+class PackedQueue(Queue):
+    """A packed ring (virtio 1.4, 2.8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrap = True
+
+    def set_base(self, base: int) -> None:
+        self.next, self.wrap = base & 0x7FFF, bool(base & 0x8000)
+
+    def base(self) -> int:
+        return self.next | self.wrap << 15
+
     def _ring(self, region: Region) -> memoryview:
-        return region.at(self.ring_host - region.host + region.guest, 16 * self.size)
+        return self._view(region, 0, 16 * self.size)
 
     def _available(
         self, region: Region
@@ -184,7 +236,7 @@ class Backend:
     def __init__(self, connection: socket.socket, model: Model) -> None:
         self._connection = connection
         self._model = model
-        self._queue = Queue()
+        self._queue: SplitQueue | PackedQueue = SplitQueue()
         self._region: Region | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(connection, selectors.EVENT_READ, self._message)
@@ -221,17 +273,21 @@ class Backend:
         if request == GET_FEATURES:
             features = self._model.features | bits(F_INDIRECT, F_VERSION_1, F_PACKED)
             self._reply(request, struct.pack("<Q", features))
+        elif request == SET_FEATURES:
+            (features,) = struct.unpack("<Q", body)
+            self._queue = PackedQueue() if features >> F_PACKED & 1 else SplitQueue()
+            self._queue.call = queue.call
         elif request == SET_MEM_TABLE:
             self._region = Region(body, files.pop())
         elif request == SET_VRING_NUM:
             queue.size = struct.unpack("<II", body)[1]
         elif request == SET_VRING_ADDR:
-            queue.ring_host = struct.unpack_from("<IIQ", body)[2]
+            queue.places = struct.unpack_from("<IIQQQ", body)[2:]
         elif request == SET_VRING_BASE:
             queue.set_base(struct.unpack("<II", body)[1])
         elif request == GET_VRING_BASE:
             queue.running = False
-            self._reply(request, struct.pack("<II", 0, queue.next | queue.wrap << 15))
+            self._reply(request, struct.pack("<II", 0, queue.base()))
         elif request == SET_VRING_KICK:
             for key in list(self._selector.get_map().values()):
                 if key.data == self._kicked:
