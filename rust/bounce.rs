@@ -148,7 +148,8 @@ pub(crate) struct Bounce {
     // For a CPU that has none; there is no such CPU.
     spare_tally: Tally,
     kind: u32,
-    limits: Atomic<u64>,
+    // The most segments of a request, by the device; 1 as long as the driver has not asked.
+    segments: Atomic<u32>,
     max_mapping: Atomic<usize>,
     said_full: Atomic<bool>,
     said_too_large: Atomic<bool>,
@@ -186,7 +187,7 @@ impl Bounce {
             tallies,
             spare_tally: Tally::new(),
             kind,
-            limits: Atomic::new(1),
+            segments: Atomic::new(1),
             max_mapping: Atomic::new(limits.max_mapping),
             said_full: Atomic::new(false),
             said_too_large: Atomic::new(false),
@@ -247,13 +248,13 @@ impl Bounce {
     /// longest mapping such that the largest request fits.
     pub(crate) fn clamp(&self, bound: Bound, value: u32) -> u32 {
         if bound == Bound::Segments {
-            self.limits.store(u64::from(value), Relaxed);
+            self.segments.store(value, Relaxed);
         }
         let limits = Limits::new(
             self.kind,
             self.region.bytes(),
             self.pool.largest_mapping(),
-            self.limits.load(Relaxed) as u32,
+            self.segments.load(Relaxed),
         );
         self.max_mapping.store(limits.max_mapping, Relaxed);
         limits.clamp(bound, value)
@@ -299,10 +300,10 @@ impl Bounce {
 
     /// Says once, while the driver is bound, that something did not fit.
     fn say_refused(&self, len: usize, refusal: Refusal) {
-        let stats = self.pool.stats();
         match refusal {
             Refusal::Full | Refusal::HeldBack => {
                 if first(&self.said_full) {
+                    let stats = self.pool.stats();
                     dev_warn!(
                         self.dev,
                         "swiotlb: the region of {} bytes is full: {} used, {} free in one piece, {} wanted; the driver waits. A larger region, or fewer or shorter queues, make room (said once)\n",
@@ -319,7 +320,7 @@ impl Bounce {
                         self.dev,
                         "swiotlb: a mapping of {} bytes was refused: the region of {} bytes takes 1 to {}. A larger region takes larger ones (said once)\n",
                         len,
-                        stats.pool_bytes,
+                        self.region.bytes(),
                         self.pool.largest_mapping()
                     );
                 }
@@ -377,21 +378,23 @@ impl Map for Bounce {
 
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) {
         let offset = self.offset(handle);
-        let found = self.pool.find(offset, len).and_then(|mapping| {
-            let tally = self.tally(self.cpu());
-            let whole = mapping.offset == offset && mapping.len == len;
-            if whole && direction != Direction::ToDevice && !discard {
-                // Before the room is given back: another CPU may take it at once.
-                self.copy_out(offset, mapping.orig, len);
-                tally.bytes_from_device.fetch_add(len as u64, Relaxed);
+        let mut found = Ok(());
+        if direction != Direction::ToDevice && !discard {
+            found = self.pool.find(offset, len).map(|mapping| {
+                if mapping.offset == offset && mapping.len == len {
+                    // Before the room is given back: another CPU may take it at once.
+                    self.copy_out(offset, mapping.orig, len);
+                    let tally = self.tally(self.cpu());
+                    tally.bytes_from_device.fetch_add(len as u64, Relaxed);
+                }
+            });
+        }
+        // Refuses, and counts, what is not the whole of a mapping.
+        match found.and_then(|()| self.pool.unmap(offset, len)) {
+            Ok(()) => {
+                self.tally(self.cpu()).unmaps.fetch_add(1, Relaxed);
             }
-            // Refuses, and counts, what is not the whole.
-            self.pool.unmap(offset, len)?;
-            tally.unmaps.fetch_add(1, Relaxed);
-            Ok(())
-        });
-        if let Err(bad) = found {
-            self.say_bad(handle, len, bad);
+            Err(bad) => self.say_bad(handle, len, bad),
         }
     }
 
