@@ -106,8 +106,17 @@ def test_totals_are_the_devices_own(boot: Boot) -> None:
 
 
 def test_pool_is_drawn(boot: Boot) -> None:
-    picture = boot.fact("busy-pool")
-    assert str(REGION_BYTES) in picture and str(boot.kept("busy")["used_bytes"]) in picture
+    """One line an area, which together are the pool; rings and what is free show."""
+    title, *areas = boot.fact("busy-pool").splitlines()
+    assert title.split()[:3] == ["area", "offset", "KiB"]
+    numbers = [line.partition("[")[0].split() for line in areas]
+    assert sum(int(kib) for _, _, kib in numbers) == REGION_BYTES >> 10
+    assert numbers[0][:2] == ["0", "0x0"]
+    drawings = [line.partition("[")[2].partition("]")[0] for line in areas]
+    assert {len(drawing) for drawing in drawings} == {32}
+    assert any("R" in drawing for drawing in drawings) and "." in drawings[0]
+    used = sum(int(line.partition("]")[2].split()[2]) for line in areas)
+    assert used <= boot.kept("busy")["used_bytes"] >> 10 < used + len(areas)
 
 
 def test_reset_hiwater(boot: Boot) -> None:
