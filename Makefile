@@ -58,7 +58,7 @@ toolbox:
 stock: toolbox
 	@$(TOOLBOX) scripts/kernel stock
 
-## test-kernel: the small kernel with KUnit (about 6 minutes, once)
+## test-kernel: the small kernel with KUnit (about 10 minutes, once)
 test-kernel: toolbox
 	@$(TOOLBOX) scripts/kernel test
 
