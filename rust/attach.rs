@@ -258,11 +258,6 @@ impl Seen {
         })
     }
 
-    /// Whether the region is still where it was when it was mapped (R19).
-    fn in_place(&self, dev: &Device, bounce: &Bounce) -> bool {
-        bounce.region().is_in_place(dev)
-    }
-
     /// The driver is gone, or never came: undoes what [`Seen::bounce`] did.
     fn release(&self, dev: &Device) {
         let mut state = self.state.lock();
@@ -352,7 +347,9 @@ impl Hooks for Negotiator {
         let mut state = seen.state.lock();
         let decision = match (&state.bounced, state.decision) {
             (Some(bounced), Some(decision)) => {
-                if decision.extent().is_some() && !seen.in_place(dev, bounced.installed.inner()) {
+                let region = bounced.installed.inner().region();
+                // R19: never under a driver's feet.
+                if decision.extent().is_some() && !region.is_in_place(dev) {
                     // Sticks until the driver is bound anew, wherever the region goes next.
                     let moved = Decision::Refuse(Reason::Moved);
                     announce(dev, &moved);
