@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -25,6 +26,9 @@ use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
 
 /// How long the backend may take to answer. The guest waits meanwhile.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long it may go on reading notifications of its own making.
+const SETTLE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Error)]
 pub enum BackendError {
@@ -193,7 +197,8 @@ impl Backend {
     }
 
     /// Hands over the region, which the guest sees at `guest`, and starts the
-    /// queues. Everything in `queues` lies in the region.
+    /// queues. Everything in `queues` lies in the region. When it returns, the
+    /// backend sleeps until it is notified.
     pub fn start(
         &mut self,
         accepted: u64,
@@ -221,7 +226,31 @@ impl Backend {
                 self.enable(queue.index, true)?;
             }
         }
-        Ok(())
+        self.settle(queues)
+    }
+
+    /// Waits until the backend sleeps.
+    ///
+    /// Some wake themselves when they are given a queue: libvhost-user writes
+    /// into the eventfd that it has just got, in case that a connection before
+    /// left something behind. It would look at the ring at some time after the
+    /// last answer, and might take the driver's first chains before we did.
+    fn settle(&mut self, queues: &[QueueSetup<'_>]) -> Result<(), BackendError> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let awake = queues.iter().any(|queue| is_signalled(queue.kick));
+            // It may have read, and not yet looked. An answer tells that it
+            // has, where one thread does both.
+            self.frontend.get_features().at("GET_FEATURES")?;
+            if !awake {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                log::warn!("the backend does not read its notifications");
+                return Ok(());
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
     }
 
     fn start_queue(
@@ -289,6 +318,15 @@ impl Backend {
     }
 }
 
+/// Whether a notification has not been read yet.
+#[allow(unsafe_code)]
+fn is_signalled(fd: &EventFd) -> bool {
+    // SAFETY: the EventFd keeps its descriptor open for as long as it is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
 /// The process that listened. None if it lives in another PID namespace.
 fn peer_pid(stream: &UnixStream) -> Option<i32> {
     let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
@@ -335,6 +373,17 @@ impl Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    #[test]
+    fn a_notification_is_seen_and_stays() {
+        let fd = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+        assert!(!is_signalled(&fd));
+        fd.write(1).expect("write");
+        assert!(is_signalled(&fd));
+        assert_eq!(fd.read().expect("read"), 1);
+        assert!(!is_signalled(&fd));
+    }
 
     #[test]
     fn maps() {

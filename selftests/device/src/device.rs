@@ -71,8 +71,6 @@ pub struct Device {
     running: Option<Running>,
     negotiation: u64,
     reported: u64,
-    /// Chains seen since the program started.
-    looked_at: u64,
 }
 
 impl Device {
@@ -100,7 +98,6 @@ impl Device {
             running: None,
             negotiation: 0,
             reported: 0,
-            looked_at: 0,
             region,
             report,
             options,
@@ -377,9 +374,14 @@ impl Device {
         checked.findings.is_empty()
     }
 
-    fn run(&mut self, running: Running) {
+    fn run(&mut self, mut running: Running) {
         let Some(mut backend) = self.backend.take() else {
             self.fail("there is no backend");
+            return;
+        };
+        let Some(early) = self.look_early(&mut running) else {
+            self.backend = Some(backend);
+            self.fail(BAD_CHAIN);
             return;
         };
         let setups: Vec<_> = running
@@ -399,7 +401,10 @@ impl Device {
                 self.backend = Some(backend);
                 self.report_backend_memory(&running.window, "start");
                 self.running = Some(running);
-                self.take_early();
+                // A queue without anything is left asleep: a backend that is
+                // woken for nothing may take what comes next before it was
+                // looked at.
+                early.into_iter().for_each(|index| self.forward(index));
             }
             Err(error) => {
                 drop(setups);
@@ -411,20 +416,23 @@ impl Device {
     // Queues
 
     /// What a driver made available before DRIVER_OK it may not announce
-    /// again. A queue without anything is left asleep: a backend that is woken
-    /// for nothing may take what comes next before it was looked at.
-    fn take_early(&mut self) {
-        let queues = self.running.iter().flat_map(|r| &r.queues);
-        for index in queues.map(|q| q.index).collect::<Vec<_>>() {
-            let before = self.looked_at;
-            if !self.check(index) {
-                self.fail(BAD_CHAIN);
-                return;
+    /// again, and a backend may look at its queues as soon as it has them. So
+    /// this comes before it has them. Returns the queues in which there is
+    /// something, none if it is not as it must be.
+    fn look_early(&mut self, running: &mut Running) -> Option<Vec<u16>> {
+        let mut early = Vec::new();
+        for queue in &mut running.queues {
+            let memory = Memory::new(running.window, self.region.bytes());
+            let checked = queue.walker.check(&memory);
+            self.report_check(queue.index, &checked);
+            if checked.violations != 0 || checked.malformed != 0 {
+                return None;
             }
-            if self.looked_at != before {
-                self.forward(index);
+            if checked.chains != 0 {
+                early.push(queue.index);
             }
         }
+        Some(early)
     }
 
     /// The driver's notification, and what it announces.
@@ -480,7 +488,6 @@ impl Device {
         if *checked == Checked::default() {
             return;
         }
-        self.looked_at += checked.chains;
         self.report.count(|c| {
             c.chains_checked += checked.chains;
             c.chains_late += checked.late;

@@ -232,6 +232,39 @@ fn addresses_outside_stop_the_device_until_reset() {
     assert_eq!(machine.events("needs_reset").len(), cases.len());
 }
 
+/// The first chain of queue 0 is there before DRIVER_OK, and not announced.
+fn start_with_a_chain(driver: &mut Driver) {
+    driver.put(0x404, &[0, 0]);
+    driver.put(0x402, &1u16.to_le_bytes());
+    driver.set_queue(driver.at(0), driver.at(0x400), driver.at(0x800));
+    driver.write(20, &[15]);
+}
+
+#[test]
+fn what_is_there_before_driver_ok_is_looked_at_first() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.put(0, &[0; 0x1000]);
+    driver.descriptor(0, RAM, 512, 0, 0);
+    start_with_a_chain(&mut driver);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.events("violation").len(), 1);
+    // The backend was not given the queue, and has nothing to complain about.
+    assert!(machine.events("backend_memory").is_empty());
+
+    assert!(driver.negotiate(FEATURES));
+    driver.put(0, &[0; 0x1000]);
+    driver.put(0x1000, &[0; 16]);
+    driver.descriptor(0, driver.at(0x1000), 16, driver::NEXT, 1);
+    driver.descriptor(16, driver.at(0x2000), 512, driver::NEXT | driver::WRITE, 2);
+    driver.descriptor(32, driver.at(0x1800), 1, driver::WRITE, 0);
+    start_with_a_chain(&mut driver);
+    wait_for("the request", || driver.load(0x802) == 1);
+    assert!(machine.events("backend_gone").is_empty());
+}
+
 #[test]
 fn malformed_chains_stop_the_device() {
     let Some((machine, mut driver)) = machine(&[]) else {
