@@ -116,19 +116,25 @@ impl Report {
     /// An event that carries all counters.
     pub fn event_with_counters(&self, name: &str) {
         let t = self.start.elapsed().as_secs_f64();
-        let mut inner = self.lock();
-        let counters = inner.counters.json();
-        inner.line(name, t, counters);
+        self.lock().line_with_counters(name, t);
     }
 
     /// The last line: whatever other threads still have to say comes too late.
     pub fn close(&self) {
-        self.event_with_counters("summary");
-        self.lock().closed = true;
+        let t = self.start.elapsed().as_secs_f64();
+        // Locked once: nobody gets a line in between.
+        let mut inner = self.lock();
+        inner.line_with_counters("summary", t);
+        inner.closed = true;
     }
 }
 
 impl Inner {
+    fn line_with_counters(&mut self, name: &str, t: f64) {
+        let counters = self.counters.json();
+        self.line(name, t, counters);
+    }
+
     fn line(&mut self, name: &str, t: f64, fields: Value) {
         log::info!("{name}: {fields}");
         if self.closed {
