@@ -2,6 +2,7 @@
 
 //! A virtio driver, as small as it can be.
 
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -10,6 +11,8 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use vfio_user::Client;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+
+use super::machine::wait_for;
 
 const CONFIG: u32 = 7;
 const CONTROL_BAR: u32 = 0;
@@ -52,7 +55,7 @@ pub struct Driver {
 impl Driver {
     /// Connects, places the BARs, takes the interrupts.
     pub fn connect(socket: &Path) -> Self {
-        let mut client = Client::new(socket).expect("vfio-user");
+        let mut client = connect(socket);
         let memory = map(&client);
         let caps = capabilities(&mut client);
         let find = |cfg_type| {
@@ -273,6 +276,19 @@ impl Driver {
         self.get(0x1800, &mut status);
         status[0]
     }
+}
+
+/// A socket is there a moment before somebody listens on it.
+fn connect(socket: &Path) -> Client {
+    let mut client = None;
+    wait_for("somebody who listens", || {
+        client = match Client::new(socket) {
+            Err(vfio_user::Error::Connect(e)) if e.kind() == ErrorKind::ConnectionRefused => None,
+            other => Some(other.expect("vfio-user")),
+        };
+        client.is_some()
+    });
+    client.expect("a client")
 }
 
 /// Whether the interrupt comes in good time.
