@@ -21,7 +21,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::region::{self, Region};
-use crate::ring::RingAddresses;
+use crate::ring::{RingAddresses, Window};
 use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
 
 /// How long the backend may take to answer. The guest waits meanwhile.
@@ -56,6 +56,39 @@ impl<T> At<T> for Result<T, vhost::Error> {
     fn at(self, request: &'static str) -> Result<T, BackendError> {
         self.map_err(|source| BackendError::Request { request, source })
     }
+}
+
+/// Entries that every backend takes in its memory table.
+pub const MAX_SHARES: usize = 8;
+
+/// Memory that the backend is to map: one entry of its table.
+#[derive(Clone, Copy)]
+pub struct Share<'a> {
+    pub window: Window,
+    pub file: BorrowedFd<'a>,
+    /// Where in the file the window begins.
+    pub offset: u64,
+    pub inode: u64,
+    /// Where it begins in this process.
+    pub host: u64,
+}
+
+impl Share<'_> {
+    fn table_entry(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: self.window.base,
+            memory_size: self.window.len,
+            userspace_addr: self.host,
+            mmap_offset: self.offset,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+}
+
+/// Where this process sees a guest address.
+fn host_address(shares: &[Share<'_>], addr: u64) -> Option<u64> {
+    let here = |share: &Share<'_>| Some(share.host + share.window.offset(addr, 1)?);
+    shares.iter().find_map(here)
 }
 
 /// One queue as the backend is to run it.
@@ -196,30 +229,22 @@ impl Backend {
             .at("SET_CONFIG")
     }
 
-    /// Hands over the region, which the guest sees at `guest`, and starts the
-    /// queues. Everything in `queues` lies in the region. When it returns, the
-    /// backend sleeps until it is notified.
+    /// Hands over memory, and starts the queues, all of which lie in it. When
+    /// it returns, the backend sleeps until it is notified.
     pub fn start(
         &mut self,
         accepted: u64,
-        region: &Region,
-        guest: u64,
+        shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
     ) -> Result<(), BackendError> {
         let mut features = virtio::backend_features(accepted);
         let protocol = self.features & bit(F_PROTOCOL_FEATURES);
         features |= protocol;
         self.frontend.set_features(features).at("SET_FEATURES")?;
-        let table = VhostUserMemoryRegionInfo {
-            guest_phys_addr: guest,
-            memory_size: region.size(),
-            userspace_addr: region.host_address(),
-            mmap_offset: region.offset(),
-            mmap_handle: region.raw_fd(),
-        };
-        self.frontend.set_mem_table(&[table]).at("SET_MEM_TABLE")?;
+        let table: Vec<_> = shares.iter().map(Share::table_entry).collect();
+        self.frontend.set_mem_table(&table).at("SET_MEM_TABLE")?;
         for queue in queues {
-            self.start_queue(queue, region, guest)?;
+            self.start_queue(queue, shares)?;
         }
         if protocol != 0 {
             for queue in queues {
@@ -256,12 +281,12 @@ impl Backend {
     fn start_queue(
         &mut self,
         queue: &QueueSetup<'_>,
-        region: &Region,
-        guest: u64,
+        shares: &[Share<'_>],
     ) -> Result<(), BackendError> {
         let index = usize::from(queue.index);
         let ring = &queue.ring;
-        let host = |addr: u64| addr.wrapping_sub(guest).wrapping_add(region.host_address());
+        // What lies nowhere would be refused by the backend.
+        let host = |addr: u64| host_address(shares, addr).unwrap_or(0);
         // Packed: index 0, wrap counter 1.
         let base = if ring.packed { 1 << 15 } else { 0 };
         let data = VringConfigData {

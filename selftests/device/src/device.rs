@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use serde_json::{json, Value};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_MSIX_IRQ_INDEX};
+use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
-use crate::backend::{Backend, BackendError, QueueSetup};
+use crate::backend::{Backend, BackendError, QueueSetup, Share, MAX_SHARES};
+use crate::guest_memory::{GuestMemory, Mapping, Span};
 use crate::options::{Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
@@ -50,9 +52,31 @@ struct RunningQueue {
     idle_call: EventFd,
 }
 
+/// What addresses may point into while queues run, and all that the backend
+/// gets: the region, and no more unless guest memory is allowed.
+struct Reach {
+    /// Where the guest sees the region; none if its BAR has no address.
+    region: Option<Window>,
+    guest: Vec<Span>,
+}
+
+impl Reach {
+    fn memory<'a>(&'a self, region: &'a Region) -> Memory<'a> {
+        let own = self.region.map(|window| (window, region.bytes()));
+        let guest = self.guest.iter().map(|span| (span.window(), span.bytes()));
+        Memory::new(own.into_iter().chain(guest))
+    }
+
+    fn shares<'a>(&'a self, region: &'a Region) -> Vec<Share<'a>> {
+        let own = self.region.map(|window| region.share(window));
+        let guest = self.guest.iter().map(Span::share);
+        own.into_iter().chain(guest).collect()
+    }
+}
+
 /// From DRIVER_OK until reset or failure.
 struct Running {
-    window: Window,
+    reach: Reach,
     queues: Vec<RunningQueue>,
 }
 
@@ -60,6 +84,8 @@ pub struct Device {
     options: Arc<Options>,
     report: Arc<Report>,
     region: Region,
+    /// Stays empty unless guest memory is allowed.
+    guest_memory: GuestMemory,
     pci: ConfigSpace,
     registers: Registers,
     isr: u8,
@@ -98,6 +124,7 @@ impl Device {
             running: None,
             negotiation: 0,
             reported: 0,
+            guest_memory: GuestMemory::default(),
             region,
             report,
             options,
@@ -225,6 +252,7 @@ impl Device {
         self.check_all();
         self.stop_queues();
         self.vectors.iter_mut().for_each(|v| *v = None);
+        self.guest_memory.clear();
         self.pci.reset();
         self.reset_registers();
         if let Err(error) = self.region.clear() {
@@ -264,7 +292,7 @@ impl Device {
         let Some(running) = self.running.take() else {
             return;
         };
-        self.report_backend_memory(&running.window, "stop");
+        self.report_backend_memory(&running.reach, "stop");
         let Some(backend) = &mut self.backend else {
             return;
         };
@@ -274,13 +302,46 @@ impl Device {
     }
 
     fn start_queues(&mut self) {
+        let region = self.place_region();
+        if region.is_none() && !self.options.allow_guest_memory {
+            self.fail("the BAR of the region has no address");
+            return;
+        }
+        let guest = match self.map_guest_memory(MAX_SHARES - usize::from(region.is_some())) {
+            Ok(guest) => guest,
+            Err(error) => {
+                self.fail(&format!("cannot map guest memory: {error}"));
+                return;
+            }
+        };
+        let reach = Reach { region, guest };
+        let rings = self.rings();
+        let bad = rings
+            .iter()
+            .filter(|(index, ring)| !self.check_ring(*index, ring, &reach))
+            .count();
+        if bad != 0 {
+            self.fail("a ring lies outside the region or is not aligned");
+            return;
+        }
+        let queues = match running_queues(rings) {
+            Ok(queues) => queues,
+            Err(error) => {
+                self.fail(&format!("out of file descriptors: {error}"));
+                return;
+            }
+        };
+        self.run(Running { reach, queues });
+    }
+
+    /// Where the guest sees the region from now on.
+    fn place_region(&self) -> Option<Window> {
         let Some(bar) = self.pci.bar_address(BOUNCE_BAR) else {
             self.report.event(
                 "driver_ok",
                 json!({ "negotiation": self.negotiation, "bar": null, "region": null }),
             );
-            self.fail("the BAR of the region has no address");
-            return;
+            return None;
         };
         let window = Window {
             base: bar.saturating_add(self.region.offset()),
@@ -295,23 +356,29 @@ impl Device {
                 "region_bytes": window.len,
             }),
         );
-        let rings = self.rings();
-        let bad = rings
-            .iter()
-            .filter(|(index, ring)| !self.check_ring(*index, ring, &window))
-            .count();
-        if bad != 0 {
-            self.fail("a ring lies outside the region or is not aligned");
-            return;
+        Some(window)
+    }
+
+    /// What there is of guest memory, in `limit` pieces at most; nothing
+    /// unless it is allowed.
+    fn map_guest_memory(&self, limit: usize) -> Result<Vec<Span>, MmapRegionError> {
+        if !self.options.allow_guest_memory {
+            return Ok(Vec::new());
         }
-        let queues = match running_queues(rings) {
-            Ok(queues) => queues,
-            Err(error) => {
-                self.fail(&format!("out of file descriptors: {error}"));
-                return;
-            }
-        };
-        self.run(Running { window, queues });
+        let (spans, left_out) = self.guest_memory.map(limit)?;
+        let left_out: Vec<_> = left_out
+            .iter()
+            .map(|window| json!({ "guest": hex(window.base), "bytes": window.len }))
+            .collect();
+        self.report.event(
+            "guest_memory",
+            json!({
+                "negotiation": self.negotiation,
+                "windows": table(&spans.iter().map(Span::share).collect::<Vec<_>>()),
+                "left_out": left_out,
+            }),
+        );
+        Ok(spans)
     }
 
     /// The queues that the driver enabled.
@@ -332,27 +399,11 @@ impl Device {
     }
 
     /// Reports a queue, and what is wrong with where it lies.
-    fn check_ring(&mut self, index: u16, ring: &RingAddresses, window: &Window) -> bool {
-        let inside = ring
-            .areas()
-            .iter()
-            .all(|(_, addr, len)| window.contains(*addr, *len));
-        self.report.event(
-            "queue",
-            json!({
-                "index": index,
-                "size": ring.size,
-                "packed": ring.packed,
-                "desc": hex(ring.desc),
-                "avail": hex(ring.driver),
-                "used": hex(ring.device),
-                "inside": inside,
-                "negotiation": self.negotiation,
-            }),
-        );
+    fn check_ring(&mut self, index: u16, ring: &RingAddresses, reach: &Reach) -> bool {
+        let memory = reach.memory(&self.region);
         let mut checked = Checked::default();
         for (n, (_, addr, len)) in ring.areas().into_iter().enumerate() {
-            if !window.contains(addr, len) {
+            if !memory.contains(addr, len) {
                 checked.violations += 1;
                 checked.findings.push(Finding::Outside {
                     kind: Kind::Ring,
@@ -363,6 +414,19 @@ impl Device {
                 });
             }
         }
+        self.report.event(
+            "queue",
+            json!({
+                "index": index,
+                "size": ring.size,
+                "packed": ring.packed,
+                "desc": hex(ring.desc),
+                "avail": hex(ring.driver),
+                "used": hex(ring.device),
+                "inside": checked.violations == 0,
+                "negotiation": self.negotiation,
+            }),
+        );
         if !ring.aligned() {
             checked.malformed += 1;
             checked.findings.push(Finding::Malformed {
@@ -396,10 +460,10 @@ impl Device {
             })
             .collect();
         let accepted = self.registers.accepted();
-        match backend.start(accepted, &self.region, running.window.base, &setups) {
+        match backend.start(accepted, &running.reach.shares(&self.region), &setups) {
             Ok(()) => {
                 self.backend = Some(backend);
-                self.report_backend_memory(&running.window, "start");
+                self.report_backend_memory(&running.reach, "start");
                 self.running = Some(running);
                 // A queue without anything is left asleep: a backend that is
                 // woken for nothing may take what comes next before it was
@@ -422,8 +486,7 @@ impl Device {
     fn look_early(&mut self, running: &mut Running) -> Option<Vec<u16>> {
         let mut early = Vec::new();
         for queue in &mut running.queues {
-            let memory = Memory::new(running.window, self.region.bytes());
-            let checked = queue.walker.check(&memory);
+            let checked = queue.walker.check(&running.reach.memory(&self.region));
             self.report_check(queue.index, &checked);
             if checked.violations != 0 || checked.malformed != 0 {
                 return None;
@@ -465,7 +528,7 @@ impl Device {
         let Some(running) = &mut self.running else {
             return true;
         };
-        let memory = Memory::new(running.window, self.region.bytes());
+        let memory = running.reach.memory(&self.region);
         let queue = running.queues.iter_mut().find(|q| q.index == index);
         let Some(checked) = queue.map(|q| q.walker.check(&memory)) else {
             return true;
@@ -541,7 +604,7 @@ impl Device {
         }
     }
 
-    fn report_backend_memory(&self, window: &Window, when: &str) {
+    fn report_backend_memory(&self, reach: &Reach, when: &str) {
         let Some(backend) = &self.backend else {
             return;
         };
@@ -577,12 +640,7 @@ impl Device {
             json!({
                 "when": when,
                 "negotiation": self.negotiation,
-                "table": [{
-                    "guest": hex(window.base),
-                    "bytes": window.len,
-                    "offset": self.region.offset(),
-                    "inode": self.region.inode(),
-                }],
+                "table": table(&reach.shares(&self.region)),
                 "pid": backend.pid(),
                 "mappings": list,
                 "foreign": foreign,
@@ -669,20 +727,38 @@ impl Device {
 
     // Guest memory that is not ours
 
-    /// A descriptor is closed unseen: guest memory is never mapped here.
-    pub fn dma_map(&mut self, address: u64, size: u64, fd: Option<File>) {
+    /// A descriptor is closed unseen, and guest memory is never mapped here;
+    /// unless it is allowed.
+    pub fn dma_map(&mut self, mapping: Mapping) {
+        let fd = mapping.file.is_some();
         self.report.count(|c| {
             c.dma_maps += 1;
-            c.dma_map_fds += u64::from(fd.is_some());
+            c.dma_map_fds += u64::from(fd);
         });
-        let fields = json!({ "addr": hex(address), "size": hex(size), "fd": fd.is_some() });
+        let Window { base, len } = mapping.window;
+        let mut fields = json!({ "addr": hex(base), "size": hex(len), "fd": fd });
+        if self.options.allow_guest_memory {
+            let refused = self.guest_memory.add(mapping).err();
+            fields["refused"] = json!(refused.map(|why| why.to_string()));
+        }
         self.report.event("dma_map", fields);
     }
 
-    pub fn dma_unmap(&mut self, address: u64, size: u64) {
+    /// What queues may be using is not taken away under them: they stop.
+    pub fn dma_unmap(&mut self, window: Window, all: bool) {
         self.report.count(|c| c.dma_unmaps += 1);
-        let fields = json!({ "addr": hex(address), "size": hex(size) });
+        let fields = json!({ "addr": hex(window.base), "size": hex(window.len) });
         self.report.event("dma_unmap", fields);
+        let guest = self.running.iter().flat_map(|r| &r.reach.guest);
+        let in_use = guest.map(Span::window).any(|w| all || w.overlaps(&window));
+        if in_use {
+            self.fail("guest memory was taken away while queues ran");
+        }
+        if all {
+            self.guest_memory.clear();
+        } else {
+            self.guest_memory.remove(&window);
+        }
     }
 
     // Accesses
@@ -792,6 +868,19 @@ impl Device {
             );
         }
     }
+}
+
+/// Memory as the backend is given it, for the report.
+fn table(shares: &[Share<'_>]) -> Value {
+    let entry = |share: &Share<'_>| {
+        json!({
+            "guest": hex(share.window.base),
+            "bytes": share.window.len,
+            "offset": share.offset,
+            "inode": share.inode,
+        })
+    };
+    shares.iter().map(entry).collect()
 }
 
 fn running_queues(rings: Vec<(u16, RingAddresses)>) -> io::Result<Vec<RunningQueue>> {

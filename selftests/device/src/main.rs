@@ -11,6 +11,7 @@
 
 mod backend;
 mod device;
+mod guest_memory;
 mod options;
 mod pci;
 mod region;
@@ -67,8 +68,14 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
     options.validate()?;
+    if options.allow_guest_memory {
+        eprintln!(
+            "swiotlb-device: warning: --allow-guest-memory: the device and its backend can reach \
+             all guest memory that a client shares; this is for benchmarks, and nothing else"
+        );
+    }
     let options = Arc::new(options);
-    let report = Report::new(options.report.as_deref());
+    let report = Report::new(options.report.as_deref(), options.allow_guest_memory);
     let report = Arc::new(report.map_err(|source| SetupError::Report {
         path: options.report.clone().unwrap_or_default(),
         source,
@@ -105,6 +112,7 @@ fn start(options: &Options) -> serde_json::Value {
         "packed": options.packed,
         "indirect": options.indirect,
         "event_idx": options.event_idx,
+        "allow_guest_memory": options.allow_guest_memory,
         "queues": options.queue_count(),
         "queue_size": options.queue_size,
     })

@@ -71,6 +71,11 @@ pub struct Options {
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
     pub event_idx: bool,
 
+    /// Take guest memory that a client shares, and use it: for benchmarks that
+    /// compare with direct DMA, and nothing else
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
+    pub allow_guest_memory: bool,
+
     /// Number of virtqueues [default: the fewest that the type can have]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES as i64))]
     pub queues: Option<u16>,
@@ -240,6 +245,7 @@ mod tests {
         assert_eq!(options.queue_count(), 1);
         assert_eq!(options.mode, Mode::Required);
         assert!(options.offer_swiotlb && options.capability);
+        assert!(!options.allow_guest_memory);
     }
 
     #[test]

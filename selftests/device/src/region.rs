@@ -5,13 +5,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{fallocate, fcntl_add_seals, memfd_create, FallocateFlags, MemfdFlags, SealFlags};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+use crate::backend::Share;
+use crate::ring::Window;
 
 /// The name under which it shows in /proc/PID/maps.
 pub const NAME: &str = "swiotlb-region";
@@ -87,9 +90,15 @@ impl Region {
         self.file.as_raw_fd()
     }
 
-    /// Where the window begins in this process.
-    pub fn host_address(&self) -> u64 {
-        self.map.as_ptr() as u64
+    /// What a backend gets of it when the guest sees it in `window`.
+    pub fn share(&self, window: Window) -> Share<'_> {
+        Share {
+            window,
+            file: self.file.as_fd(),
+            offset: self.offset,
+            inode: self.inode,
+            host: self.map.as_ptr() as u64,
+        }
     }
 
     pub fn bytes(&self) -> VolatileSlice<'_> {

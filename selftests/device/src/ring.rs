@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Looks at what the driver put into its rings and says which addresses lie
-//! outside the region (R2 to R5). Pure: reads a slice of shared memory, trusts
-//! nothing in it, does bounded work, changes nothing.
+//! outside the region (R2 to R5). Pure: reads slices of shared memory, trusts
+//! nothing in them, does bounded work, changes nothing.
 //!
 //! # What is looked at, and when
 //!
@@ -34,7 +34,8 @@ const BUDGET: u32 = 1 << 20;
 /// Findings that one check returns at most; the rest is counted.
 const MAX_FINDINGS: usize = 16;
 
-/// The region by its guest address.
+/// A piece of memory by its guest address: the region. There are others only if
+/// the device may reach guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     pub base: u64,
@@ -42,53 +43,62 @@ pub struct Window {
 }
 
 impl Window {
-    /// Where in the region `addr..addr + len` begins, if all of it lies there.
+    /// Where in the window `addr..addr + len` begins, if all of it lies there.
     pub fn offset(&self, addr: u64, len: u64) -> Option<u64> {
         let offset = addr.checked_sub(self.base)?;
         let end = offset.checked_add(len)?;
         (end <= self.len).then_some(offset)
     }
 
-    pub fn contains(&self, addr: u64, len: u64) -> bool {
-        self.offset(addr, len).is_some()
+    pub fn overlaps(&self, other: &Window) -> bool {
+        let end = |w: &Window| w.base.saturating_add(w.len);
+        self.base < end(other) && other.base < end(self)
     }
 }
 
-/// The region's bytes by guest address.
-#[derive(Clone, Copy)]
+/// Bytes by guest address: all that an address may point to.
 pub struct Memory<'a> {
-    window: Window,
-    bytes: VolatileSlice<'a>,
+    windows: Vec<(Window, VolatileSlice<'a>)>,
 }
 
 impl<'a> Memory<'a> {
-    /// `bytes` is what the window shows.
-    pub fn new(window: Window, bytes: VolatileSlice<'a>) -> Self {
-        Self { window, bytes }
+    /// Windows, and what each of them shows.
+    pub fn new(windows: impl IntoIterator<Item = (Window, VolatileSlice<'a>)>) -> Self {
+        Self {
+            windows: windows.into_iter().collect(),
+        }
     }
 
-    fn index(&self, addr: u64, len: u64) -> Option<usize> {
-        usize::try_from(self.window.offset(addr, len)?).ok()
+    /// Whether `addr..addr + len` lies inside, all of it in one window.
+    pub fn contains(&self, addr: u64, len: u64) -> bool {
+        self.find(addr, len).is_some()
+    }
+
+    fn find(&self, addr: u64, len: u64) -> Option<(&VolatileSlice<'a>, usize)> {
+        self.windows.iter().find_map(|(window, bytes)| {
+            let at = usize::try_from(window.offset(addr, len)?).ok()?;
+            Some((bytes, at))
+        })
     }
 
     /// A field that the driver publishes others with.
     fn load_u16(&self, addr: u64) -> Option<u16> {
-        let at = self.index(addr, 2)?;
-        let value: u16 = self.bytes.load(at, Ordering::Acquire).ok()?;
+        let (bytes, at) = self.find(addr, 2)?;
+        let value: u16 = bytes.load(at, Ordering::Acquire).ok()?;
         Some(u16::from_le(value))
     }
 
     fn load_u32(&self, addr: u64) -> Option<u32> {
-        let at = self.index(addr, 4)?;
-        let value: u32 = self.bytes.load(at, Ordering::Acquire).ok()?;
+        let (bytes, at) = self.find(addr, 4)?;
+        let value: u32 = bytes.load(at, Ordering::Acquire).ok()?;
         Some(u32::from_le(value))
     }
 
     /// Two descriptors' worth is never read at once: the driver may be
     /// writing, and one descriptor is the unit that it publishes.
     fn descriptor(&self, addr: u64) -> Option<[u8; 16]> {
-        let at = self.index(addr, DESC_SIZE)?;
-        self.bytes.read_obj(at).ok()
+        let (bytes, at) = self.find(addr, DESC_SIZE)?;
+        bytes.read_obj(at).ok()
     }
 }
 
@@ -208,7 +218,7 @@ pub enum Walker {
 }
 
 impl Walker {
-    /// The areas must lie in the window and be aligned.
+    /// The areas must lie in the memory that is checked, and be aligned.
     pub fn new(ring: RingAddresses) -> Self {
         if ring.packed {
             Walker::Packed(PackedWalker::new(ring))
@@ -308,7 +318,7 @@ impl<'a, 'b> Chain<'a, 'b> {
     }
 
     fn buffer(&mut self, kind: Kind, index: u16, entry: Option<u32>, d: &Descriptor) {
-        if !self.memory.window.contains(d.addr, d.len.into()) {
+        if !self.memory.contains(d.addr, d.len.into()) {
             self.outside(kind, index, entry, d.addr, d.len);
         } else if d.flags & DESC_F_WRITE != 0 {
             self.writable += u64::from(d.len);
@@ -320,7 +330,7 @@ impl<'a, 'b> Chain<'a, 'b> {
     /// The table that descriptor `index` names. In packed rings its entries
     /// follow one another, in split rings they are linked.
     fn table(&mut self, index: u16, table: &Descriptor, packed: bool) {
-        if !self.memory.window.contains(table.addr, table.len.into()) {
+        if !self.memory.contains(table.addr, table.len.into()) {
             self.outside(Kind::Indirect, index, None, table.addr, table.len);
             return;
         }
@@ -675,7 +685,7 @@ mod tests {
                 base: BASE,
                 len: LEN,
             };
-            self.walker.check(&Memory::new(window, slice))
+            self.walker.check(&Memory::new([(window, slice)]))
         }
     }
 
@@ -709,11 +719,38 @@ mod tests {
         };
         assert_eq!(w.offset(0x1000, 0x1000), Some(0));
         assert_eq!(w.offset(0x1fff, 1), Some(0xfff));
-        assert!(!w.contains(0xfff, 1));
-        assert!(!w.contains(0x1fff, 2));
-        assert!(!w.contains(0x1000, 0x1001));
-        assert!(!w.contains(u64::MAX, 2));
-        assert!(!w.contains(0x1800, u64::MAX));
+        assert_eq!(w.offset(0xfff, 1), None);
+        assert_eq!(w.offset(0x1fff, 2), None);
+        assert_eq!(w.offset(0x1000, 0x1001), None);
+        assert_eq!(w.offset(u64::MAX, 2), None);
+        assert_eq!(w.offset(0x1800, u64::MAX), None);
+    }
+
+    #[test]
+    fn windows_overlap() {
+        let w = |base, len| Window { base, len };
+        assert!(w(0x1000, 0x1000).overlaps(&w(0x1fff, 1)));
+        assert!(w(0x1fff, 1).overlaps(&w(0x1000, 0x1000)));
+        assert!(!w(0x1000, 0x1000).overlaps(&w(0x2000, 0x1000)));
+        assert!(!w(0x2000, 0x1000).overlaps(&w(0x1000, 0x1000)));
+        assert!(w(0x1000, u64::MAX).overlaps(&w(0x2000, u64::MAX)));
+        assert!(!w(0x1000, 0).overlaps(&w(0x1000, 0x1000)));
+    }
+
+    #[test]
+    fn memory_of_several_windows() {
+        let (mut low, mut high) = ([1; 16], [2; 16]);
+        let window = |base| Window { base, len: 16 };
+        let memory = Memory::new([
+            (window(0x1010), VolatileSlice::from(&mut high[..])),
+            (window(0x1000), VolatileSlice::from(&mut low[..])),
+        ]);
+        assert_eq!(memory.descriptor(0x1000), Some([1; 16]));
+        assert_eq!(memory.descriptor(0x1010), Some([2; 16]));
+        assert!(memory.contains(0x100f, 1) && memory.contains(0x101f, 1));
+        assert!(!memory.contains(0x100f, 2), "across two of them");
+        assert_eq!(memory.descriptor(0x1008), None);
+        assert!(!memory.contains(0x1020, 1));
     }
 
     mod split {

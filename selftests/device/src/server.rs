@@ -23,9 +23,11 @@ use vfio_user::{
 };
 
 use crate::device::Device;
+use crate::guest_memory::Mapping;
 use crate::options::Options;
 use crate::pci;
 use crate::region::Region;
+use crate::ring::Window;
 
 #[derive(Debug, Error)]
 pub enum ServerError {
@@ -75,18 +77,30 @@ impl ServerBackend for Session {
 
     fn dma_map(
         &mut self,
-        _flags: DmaMapFlags,
-        _offset: u64,
+        flags: DmaMapFlags,
+        offset: u64,
         address: u64,
         size: u64,
         fd: Option<File>,
     ) -> io::Result<()> {
-        lock(&self.0).dma_map(address, size, fd);
+        lock(&self.0).dma_map(Mapping {
+            window: Window {
+                base: address,
+                len: size,
+            },
+            offset,
+            writable: flags.contains(DmaMapFlags::READ_WRITE),
+            file: fd,
+        });
         Ok(())
     }
 
-    fn dma_unmap(&mut self, _flags: DmaUnmapFlags, address: u64, size: u64) -> io::Result<()> {
-        lock(&self.0).dma_unmap(address, size);
+    fn dma_unmap(&mut self, flags: DmaUnmapFlags, address: u64, size: u64) -> io::Result<()> {
+        let window = Window {
+            base: address,
+            len: size,
+        };
+        lock(&self.0).dma_unmap(window, flags.contains(DmaUnmapFlags::UNMAP_ALL));
         Ok(())
     }
 

@@ -436,6 +436,7 @@ fn guest_memory_is_refused() {
         .expect("DMA_MAP");
     driver.client.dma_unmap(0, 1 << 20).expect("DMA_UNMAP");
     assert_eq!(machine.events("dma_map")[0]["fd"], true);
+    assert!(machine.events("dma_map")[0].get("refused").is_none());
     let pid = machine.events("start")[0]["pid"].as_u64().expect("pid");
     let name = std::fs::read_link(format!("/proc/self/fd/{}", ram.as_raw_fd())).expect("name");
     for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors") {
@@ -443,7 +444,178 @@ fn guest_memory_is_refused() {
         assert_ne!(target, name, "the device kept it");
     }
     machine.stop_device();
-    assert_eq!(machine.events("summary")[0]["dma_map_fds"], 1);
+    let summary = &machine.events("summary")[0];
+    assert_eq!(summary["dma_map_fds"], 1);
+    assert_eq!(summary["allow_guest_memory"], false);
+    assert!(machine.events("guest_memory").is_empty());
+}
+
+/// The device as it is compared with direct DMA.
+const DIRECT: &[&str] = &[
+    "--mode",
+    "optional",
+    "--offer-swiotlb",
+    "no",
+    "--capability",
+    "no",
+    "--access-platform",
+    "yes",
+    "--allow-guest-memory",
+    "yes",
+];
+const DIRECT_FEATURES: u64 = VERSION_1 | INDIRECT | (1 << 33);
+
+#[test]
+fn guest_memory_is_used_where_it_is_allowed() {
+    let Some((mut machine, mut driver)) = machine(DIRECT) else {
+        return;
+    };
+    let ram = driver::ram(1 << 20);
+    driver.share(&ram, RAM);
+    assert!(driver.negotiate(DIRECT_FEATURES));
+    driver.start();
+    for seed in 1..10 {
+        exchange(&mut driver, seed);
+    }
+    let image = std::fs::read(machine.path("disk.img")).expect("image");
+    assert!(image[3 * 4096..4 * 4096] == pattern(3), "it is on the disk");
+    // The region is there as well: a buffer in it is not outside.
+    driver.put(0x1000, &[0; 16]);
+    driver.descriptor(0, driver.at(0x1000), 16, driver::NEXT, 1);
+    driver.descriptor(16, BAR_ADDRESS, 512, driver::NEXT | driver::WRITE, 2);
+    driver.descriptor(32, driver.at(0x1800), 1, driver::WRITE, 0);
+    driver.offer(0);
+    driver.wait_used();
+
+    driver.reset();
+    machine.stop_device();
+    assert_eq!(machine.events("start")[0]["allow_guest_memory"], true);
+    let given = &machine.events("guest_memory")[0];
+    assert_eq!(given["windows"].as_array().map(Vec::len), Some(1));
+    assert_eq!(given["windows"][0]["guest"], format!("{RAM:#x}"));
+    assert_eq!(given["windows"][0]["bytes"], 1 << 20);
+    let memory = &machine.events("backend_memory")[0];
+    assert_eq!(memory["table"].as_array().map(Vec::len), Some(2));
+    assert_eq!(memory["table"][1], given["windows"][0]);
+    // What proves that a device is confined would fail here.
+    let summary = &machine.events("summary")[0];
+    assert_eq!(summary["allow_guest_memory"], true);
+    assert_eq!(summary["dma_map_fds"], 1);
+    assert_eq!(summary["backend_foreign_mappings"], 1);
+    assert_eq!(summary["violations"], 0);
+}
+
+#[test]
+fn addresses_outside_of_allowed_memory_stop_the_device() {
+    let Some((machine, mut driver)) = machine(DIRECT) else {
+        return;
+    };
+    let ram = driver::ram(1 << 20);
+    driver.share(&ram, RAM);
+    for outside in [
+        RAM - 1,
+        RAM + (1 << 20) - 511,
+        RAM + (1 << 20),
+        BAR_ADDRESS - 1,
+    ] {
+        assert!(driver.negotiate(DIRECT_FEATURES));
+        driver.start();
+        driver.descriptor(0, outside, 512, 0, 0);
+        driver.offer(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0, "{outside:#x}");
+    }
+    assert_eq!(machine.events("violation").len(), 4);
+    assert!(machine.events("backend_gone").is_empty());
+}
+
+#[test]
+fn allowed_memory_that_goes_stops_the_device() {
+    let Some((machine, mut driver)) = machine(DIRECT) else {
+        return;
+    };
+    let (ram, more) = (driver::ram(1 << 20), driver::ram(1 << 20));
+    driver.share(&ram, RAM);
+    assert!(driver.negotiate(DIRECT_FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    // What came later was not given to anyone, so nobody misses it.
+    let later = RAM + (2 << 20);
+    driver
+        .client
+        .dma_map(0, later, 1 << 20, more.as_raw_fd())
+        .expect("DMA_MAP");
+    driver.client.dma_unmap(later, 1 << 20).expect("DMA_UNMAP");
+    assert_eq!(driver.status() & NEEDS_RESET, 0);
+    driver.client.dma_unmap(RAM, 1 << 20).expect("DMA_UNMAP");
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert!(driver::wait(&driver.config_irq));
+
+    // Rings where nothing is any more.
+    assert!(driver.negotiate(DIRECT_FEATURES));
+    driver.start();
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.events("violation").len(), 3);
+
+    // It comes back, elsewhere.
+    driver.share(&ram, later);
+    assert!(driver.negotiate(DIRECT_FEATURES));
+    driver.start();
+    exchange(&mut driver, 2);
+    assert!(machine.events("backend_gone").is_empty());
+}
+
+#[test]
+fn allowed_memory_goes_with_its_client() {
+    let Some((machine, mut driver)) = machine(DIRECT) else {
+        return;
+    };
+    let ram = driver::ram(1 << 20);
+    driver.share(&ram, RAM);
+    drop(driver);
+    wait_for("the disconnect", || {
+        !machine.events("disconnect").is_empty()
+    });
+    let mut driver = Driver::connect(&machine.socket());
+    assert!(driver.negotiate(DIRECT_FEATURES));
+    driver.set_queue(RAM, RAM + 0x1000, RAM + 0x2000);
+    driver.write(20, &[15]);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.events("violation").len(), 3);
+}
+
+#[test]
+fn no_more_allowed_memory_than_a_backend_takes() {
+    let Some((machine, mut driver)) = machine(DIRECT) else {
+        return;
+    };
+    let ram = driver::ram(1 << 20);
+    driver.share(&ram, RAM);
+    // Apart from one another, and smaller.
+    for n in 1..10 {
+        driver
+            .client
+            .dma_map(0, RAM + n * (2 << 20), n << 12, ram.as_raw_fd())
+            .expect("DMA_MAP");
+    }
+    // A file that may shrink is none.
+    let file = tempfile::tempfile().expect("file");
+    file.set_len(1 << 20).expect("length");
+    driver
+        .client
+        .dma_map(0, 1 << 40, 1 << 20, file.as_raw_fd())
+        .expect("DMA_MAP");
+    assert!(driver.negotiate(DIRECT_FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    let given = &machine.events("guest_memory")[0];
+    assert_eq!(given["windows"].as_array().map(Vec::len), Some(7));
+    assert_eq!(given["windows"][0]["bytes"], 1 << 20);
+    assert_eq!(given["left_out"].as_array().map(Vec::len), Some(3));
+    assert_eq!(given["left_out"][0]["bytes"], 3 << 12);
+    let maps = machine.events("dma_map");
+    assert!(maps[0]["refused"].is_null());
+    let why = maps[10]["refused"].as_str().expect("a reason");
+    assert!(why.contains("shorter"), "{why}");
 }
 
 #[test]
@@ -530,6 +702,9 @@ fn errors_are_one_clear_message() {
         said.contains("does not offer VIRTIO_F_RING_PACKED"),
         "{said}"
     );
+    let said = machine.fail_device(&["--packed", "yes", "--allow-guest-memory", "yes"]);
+    assert!(said.contains("warning: --allow-guest-memory"), "{said}");
+    assert_eq!(said.lines().count(), 2);
     let said = machine.fail_device(&["--queues", "200"]);
     assert!(said.contains("--queues 200 is more than"), "{said}");
     let socket = std::os::unix::net::UnixListener::bind(machine.socket());

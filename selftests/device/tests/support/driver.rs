@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A virtio driver, as small as it can be.
+//! A virtio driver, as small as it can be. Its rings and buffers are in the
+//! region, or in memory of its own that it shares with the device.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};
 use vfio_user::Client;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
@@ -17,6 +20,7 @@ use super::machine::wait_for;
 const CONFIG: u32 = 7;
 const CONTROL_BAR: u32 = 0;
 const BOUNCE_BAR: u32 = 4;
+const REGION_CAP: u8 = 10;
 
 /// Where the "firmware" of these tests puts the BAR of the region.
 pub const BAR_ADDRESS: u64 = 0x38_4000_0000;
@@ -42,6 +46,8 @@ pub struct Cap {
 pub struct Driver {
     pub client: Client,
     memory: MmapRegion,
+    /// The guest address of the memory.
+    base: u64,
     pub caps: Vec<Cap>,
     common: u64,
     notify: u64,
@@ -70,9 +76,11 @@ impl Driver {
                 .set_irqs(2, 0x24, vector, 1, &[fd.as_raw_fd()])
                 .expect("SET_IRQS");
         }
+        let region = caps.iter().find(|c| c.cfg_type == REGION_CAP);
         let mut driver = Self {
             client,
             memory,
+            base: BAR_ADDRESS + region.map_or(0, |c| u64::from(c.offset)),
             caps,
             common,
             notify,
@@ -123,12 +131,24 @@ impl Driver {
 
     /// The capability that names the region, if there is one.
     pub fn region_cap(&self) -> Option<Cap> {
-        self.caps.iter().find(|c| c.cfg_type == 10).copied()
+        self.caps.iter().find(|c| c.cfg_type == REGION_CAP).copied()
     }
 
-    /// A guest address that lies `offset` bytes into the region.
+    /// A guest address that lies `offset` bytes into the memory.
     pub fn at(&self, offset: u64) -> u64 {
-        BAR_ADDRESS + self.region_cap().map_or(0, |c| u64::from(c.offset)) + offset
+        self.base + offset
+    }
+
+    /// From now on the memory is the guest's own, and shared: all of `file`,
+    /// at a guest address.
+    pub fn share(&mut self, file: &File, base: u64) {
+        let bytes = file.metadata().expect("file").len();
+        self.client
+            .dma_map(0, base, bytes, file.as_raw_fd())
+            .expect("DMA_MAP");
+        let backing = FileOffset::new(file.try_clone().expect("descriptor"), 0);
+        self.memory = MmapRegion::from_file(backing, bytes as usize).expect("mmap");
+        self.base = base;
     }
 
     pub fn status(&mut self) -> u8 {
@@ -177,7 +197,7 @@ impl Driver {
         self.write(28, &1u16.to_le_bytes());
     }
 
-    /// Queue 0 at the beginning of the region, and DRIVER_OK.
+    /// Queue 0 at the beginning of the memory, and DRIVER_OK.
     pub fn start(&mut self) {
         self.put(0, &[0; 0x1000]);
         let at = |offset| self.at(offset);
@@ -186,26 +206,26 @@ impl Driver {
         self.write(20, &[15]);
     }
 
-    /// Writes bytes into the region.
+    /// Writes bytes into the memory.
     pub fn put(&self, offset: usize, data: &[u8]) {
         self.memory
             .as_volatile_slice()
             .write_slice(data, offset)
-            .expect("in the region");
+            .expect("in the memory");
     }
 
     pub fn get(&self, offset: usize, data: &mut [u8]) {
         self.memory
             .as_volatile_slice()
             .read_slice(data, offset)
-            .expect("in the region");
+            .expect("in the memory");
     }
 
     fn store(&self, offset: usize, value: u16) {
         self.memory
             .as_volatile_slice()
             .store(value.to_le(), offset, Ordering::Release)
-            .expect("in the region");
+            .expect("in the memory");
     }
 
     pub fn load(&self, offset: usize) -> u16 {
@@ -213,11 +233,11 @@ impl Driver {
             .memory
             .as_volatile_slice()
             .load(offset, Ordering::Acquire)
-            .expect("in the region");
+            .expect("in the memory");
         u16::from_le(value)
     }
 
-    /// A descriptor at an offset into the region.
+    /// A descriptor at an offset into the memory.
     pub fn descriptor(&self, offset: usize, addr: u64, len: u32, a: u16, b: u16) {
         let mut raw = [0; 16];
         raw[..8].copy_from_slice(&addr.to_le_bytes());
@@ -252,7 +272,7 @@ impl Driver {
     }
 
     /// One virtio-blk request in three descriptors: header at 0x1000, data at
-    /// 0x2000, status at 0x1800 of the region. Returns the status byte.
+    /// 0x2000, status at 0x1800 of the memory. Returns the status byte.
     pub fn block(&mut self, kind: u32, sector: u64, bytes: u32, indirect: bool) -> u8 {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -307,6 +327,15 @@ fn into_file(fd: EventFd) -> std::fs::File {
     use std::os::fd::{FromRawFd, IntoRawFd};
     // SAFETY: into_raw_fd gives up the only ownership of an open descriptor.
     unsafe { std::fs::File::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// RAM as a VMM makes it that shares it.
+pub fn ram(bytes: u64) -> File {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("ram", flags).expect("memfd"));
+    file.set_len(bytes).expect("length");
+    fcntl_add_seals(&file, SealFlags::SHRINK).expect("seal");
+    file
 }
 
 /// Maps the window of the bounce BAR, as a VMM does.
