@@ -2,9 +2,9 @@
 """A guest: a kernel, some devices, a command to run.
 
 virtme-ng boots it, with the toolbox as its root file system through 9p: guest RAM
-is plain -m memory, private to QEMU, in every run. (virtme-ng's virtiofs would
-share all of it by file descriptor.) The virtio devices that virtme-ng adds for
-itself are ordinary ones.
+is plain -m memory, private to QEMU, in every run that does not ask for the
+opposite. (virtme-ng's virtiofs would share all of it by file descriptor.) The
+virtio devices that virtme-ng adds for itself are ordinary ones.
 
 The two sides meet in a directory of the run, /share in the guest. Scripts own
 /share; /share/.guest is for this module and the programs `init` and `start`:
@@ -74,6 +74,9 @@ class Guest:
               BOOT=1, 2...
     accel     "auto" (KVM if a probe shows that it works), "tcg" or "kvm"
     qemu      more QEMU arguments
+    share_memory
+              guest RAM is a file that QEMU shares with every vfio-user device:
+              for benchmarks that compare with direct DMA, and for nothing else
     out       a directory for logs, reports and images, kept
     """
 
@@ -89,6 +92,7 @@ class Guest:
         reboots: int = 0,
         accel: str | None = None,
         qemu: Sequence[str] = (),
+        share_memory: bool = False,
         out: str | Path | None = None,
     ) -> None:
         if not os.environ.get("TOOLBOX"):
@@ -105,6 +109,7 @@ class Guest:
         self.reboots = reboots
         self.accel = accel or os.environ.get("GUEST_ACCEL") or "auto"
         self.qemu = list(qemu)
+        self.share_memory = share_memory
         self.names = _names(self.devices)
         self._runs = 0
         self._directory: RunDirectory | None = None
@@ -304,6 +309,10 @@ class Guest:
             *("-boot", "strict=on"),
             *bridge_arguments(len(self.devices)),
         ]
+        if self.share_memory:
+            size = f"{self.memory >> 20}M"
+            arguments += ["-object", f"memory-backend-memfd,id=memory,size={size},share=on"]
+            arguments += ["-machine", "memory-backend=memory"]
         if self.reboots:
             arguments += ["-action", "reboot=reset"]
         if shell:
