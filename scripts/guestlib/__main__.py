@@ -21,6 +21,7 @@ _EPILOG = f"""\
 devices:
   --restricted TYPE[,KEY=VALUE]...   TYPE: {', '.join(BACKENDS)}
       file=FILE    image (default: a new one), size=64M its length
+      null=1G      no image: a disk of this length that keeps nothing
       queues=N     virtqueues
       others       options of the reference device: region-size=16M, packed=yes,
                    mode=optional... (swiotlb-device --help)

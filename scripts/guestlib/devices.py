@@ -29,12 +29,15 @@ class Backend:
 def _storage_daemon(
     device: "Restricted", image: Path | None, socket: Path
 ) -> list[str | Path]:
+    disk: dict[str, object]
+    if device.null:
+        disk = {"driver": "null-co", "size": device.null, "read-zeroes": False}
+    else:
+        disk = {"driver": "raw", "file": {"driver": "file", "filename": str(image)}}
     return [
         "qemu-storage-daemon",
         "--blockdev",
-        json.dumps({"driver": "file", "node-name": "file", "filename": str(image)}),
-        "--blockdev",
-        json.dumps({"driver": "raw", "node-name": "disk", "file": "file"}),
+        json.dumps({"node-name": "disk", **disk}),
         "--export",
         f"type=vhost-user-blk,id=export,node-name=disk,writable=on,"
         f"num-queues={device.queues},addr.type=unix,addr.path={socket}",
@@ -56,6 +59,8 @@ class Restricted:
 
     kind      type of device, an entry of BACKENDS ("blk")
     file      the backend's image; by default a new, empty one of `size`
+    null      the length of a disk without an image: what is written is lost, and
+              what is read is anything
     queues    number of virtqueues, of device and backend
     others    any option of swiotlb-device: region_size="16M", packed=True,
               mode="optional", offer_swiotlb=False...
@@ -67,6 +72,7 @@ class Restricted:
         *,
         file: str | Path | None = None,
         size: str | int = "64M",
+        null: str | int = 0,
         queues: int = 1,
         **options: object,
     ) -> None:
@@ -78,6 +84,7 @@ class Restricted:
         self.kind = kind
         self.file = Path(file).resolve() if file else None
         self.size = parse_bytes(size)
+        self.null = parse_bytes(null)
         self.queues = int(queues)
         self.options = options
 
@@ -212,7 +219,7 @@ Device = Restricted | Ordinary
 def image_of(device: Device, name: str, directory: Path) -> Path | None:
     """The image file of a device that works on one, made if it is new."""
     if isinstance(device, Restricted):
-        needed = BACKENDS[device.kind].needs_image
+        needed = BACKENDS[device.kind].needs_image and not device.null
     else:
         needed = device.kind == "blk"
     if not needed:
