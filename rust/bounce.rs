@@ -96,40 +96,28 @@ impl AddAssign for Usage {
     }
 }
 
-/// What one CPU counts: on a cache line that no other CPU writes.
+/// What one CPU counts of syncs, on a cache line that no other CPU writes. The pool counts the rest.
 #[repr(align(128))]
 struct Tally {
-    maps: Atomic<u64>,
-    unmaps: Atomic<u64>,
     syncs: Atomic<u64>,
     bytes_to_device: Atomic<u64>,
     bytes_from_device: Atomic<u64>,
-    allocs: Atomic<u64>,
-    frees: Atomic<u64>,
 }
 
 impl Tally {
     fn new() -> Self {
         Self {
-            maps: Atomic::new(0),
-            unmaps: Atomic::new(0),
             syncs: Atomic::new(0),
             bytes_to_device: Atomic::new(0),
             bytes_from_device: Atomic::new(0),
-            allocs: Atomic::new(0),
-            frees: Atomic::new(0),
         }
     }
 
     fn read(&self) -> Counters {
         Counters {
-            maps: self.maps.load(Relaxed),
-            unmaps: self.unmaps.load(Relaxed),
             syncs: self.syncs.load(Relaxed),
             bytes_to_device: self.bytes_to_device.load(Relaxed),
             bytes_from_device: self.bytes_from_device.load(Relaxed),
-            allocs: self.allocs.load(Relaxed),
-            frees: self.frees.load(Relaxed),
             ..Counters::default()
         }
     }
@@ -205,6 +193,12 @@ impl Bounce {
     pub(crate) fn counters(&self) -> Counters {
         let stats = self.pool.stats();
         let mut counters = Counters {
+            maps: stats.maps as u64,
+            unmaps: stats.unmaps as u64,
+            bytes_to_device: stats.bytes_in as u64,
+            bytes_from_device: stats.bytes_out as u64,
+            allocs: stats.allocs as u64,
+            frees: stats.frees as u64,
             full: stats.full() as u64,
             too_large: stats.refused_too_large as u64,
             bad_handle: stats.bad_handles() as u64,
@@ -261,6 +255,7 @@ impl Bounce {
     }
 
     /// The CPU we are on, or were on just now: it only chooses what is near.
+    #[inline(always)]
     fn cpu(&self) -> usize {
         // SAFETY: No requirements.
         unsafe { bindings::virtio_swiotlb_cpu() as usize }
@@ -271,11 +266,13 @@ impl Bounce {
     }
 
     /// The offset of a handle in the region; that of a handle below the region is beyond its end.
+    #[inline(always)]
     fn offset(&self, handle: Handle) -> usize {
         handle.wrapping_sub(self.region.bus()) as usize
     }
 
     /// Copies `len` bytes of guest memory at `phys` to `offset` in the region.
+    #[inline(always)]
     fn copy_in(&self, phys: u64, offset: usize, len: usize) {
         debug_assert!(offset + len <= self.region.bytes());
         // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, and the
@@ -283,22 +280,24 @@ impl Bounce {
         // map (`Map::map`). The device may change the region meanwhile: what is read or written
         // then is the device's own data, and no reference to it exists.
         unsafe {
-            let buffer = bindings::virtio_swiotlb_phys_to_virt(phys).cast::<u8>();
-            ptr::copy_nonoverlapping(buffer, self.region.base().as_ptr().add(offset), len);
+            let there = self.region.base().as_ptr().add(offset);
+            bindings::virtio_swiotlb_copy_in(there.cast(), phys, len);
         }
     }
 
     /// Copies `len` bytes at `offset` in the region to guest memory at `phys`.
+    #[inline(always)]
     fn copy_out(&self, offset: usize, phys: u64, len: usize) {
         debug_assert!(offset + len <= self.region.bytes());
         // SAFETY: As in `copy_in()`.
         unsafe {
-            let buffer = bindings::virtio_swiotlb_phys_to_virt(phys).cast::<u8>();
-            ptr::copy_nonoverlapping(self.region.base().as_ptr().add(offset), buffer, len);
+            let there = self.region.base().as_ptr().add(offset);
+            bindings::virtio_swiotlb_copy_out(phys, there.cast(), len);
         }
     }
 
     /// Says once, while the driver is bound, that something did not fit.
+    #[cold]
     fn say_refused(&self, len: usize, refusal: Refusal) {
         match refusal {
             Refusal::Full | Refusal::HeldBack => {
@@ -329,6 +328,7 @@ impl Bounce {
     }
 
     /// Says once, while the driver is bound, that the driver gave back what it did not have.
+    #[cold]
     fn say_bad(&self, handle: Handle, len: usize, bad: pool::BadHandle) {
         if first(&self.said_bad) {
             dev_err!(
@@ -357,16 +357,11 @@ impl Bounce {
 }
 
 impl Map for Bounce {
+    #[inline(always)]
     fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle> {
-        let cpu = self.cpu();
-        match self.pool.map(cpu, len, phys, direction.into()) {
+        match self.pool.map(self.cpu(), len, phys, direction.into()) {
             Ok(offset) => {
                 self.copy_in(phys, offset, len);
-                let tally = self.tally(cpu);
-                tally.maps.fetch_add(1, Relaxed);
-                if direction != Direction::FromDevice {
-                    tally.bytes_to_device.fetch_add(len as u64, Relaxed);
-                }
                 Some(self.region.bus() + offset as u64)
             }
             Err(refusal) => {
@@ -376,25 +371,18 @@ impl Map for Bounce {
         }
     }
 
+    #[inline(always)]
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) {
-        let offset = self.offset(handle);
-        let mut found = Ok(());
-        if direction != Direction::ToDevice && !discard {
-            found = self.pool.find(offset, len).map(|mapping| {
-                if mapping.offset == offset && mapping.len == len {
-                    // Before the room is given back: another CPU may take it at once.
-                    self.copy_out(offset, mapping.orig, len);
-                    let tally = self.tally(self.cpu());
-                    tally.bytes_from_device.fetch_add(len as u64, Relaxed);
-                }
-            });
-        }
-        // Refuses, and counts, what is not the whole of a mapping.
-        match found.and_then(|()| self.pool.unmap(offset, len)) {
-            Ok(()) => {
-                self.tally(self.cpu()).unmaps.fetch_add(1, Relaxed);
+        let wanted = direction != Direction::ToDevice && !discard;
+        let ended = self.pool.unmap_with(self.offset(handle), len, |mapping| {
+            if !wanted {
+                return 0;
             }
-            Err(bad) => self.say_bad(handle, len, bad),
+            self.copy_out(mapping.offset, mapping.orig, len);
+            len
+        });
+        if let Err(bad) = ended {
+            self.say_bad(handle, len, bad);
         }
     }
 
@@ -417,10 +405,9 @@ impl Map for Bounce {
     }
 
     fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)> {
-        let cpu = self.cpu();
         let offset = self
             .pool
-            .alloc(cpu, len)
+            .alloc(self.cpu(), len)
             .inspect_err(|refusal| self.say_refused(len, *refusal))
             .ok()?;
         // SAFETY: The pool gave out whole pages for `len` bytes of the region.
@@ -428,16 +415,12 @@ impl Map for Bounce {
         // The rest of the last page is never written, and held nothing of the guest before.
         // SAFETY: As above.
         unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(pool::PAGE)) };
-        self.tally(cpu).allocs.fetch_add(1, Relaxed);
         Some((vaddr.cast(), self.region.bus() + offset as u64))
     }
 
     fn free(&self, handle: Handle, len: usize) {
-        match self.pool.free(self.offset(handle), len) {
-            Ok(()) => {
-                self.tally(self.cpu()).frees.fetch_add(1, Relaxed);
-            }
-            Err(bad) => self.say_bad(handle, len, bad),
+        if let Err(bad) = self.pool.free(self.offset(handle), len) {
+            self.say_bad(handle, len, bad);
         }
     }
 

@@ -6,6 +6,8 @@
 #include <linux/mm.h>
 #include <linux/rcupdate.h>
 #include <linux/smp.h>
+#include <linux/spinlock.h>
+#include <linux/string.h>
 
 #include "helpers.h"
 
@@ -34,9 +36,14 @@ phys_addr_t virtio_swiotlb_page_to_phys(struct page *page)
 	return page_to_phys(page);
 }
 
-void *virtio_swiotlb_phys_to_virt(phys_addr_t phys)
+void virtio_swiotlb_copy_in(void *to, phys_addr_t from, size_t len)
 {
-	return phys_to_virt(phys);
+	memcpy(to, phys_to_virt(from), len);
+}
+
+void virtio_swiotlb_copy_out(phys_addr_t to, const void *from, size_t len)
+{
+	memcpy(phys_to_virt(to), from, len);
 }
 
 bool virtio_swiotlb_memory_encrypted(void)
@@ -47,6 +54,24 @@ bool virtio_swiotlb_memory_encrypted(void)
 unsigned int virtio_swiotlb_cpu(void)
 {
 	return raw_smp_processor_id();
+}
+
+unsigned long virtio_swiotlb_lock(spinlock_t *lock)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+bool virtio_swiotlb_trylock(spinlock_t *lock, unsigned long *flags)
+{
+	return spin_trylock_irqsave(lock, *flags);
+}
+
+void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags)
+{
+	spin_unlock_irqrestore(lock, flags);
 }
 
 void virtio_swiotlb_synchronize_rcu_tasks(void)

@@ -7,6 +7,7 @@
 #define _VIRTIO_SWIOTLB_HELPERS_H
 
 #include <linux/pci.h>
+#include <linux/spinlock_types.h>
 #include <linux/types.h>
 
 void virtio_swiotlb_device_lock(struct device *dev);
@@ -14,9 +15,13 @@ void virtio_swiotlb_device_unlock(struct device *dev);
 struct resource *virtio_swiotlb_pci_resource(struct pci_dev *pdev, int bar);
 pci_bus_addr_t virtio_swiotlb_pci_bus_address(struct pci_dev *pdev, int bar);
 phys_addr_t virtio_swiotlb_page_to_phys(struct page *page);
-void *virtio_swiotlb_phys_to_virt(phys_addr_t phys);
+void virtio_swiotlb_copy_in(void *to, phys_addr_t from, size_t len);
+void virtio_swiotlb_copy_out(phys_addr_t to, const void *from, size_t len);
 bool virtio_swiotlb_memory_encrypted(void);
 unsigned int virtio_swiotlb_cpu(void);
+unsigned long virtio_swiotlb_lock(spinlock_t *lock);
+bool virtio_swiotlb_trylock(spinlock_t *lock, unsigned long *flags);
+void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags);
 void virtio_swiotlb_synchronize_rcu_tasks(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

@@ -131,17 +131,20 @@ const MIN_HOME: usize = 64;
 
 /// Which way the data go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Direction {
+    /// The device reads and writes.
+    Bidirectional,
     /// The device reads.
     ToDevice,
     /// The device writes.
     FromDevice,
-    /// The device reads and writes.
-    Bidirectional,
 }
 
 /// Why a request was refused.
+// As wide as an offset, so that a result with one of them is returned in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
 pub(crate) enum Refusal {
     /// It was for no bytes.
     Empty,
@@ -154,7 +157,9 @@ pub(crate) enum Refusal {
 }
 
 /// What is wrong with a handle.
+// As wide as an offset, so that a result with one of them is returned in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
 pub(crate) enum BadHandle {
     /// It does not lie in the pool.
     Outside,
@@ -196,8 +201,8 @@ pub(crate) enum Context {
 ///
 /// The kernel's must be usable with interrupts off and from an interrupt handler.
 pub(crate) trait Lock<T> {
-    /// Runs `f` with the lock held, and returns what it returns.
-    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
+    /// Takes the lock, until what is returned is dropped.
+    fn lock(&self) -> impl DerefMut<Target = T>;
 }
 
 /// What the pool needs from the program that it is part of.
@@ -219,7 +224,7 @@ pub(crate) trait Platform {
     /// A lock around `value`. May sleep.
     fn lock<T: Unpin>(value: T) -> Result<Self::Lock<T>, NoMemory>;
 
-    /// A table, with anything in it. It is dropped under an area's lock, too.
+    /// A table of zeroes. It is dropped under an area's lock, too.
     fn table(context: Context) -> Result<Self::Table, NoMemory>;
 }
 
@@ -244,8 +249,8 @@ pub(crate) struct Pool<P: Platform> {
     pages: usize,
     /// Pages in area 0.
     shared: usize,
-    /// Pages in each other area, which is some CPUs' home.
-    home: usize,
+    /// Each other area, which is some CPUs' home, has 2 to the power of this pages.
+    home_log: u32,
     homes: usize,
     /// Mappings of more bytes than this do not go home.
     wide: usize,
@@ -269,7 +274,8 @@ impl<P: Platform> Pool<P> {
             homes => homes,
         };
         // Without homes nothing goes home.
-        let home = (pages / 2).checked_div(homes).unwrap_or(1);
+        let home_log = (pages / 2).checked_div(homes).map_or(0, usize::ilog2);
+        let home = 1 << home_log;
         let wide = if homes == 0 { 0 } else { home / 4 * PAGE };
         let shared = pages - homes * home;
         let areas = P::list(1 + homes, |i| {
@@ -292,7 +298,7 @@ impl<P: Platform> Pool<P> {
             areas,
             pages,
             shared,
-            home,
+            home_log,
             homes,
             wide,
             // Lengths are kept, and given to devices, as 32-bit numbers.
@@ -307,21 +313,30 @@ impl<P: Platform> Pool<P> {
     }
 
     /// The area that `offset` lies in.
-    #[inline]
-    fn locate(&self, offset: usize) -> Option<&Slot<P>> {
+    ///
+    /// # Errors
+    ///
+    /// [`BadHandle::Outside`], counted.
+    #[inline(always)]
+    fn locate(&self, offset: usize) -> Result<&Slot<P>, BadHandle> {
         let page = offset / PAGE;
-        if page < self.shared {
-            return self.areas.first();
+        let area = match page.checked_sub(self.shared) {
+            None => 0,
+            Some(page) => 1 + (page >> self.home_log),
+        };
+        match self.areas.get(area) {
+            Some(slot) => Ok(slot),
+            None => Err(self.areas[0].counters.bad(BadHandle::Outside)),
         }
-        self.areas
-            .get(1 + (page - self.shared).checked_div(self.home)?)
     }
 
     /// The area that a CPU tries first for a mapping of `len` bytes.
-    #[inline]
+    #[inline(always)]
     fn home(&self, cpu: usize, len: usize) -> usize {
         if len > self.wide {
             0
+        } else if cpu < self.homes {
+            1 + cpu
         } else {
             1 + cpu % self.homes.max(1)
         }
@@ -340,7 +355,7 @@ impl<P: Platform> Pool<P> {
     /// # Errors
     ///
     /// Those of [`Refusal`]; all are counted.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn map(
         &self,
         cpu: usize,
@@ -359,9 +374,11 @@ impl<P: Platform> Pool<P> {
         };
         let home = self.home(cpu, len);
         let slot = &self.areas[home];
-        match slot.area.with(|area| area.map(&request, &slot.counters)) {
+        // The lock must not be held when another area is tried.
+        let answer = slot.area.lock().map(&request, &slot.counters);
+        match answer {
             Ok(offset) => Ok(slot.base + offset),
-            Err(_) => self.map_elsewhere(home, &request),
+            Err(_) => self.map_elsewhere(home, len, orig, direction),
         }
     }
 
@@ -390,16 +407,26 @@ impl<P: Platform> Pool<P> {
 
     #[cold]
     #[inline(never)]
-    fn map_elsewhere(&self, home: usize, request: &Request) -> Result<usize, Refusal> {
+    fn map_elsewhere(
+        &self,
+        home: usize,
+        len: usize,
+        orig: u64,
+        direction: Direction,
+    ) -> Result<usize, Refusal> {
+        let request = Request {
+            orig,
+            len,
+            direction,
+        };
         let mut held_back = false;
         let mut attempt = |i: usize, close: bool| {
             let slot = &self.areas[i];
-            let answer = slot.area.with(|area| {
-                if close {
-                    area.tidy(&slot.counters);
-                }
-                area.map(request, &slot.counters)
-            });
+            let mut area = slot.area.lock();
+            if close {
+                area.tidy(&slot.counters);
+            }
+            let answer = area.map(&request, &slot.counters);
             held_back |= matches!(answer, Err(Short::HeldBack));
             answer.map(|offset| slot.base + offset)
         };
@@ -421,29 +448,6 @@ impl<P: Platform> Pool<P> {
         Err(self.refuse(home, held_back))
     }
 
-    /// Runs `f` on the area that `offset` lies in, and counts a handle that it refuses.
-    #[inline]
-    fn at<R>(
-        &self,
-        offset: usize,
-        f: impl FnOnce(&mut Area<P>, &Counters, usize) -> Result<R, BadHandle>,
-    ) -> Result<(R, usize), BadHandle> {
-        let Some(slot) = self.locate(offset) else {
-            self.areas[0].counters.bad(BadHandle::Outside);
-            return Err(BadHandle::Outside);
-        };
-        match slot
-            .area
-            .with(|area| f(area, &slot.counters, offset - slot.base))
-        {
-            Ok(r) => Ok((r, slot.base)),
-            Err(why) => {
-                slot.counters.bad(why);
-                Err(why)
-            }
-        }
-    }
-
     /// The mapping that the `len` bytes at `offset` are part of; `offset` may lie inside it.
     ///
     /// # Errors
@@ -451,11 +455,14 @@ impl<P: Platform> Pool<P> {
     /// Those of [`BadHandle`] but [`BadHandle::Interior`]; all are counted.
     #[inline]
     pub(crate) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
-        let (mapping, base) = self.at(offset, |area, _, offset| area.find(offset, len))?;
-        Ok(Mapping {
-            offset: base + mapping.offset,
-            ..mapping
-        })
+        let slot = self.locate(offset)?;
+        match slot.area.lock().find(offset - slot.base, len) {
+            Ok(mapping) => Ok(Mapping {
+                offset: slot.base + mapping.offset,
+                ..mapping
+            }),
+            Err(why) => Err(slot.counters.bad(why)),
+        }
     }
 
     /// Ends the mapping of `len` bytes that begins at `offset`.
@@ -463,32 +470,47 @@ impl<P: Platform> Pool<P> {
     /// # Errors
     ///
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn unmap(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
-        self.unmap_with(offset, len, |_| ())
+        self.unmap_with(offset, len, |_| 0)
     }
 
     /// Ends the mapping of `len` bytes that begins at `offset`, after `f` has seen it.
     ///
-    /// `f` runs under the area's lock, and saves the second visit that [`find`](Self::find) would
-    /// be: right for copying a header or a status byte, wrong for copying pages.
+    /// `f` returns how many bytes it has copied out of the pool, to be counted. From before it runs
+    /// the handle is refused to everybody else, until after it the room is nobody else's. It runs
+    /// under the area's lock if the mapping is of a page at most, which saves a second visit;
+    /// otherwise without it, unless nothing is to be copied as the device only reads.
     ///
     /// # Errors
     ///
     /// Those of [`BadHandle`]; all are counted, `f` is not called and nothing is done.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn unmap_with(
         &self,
         offset: usize,
         len: usize,
-        f: impl FnOnce(&Mapping),
+        mut f: impl FnMut(&Mapping) -> usize,
     ) -> Result<(), BadHandle> {
-        self.at(offset, |area, counters, at| {
-            area.unmap(at, len, counters, |mapping| {
-                f(&Mapping { offset, ..*mapping })
+        let slot = self.locate(offset)?;
+        let base = slot.base;
+        let mut see = |mapping: &Mapping| {
+            f(&Mapping {
+                offset: base + mapping.offset,
+                ..*mapping
             })
-        })?;
-        Ok(())
+        };
+        let at = offset - base;
+        let answer = slot.area.lock().unmap(at, len, &slot.counters, &mut see);
+        match answer {
+            Ok(None) => Ok(()),
+            Ok(Some(leaving)) => {
+                let bytes_out = see(&leaving.mapping);
+                slot.area.lock().leave(&leaving, bytes_out, &slot.counters);
+                Ok(())
+            }
+            Err(why) => Err(slot.counters.bad(why)),
+        }
     }
 
     /// Takes whole pages for a ring of `len` bytes, and returns their offset in the pool in bytes.
@@ -506,10 +528,9 @@ impl<P: Platform> Pool<P> {
         let mut held_back = false;
         for i in self.others(self.home(cpu, 1)) {
             let slot = &self.areas[i];
-            match slot.area.with(|area| {
-                area.tidy(&slot.counters);
-                area.alloc(pages, &slot.counters)
-            }) {
+            let mut area = slot.area.lock();
+            area.tidy(&slot.counters);
+            match area.alloc(pages, &slot.counters) {
                 Ok(offset) => return Ok(slot.base + offset),
                 Err(why) => held_back |= why == Short::HeldBack,
             }
@@ -523,11 +544,13 @@ impl<P: Platform> Pool<P> {
     ///
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
     pub(crate) fn free(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
-        self.at(offset, |area, counters, offset| {
-            let pages = u32::try_from(len.div_ceil(PAGE));
-            area.free(offset, pages.map_err(|_| BadHandle::Length)?, counters)
-        })?;
-        Ok(())
+        let slot = self.locate(offset)?;
+        // No ring has so many pages that they do not fit.
+        let pages = u32::try_from(len.div_ceil(PAGE)).unwrap_or(u32::MAX);
+        slot.area
+            .lock()
+            .free(offset - slot.base, pages, &slot.counters)
+            .map_err(|why| slot.counters.bad(why))
     }
 
     /// What has been counted. Takes no lock.
@@ -545,7 +568,8 @@ impl<P: Platform> Pool<P> {
     /// Lets the high-water mark start again from what is in use now.
     pub(crate) fn reset_hiwater(&self) {
         for slot in self.areas.iter() {
-            slot.area.with(|_| slot.counters.reset_hiwater());
+            let _area = slot.area.lock();
+            slot.counters.reset_hiwater();
         }
     }
 
@@ -557,7 +581,11 @@ impl<P: Platform> Pool<P> {
             "area      offset  KiB  [# mappings  R rings  . free]          maps live   used hiwater largest free (KiB)"
         )?;
         for (i, slot) in self.areas.iter().enumerate() {
-            let pages = if i == 0 { self.shared } else { self.home };
+            let pages = if i == 0 {
+                self.shared
+            } else {
+                1 << self.home_log
+            };
             let mut area = Stats::default();
             area.add(&slot.counters);
             let bytes = pages * PAGE;

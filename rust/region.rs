@@ -143,13 +143,24 @@ pub(crate) fn find(dev: &Device) -> Finding {
 pub(crate) struct Region {
     extent: Extent,
     bus: u64,
-    memory: Memory,
+    base: NonNull<u8>,
+    _memory: Memory,
 }
 
 enum Memory {
     Mapped(Mapping),
     #[cfg(CONFIG_KUNIT = "y")]
     Fake(NonNull<u8>),
+}
+
+impl Memory {
+    fn base(&self) -> NonNull<u8> {
+        match self {
+            Self::Mapped(mapping) => mapping.base,
+            #[cfg(CONFIG_KUNIT = "y")]
+            Self::Fake(base) => *base,
+        }
+    }
 }
 
 // SAFETY: The mapping is the kernel's and not bound to a thread.
@@ -166,10 +177,12 @@ impl Region {
     /// cannot be mapped.
     pub(crate) fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
         let source = Source::of(dev).ok_or(Reason::NoRegion)?;
+        let memory = source.memory(dev, extent)?;
         Ok(Self {
             extent: *extent,
             bus: source.bus_address(extent),
-            memory: source.memory(dev, extent)?,
+            base: memory.base(),
+            _memory: memory,
         })
     }
 
@@ -185,12 +198,9 @@ impl Region {
     }
 
     /// The first byte, page aligned. Valid for [`Region::bytes`] as long as `self`.
+    #[inline(always)]
     pub(crate) fn base(&self) -> NonNull<u8> {
-        match &self.memory {
-            Memory::Mapped(mapping) => mapping.base,
-            #[cfg(CONFIG_KUNIT = "y")]
-            Memory::Fake(base) => *base,
-        }
+        self.base
     }
 
     /// Length in bytes.
@@ -199,6 +209,7 @@ impl Region {
     }
 
     /// The address of the first byte as the device is told.
+    #[inline(always)]
     pub(crate) fn bus(&self) -> u64 {
         self.bus
     }

@@ -29,6 +29,7 @@ mod attach;
 mod bindings;
 mod bounce;
 mod debugfs;
+mod lock;
 mod region;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;

@@ -41,11 +41,19 @@ const TABLES: usize = 24;
 
 /// Why an area cannot serve a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
 pub(super) enum Short {
     /// There is no free run that is long enough.
     Space,
     /// There may be, but it is held back for the other direction.
     HeldBack,
+}
+
+/// A mapping that is over, but whose room is not free yet.
+#[must_use]
+pub(super) struct Leaving {
+    pub(super) mapping: Mapping,
+    pages: u32,
 }
 
 /// A mapping to be made.
@@ -56,42 +64,52 @@ pub(super) struct Request {
 }
 
 impl Request {
-    #[inline]
+    #[inline(always)]
     fn skew(&self) -> usize {
         self.orig as usize % GRANULE
     }
 
     /// In pages.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pages(&self) -> u32 {
         ((self.skew() + self.len + (PAGE - 1)) >> PAGE.ilog2()) as u32
     }
 
     /// What kind of slot the mapping goes into, if it does.
-    #[inline]
+    #[inline(always)]
     pub(super) fn kind(&self) -> Option<Kind> {
         let granules = (self.skew() + self.len + (GRANULE - 1)) >> GRANULE.ilog2();
-        (granules <= slots::LONGEST
-            && self.direction != Direction::Bidirectional
-            && Record::fits(self.orig))
-        .then(|| Kind::new(granules, self.device_writes()))
+        (granules <= slots::LONGEST && Record::fits(self.orig))
+            .then(|| Kind::new(granules, self.direction))
     }
 
-    /// Whether the device may write; a mapping of both directions counts as one.
-    #[inline]
-    fn device_writes(&self) -> bool {
-        self.direction != Direction::ToDevice
+    /// How many bytes the device will read.
+    #[inline(always)]
+    fn bytes_in(&self) -> usize {
+        if self.direction == Direction::FromDevice {
+            0
+        } else {
+            self.len
+        }
     }
+}
+
+/// Whether the device may write; a mapping of both directions counts as one that it does.
+#[inline(always)]
+fn is_written(direction: Direction) -> bool {
+    direction != Direction::ToDevice
 }
 
 /// An area.
 pub(super) struct Area<P: Platform> {
     runs: Runs<P>,
-    /// For each kind the pages with a free slot.
+    /// For each kind the pages with a free slot, of which the first is the one in use.
     ///
     /// A page without any mapping stays in its queue if it is the only one there, so that a single
     /// small mapping that comes and goes does not cut a page each time. As pages are appended to
-    /// the end and used from the front, such a page is the first of its queue.
+    /// the end and used from the front, such a page is the first of its queue. The first page
+    /// stays, too, when its last slot is taken, until another is wanted: it may be given one back
+    /// before. So a full page is either the first or in no queue.
     queues: [Queue; slots::KINDS],
     /// For each page of slots its table.
     tables: P::List<Option<P::Table>>,
@@ -147,7 +165,7 @@ impl<P: Platform> Area<P> {
     }
 
     /// Maps; returns the offset in bytes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn map(&mut self, request: &Request, counters: &Counters) -> Result<usize, Short> {
         match request.kind() {
             Some(kind) => self.map_slot(request, kind, counters),
@@ -156,7 +174,7 @@ impl<P: Platform> Area<P> {
     }
 
     /// Takes `pages` pages on account of a direction.
-    #[inline]
+    #[inline(always)]
     fn charge(
         &mut self,
         pages: u32,
@@ -168,20 +186,27 @@ impl<P: Platform> Area<P> {
         if charged > self.limit[usize::from(tiny)] {
             return Err(Short::HeldBack);
         }
-        let start = self.runs.take(pages).ok_or(Short::Space)?;
+        let start = match self.runs.take_kept(pages) {
+            Some(start) => start,
+            None => {
+                let start = self.runs.cut(pages).ok_or(Short::Space)?;
+                counters.set_longest(self.runs.longest());
+                start
+            }
+        };
         self.charged[usize::from(writes)] = charged;
-        counters.set_longest(self.runs.longest());
         Ok(start)
     }
 
-    #[inline]
+    #[inline(always)]
     fn discharge(&mut self, start: u32, pages: u32, writes: bool, counters: &Counters) {
         self.charged[usize::from(writes)] -= pages;
-        self.runs.give(start, pages);
-        counters.set_longest(self.runs.longest());
+        if self.runs.give(start, pages) {
+            counters.set_longest(self.runs.longest());
+        }
     }
 
-    #[inline]
+    #[inline(always)]
     fn set_mapping(
         &mut self,
         start: u32,
@@ -195,51 +220,68 @@ impl<P: Platform> Area<P> {
             pages,
             direction: request.direction,
         };
-        counters.mapped(pages as usize * PAGE);
+        counters.mapped(pages as usize * PAGE, request.bytes_in());
         start as usize * PAGE + request.skew()
     }
 
-    #[inline]
+    #[inline(always)]
     fn map_run(&mut self, request: &Request, counters: &Counters) -> Result<usize, Short> {
         let pages = request.pages();
-        let start = self.charge(pages, request.device_writes(), false, counters)?;
+        let start = self.charge(pages, is_written(request.direction), false, counters)?;
         Ok(self.set_mapping(start, pages, request, counters))
     }
 
-    #[inline]
+    #[inline(always)]
     fn map_slot(
         &mut self,
         request: &Request,
         kind: Kind,
         counters: &Counters,
     ) -> Result<usize, Short> {
-        let Some(page) = self.queues[kind.index()].first() else {
-            return self.map_first_slot(request, kind, counters);
-        };
-        self.fill_slot(page, request, kind, counters)
+        let first = self.queues[kind.index()].first_or_none();
+        match self.fill_slot(first, request, counters) {
+            Some(offset) => Ok(offset),
+            None => self.map_next_slot(request.orig, request.len, request.direction, counters),
+        }
     }
 
-    #[inline]
-    fn fill_slot(
+    /// Takes a slot of `page`, if there is such a page and it has one.
+    #[inline(always)]
+    fn fill_slot(&mut self, page: u32, request: &Request, counters: &Counters) -> Option<usize> {
+        let State::Slots(slots) = &mut self.runs.pages.get_mut(page as usize)?.state else {
+            return None;
+        };
+        let table = self.tables.get_mut(page as usize)?.as_mut()?;
+        let at = slots.take()?;
+        table[at as usize] = Record::new(request.orig, request.len).into();
+        counters.mapped(slots.bytes(), request.bytes_in());
+        Some(page as usize * PAGE + at as usize * GRANULE + request.skew())
+    }
+
+    /// Goes on to the next page of the queue when the first is full.
+    // The request is given in pieces, so that those who do not come here need not store it.
+    #[inline(never)]
+    fn map_next_slot(
         &mut self,
-        page: u32,
-        request: &Request,
-        kind: Kind,
+        orig: u64,
+        len: usize,
+        direction: Direction,
         counters: &Counters,
     ) -> Result<usize, Short> {
-        let (State::Slots(slots), Some(table)) = (
-            &mut self.runs.pages[page as usize].state,
-            &mut self.tables[page as usize],
-        ) else {
-            return Err(Short::Space);
+        let request = &Request {
+            orig,
+            len,
+            direction,
         };
-        let at = slots.take();
-        table[at as usize] = Record::new(request.orig, request.len).into();
-        if slots.is_full() {
-            self.queues[kind.index()].remove(&mut self.runs.pages, page);
+        let kind = request.kind().ok_or(Short::Space)?;
+        let queue = &mut self.queues[kind.index()];
+        if let Some(full) = queue.first() {
+            queue.remove(&mut self.runs.pages, full);
         }
-        counters.mapped(kind.bytes());
-        Ok(page as usize * PAGE + at as usize * GRANULE + request.skew())
+        match queue.first() {
+            Some(page) => self.fill_slot(page, request, counters).ok_or(Short::Space),
+            None => self.map_first_slot(request, kind, counters),
+        }
     }
 
     /// Cuts a page into slots, and takes the first of them.
@@ -250,7 +292,7 @@ impl<P: Platform> Area<P> {
         kind: Kind,
         counters: &Counters,
     ) -> Result<usize, Short> {
-        let page = self.charge(1, kind.device_writes(), kind.is_tiny(), counters)?;
+        let page = self.charge(1, is_written(kind.direction()), kind.is_tiny(), counters)?;
         let table = match self.spares.checked_sub(1) {
             Some(last) => {
                 self.spares = last;
@@ -265,7 +307,7 @@ impl<P: Platform> Area<P> {
         self.tables[page as usize] = table;
         self.runs.pages[page as usize].state = State::Slots(Slots::new(kind));
         self.queues[kind.index()].push(&mut self.runs.pages, page);
-        self.fill_slot(page, request, kind, counters)
+        self.fill_slot(page, request, counters).ok_or(Short::Space)
     }
 
     /// Makes a page of free slots, which stands in its queue, a free page.
@@ -277,7 +319,8 @@ impl<P: Platform> Area<P> {
             *place = table;
             self.spares += 1;
         }
-        self.discharge(page, 1, kind.device_writes(), counters);
+        self.runs.pages[page as usize].state = State::Inside;
+        self.discharge(page, 1, is_written(kind.direction()), counters);
     }
 
     /// Makes one again of what is free but kept apart for speed: some runs of pages, and of each
@@ -296,73 +339,95 @@ impl<P: Platform> Area<P> {
         counters.set_longest(self.runs.longest());
     }
 
-    /// Ends the mapping of exactly `len` bytes that begins at `offset`, after `f` has seen it.
-    #[inline]
+    /// Ends the mapping of exactly `len` bytes that begins at `offset`.
+    ///
+    /// `f` sees the mapping before its room is given back, and returns how many bytes it has copied
+    /// out. If these may be more than a page it is left to the caller, without the lock: then the
+    /// mapping is [`Leaving`], out of use but not yet free.
+    #[inline(always)]
     pub(super) fn unmap(
         &mut self,
         offset: usize,
         len: usize,
         counters: &Counters,
-        f: impl FnOnce(&Mapping),
-    ) -> Result<(), BadHandle> {
+        f: &mut impl FnMut(&Mapping) -> usize,
+    ) -> Result<Option<Leaving>, BadHandle> {
         let page = (offset / PAGE) as u32;
         let byte = offset % PAGE;
-        match &mut self.runs.pages[page as usize].state {
+        let state = &mut self.runs.pages[page as usize].state;
+        match state {
             &mut State::Mapping {
                 orig,
                 len: mapped,
                 pages,
                 direction,
             } => {
-                if byte != orig as usize % GRANULE {
+                if byte != orig as usize % GRANULE || len != mapped as usize {
                     return Err(self.why_bad(offset));
                 }
-                if len != mapped as usize {
-                    return Err(BadHandle::Length);
+                // To its neighbours it stays something that is in use, to whoever looks for what
+                // begins here, nothing does any more.
+                *state = State::Inside;
+                let leaving = Leaving {
+                    mapping: Mapping {
+                        offset,
+                        len,
+                        orig,
+                        direction,
+                    },
+                    pages,
+                };
+                if len > PAGE && is_written(direction) {
+                    return Ok(Some(leaving));
                 }
-                f(&Mapping {
-                    offset,
-                    len,
-                    orig,
-                    direction,
-                });
-                self.discharge(page, pages, direction != Direction::ToDevice, counters);
-                counters.unmapped(pages as usize * PAGE);
-                Ok(())
+                let bytes_out = f(&leaving.mapping);
+                self.leave(&leaving, bytes_out, counters);
+                Ok(None)
             }
             State::Slots(slots) => {
                 let at = (byte / GRANULE) as u32;
-                let record = match &self.tables[page as usize] {
-                    Some(table) if slots.used_at(at) => Record::from(table[at as usize]),
-                    _ => return Err(self.why_bad(offset)),
+                let Some(Some(table)) = self.tables.get_mut(page as usize) else {
+                    return Err(self.why_bad(offset));
                 };
-                if byte % GRANULE != record.skew() {
+                let record = Record::from(table[at as usize]);
+                if record.skew() != byte % GRANULE || record.len() != len {
                     return Err(self.why_bad(offset));
                 }
-                if len != record.len() {
-                    return Err(BadHandle::Length);
-                }
-                let kind = slots.kind();
-                f(&Mapping {
+                let bytes_out = f(&Mapping {
                     offset,
                     len,
                     orig: record.orig(),
-                    direction: direction_of(kind),
+                    direction: slots.kind().direction(),
                 });
+                counters.unmapped(slots.bytes(), bytes_out);
+                table[at as usize] = Record::NONE.into();
+                let kind = slots.kind();
                 let was_full = slots.is_full();
                 slots.give(at);
                 let empty = slots.is_empty();
-                if was_full {
-                    self.queues[kind.index()].push(&mut self.runs.pages, page);
+                if !was_full && !empty {
+                    return Ok(None);
+                }
+                let queue = &mut self.queues[kind.index()];
+                if was_full && queue.first() != Some(page) {
+                    queue.push(&mut self.runs.pages, page);
                 }
                 if empty && !Queue::is_only(&self.runs.pages, page) {
                     self.close(page, kind, counters);
                 }
-                counters.unmapped(kind.bytes());
-                Ok(())
+                Ok(None)
             }
             _ => Err(self.why_bad(offset)),
         }
+    }
+
+    /// Gives back the room of a mapping that was unmapped.
+    #[inline(always)]
+    pub(super) fn leave(&mut self, leaving: &Leaving, bytes_out: usize, counters: &Counters) {
+        let &Leaving { mapping, pages } = leaving;
+        let page = (mapping.offset / PAGE) as u32;
+        self.discharge(page, pages, is_written(mapping.direction), counters);
+        counters.unmapped(pages as usize * PAGE, bytes_out);
     }
 
     /// The mapping, with its offset in the area, that `len` bytes at `offset` lie in.
@@ -399,13 +464,13 @@ impl<P: Platform> Area<P> {
                 direction,
             },
             State::Slots(slots) => {
-                let at = slots.used_around((offset % PAGE / GRANULE) as u32)?;
+                let at = slots.start_of((offset % PAGE / GRANULE) as u32);
                 let record = Record::from(self.tables[page as usize].as_ref()?[at as usize]);
                 Mapping {
                     offset: page as usize * PAGE + at as usize * GRANULE + record.skew(),
                     len: record.len(),
                     orig: record.orig(),
-                    direction: direction_of(slots.kind()),
+                    direction: slots.kind().direction(),
                 }
             }
             _ => return None,
@@ -415,10 +480,11 @@ impl<P: Platform> Area<P> {
         (offset.checked_sub(mapping.offset)? < mapping.len).then_some(mapping)
     }
 
-    /// What is wrong with a handle where no mapping begins.
+    /// What is wrong with a handle where no mapping begins, or none of the length that was given.
     #[cold]
     fn why_bad(&self, offset: usize) -> BadHandle {
         match self.around(offset) {
+            Some(mapping) if mapping.offset == offset => BadHandle::Length,
             Some(_) => BadHandle::Interior,
             None => BadHandle::Unmapped,
         }
@@ -466,14 +532,5 @@ impl<P: Platform> Area<P> {
             }
             _ => Err(BadHandle::Unmapped),
         }
-    }
-}
-
-#[inline]
-fn direction_of(kind: Kind) -> Direction {
-    if kind.device_writes() {
-        Direction::FromDevice
-    } else {
-        Direction::ToDevice
     }
 }

@@ -2,6 +2,7 @@
 
 //! What the pool needs, from the kernel.
 
+use super::super::lock::SpinLockIrqSave;
 use super::{
     Context,
     Lock,
@@ -9,11 +10,10 @@ use super::{
     Platform,
     Table, //
 };
+use core::ops::DerefMut;
 use kernel::{
     alloc::AllocError,
-    new_spinlock_irq,
-    prelude::*,
-    sync::SpinLockIrq, //
+    prelude::*, //
 };
 
 impl From<AllocError> for NoMemory {
@@ -28,10 +28,10 @@ impl From<Error> for NoMemory {
     }
 }
 
-impl<T: Unpin> Lock<T> for Pin<KBox<SpinLockIrq<T>>> {
-    #[inline]
-    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        f(&mut self.lock())
+impl<T: Unpin> Lock<T> for Pin<KBox<SpinLockIrqSave<T>>> {
+    #[inline(always)]
+    fn lock(&self) -> impl DerefMut<Target = T> {
+        SpinLockIrqSave::lock(self)
     }
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Kernel;
 impl Platform for Kernel {
     type List<T: Unpin> = KVVec<T>;
     // Each in an allocation of its own, and so on cache lines of its own.
-    type Lock<T: Unpin> = Pin<KBox<SpinLockIrq<T>>>;
+    type Lock<T: Unpin> = Pin<KBox<SpinLockIrqSave<T>>>;
     type Table = KBox<Table>;
 
     fn list<T: Unpin>(
@@ -57,7 +57,8 @@ impl Platform for Kernel {
     }
 
     fn lock<T: Unpin>(value: T) -> Result<Self::Lock<T>, NoMemory> {
-        let lock = new_spinlock_irq!(value, "virtio_swiotlb_area");
+        let lock =
+            SpinLockIrqSave::new(value, c"virtio_swiotlb_area", kernel::static_lock_class!());
         Ok(KBox::pin_init(lock, GFP_KERNEL)?)
     }
 

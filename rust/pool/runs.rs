@@ -110,6 +110,12 @@ impl Queue {
         (self.0 != NONE).then_some(self.0)
     }
 
+    /// The first page, or one that no area has.
+    #[inline(always)]
+    pub(super) fn first_or_none(self) -> u32 {
+        self.0
+    }
+
     /// Whether `page`, which stands in the queue, is all there is in it.
     #[inline]
     pub(super) fn is_only(pages: &[Page], page: u32) -> bool {
@@ -164,14 +170,17 @@ impl Line {
         last: NONE,
     };
 
-    #[inline]
-    fn push(&mut self, pages: &mut [Page], start: u32) {
-        if self.first == NONE {
+    /// Appends a run; returns whether the line was empty.
+    #[inline(always)]
+    fn push(&mut self, pages: &mut [Page], start: u32) -> bool {
+        let was_empty = self.first == NONE;
+        if was_empty {
             self.first = start;
         } else {
             pages[self.last as usize].next = start;
         }
         self.last = start;
+        was_empty
     }
 
     #[inline]
@@ -200,9 +209,8 @@ pub(super) struct Runs<P: Platform> {
     words: u32,
     /// The length of the longest free run, pages.
     longest: u32,
-    /// How many runs may be kept, and how many are.
+    /// How many more runs may be kept.
     may_keep: u32,
-    keeps: u32,
     /// Which lines may have a run in them, and which has its turn to lose one.
     kept_lines: u64,
     turn: u32,
@@ -230,7 +238,6 @@ impl<P: Platform> Runs<P> {
             words: 0,
             longest: 0,
             may_keep,
-            keeps: 0,
             kept_lines: 0,
             turn: 0,
             kept: [Line::EMPTY; KEPT_LENGTHS],
@@ -387,64 +394,65 @@ impl<P: Platform> Runs<P> {
         None
     }
 
-    /// Takes a run of `pages` pages, and returns its first page, whose state the caller sets.
-    #[inline]
-    pub(super) fn take(&mut self, pages: u32) -> Option<u32> {
-        if let Some(line) = self.kept.get_mut(pages as usize - 1) {
-            if let Some(start) = line.pop(&self.pages) {
-                self.keeps -= 1;
-                return Some(start);
-            }
-        }
-        self.cut(pages)
+    /// Takes a run of `pages` pages from those that are kept, and returns its first page, whose
+    /// state the caller sets.
+    #[inline(always)]
+    pub(super) fn take_kept(&mut self, pages: u32) -> Option<u32> {
+        let start = self.kept.get_mut(pages as usize - 1)?.pop(&self.pages)?;
+        self.may_keep += 1;
+        Some(start)
     }
 
-    /// Gives back the run of `pages` pages that begins at `start`.
-    #[inline]
-    pub(super) fn give(&mut self, start: u32, pages: u32) {
-        // To its neighbours, and to whoever looks for what begins here, it stays something that is
-        // in use, but is no mapping.
-        *self.state(start) = State::Inside;
+    /// Gives back the run of `pages` pages that begins at `start`, whose state the caller has made
+    /// [`State::Inside`]; returns whether that changed what is free and not kept.
+    #[inline(always)]
+    pub(super) fn give(&mut self, start: u32, pages: u32) -> bool {
         let Some(line) = self.kept.get_mut(pages as usize - 1) else {
             self.join(start, pages);
-            return;
+            return true;
         };
-        line.push(&mut self.pages, start);
-        self.kept_lines |= 1 << (pages - 1);
-        if self.keeps < self.may_keep {
-            self.keeps += 1;
-        } else {
-            self.join_one();
+        if line.push(&mut self.pages, start) {
+            self.kept_lines |= 1 << (pages - 1);
         }
+        if let Some(rest) = self.may_keep.checked_sub(1) {
+            self.may_keep = rest;
+            return false;
+        }
+        self.join_one();
+        true
     }
 
     /// Joins one of the runs that are kept, from the lines in turn: lengths that nobody asks for any
-    /// more make room for those that are wanted now.
+    /// more make room for those that are wanted now. Returns whether there was one.
     #[inline(never)]
-    fn join_one(&mut self) {
+    fn join_one(&mut self) -> bool {
         while self.kept_lines != 0 {
             let later = self.kept_lines & (!0 << self.turn);
             let lines = if later != 0 { later } else { self.kept_lines };
             let line = lines.trailing_zeros() % u64::BITS;
             self.turn = (line + 1) % u64::BITS;
             match self.kept[line as usize].pop(&self.pages) {
-                Some(start) => return self.join(start, line + 1),
+                Some(start) => {
+                    self.join(start, line + 1);
+                    return true;
+                }
                 None => self.kept_lines &= !(1 << line),
             }
         }
+        false
     }
 
     /// Joins the runs that are kept with their neighbours.
     pub(super) fn join_kept(&mut self) {
-        while self.keeps > 0 {
-            self.join_one();
-            self.keeps -= 1;
+        while self.join_one() {
+            self.may_keep += 1;
         }
     }
 
-    /// Cuts a run of `pages` pages from a free run.
+    /// Cuts a run of `pages` pages from a free run, and returns its first page, whose state the
+    /// caller sets.
     #[inline(never)]
-    fn cut(&mut self, pages: u32) -> Option<u32> {
+    pub(super) fn cut(&mut self, pages: u32) -> Option<u32> {
         let (free, len) = self.find(pages)?;
         let rest = len - pages;
         if rest == 0 {

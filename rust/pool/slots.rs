@@ -6,7 +6,10 @@
 //! for one direction: its [`Kind`]. A page has 64 granules, so which slots are free is one word,
 //! with a bit for each granule that begins one.
 
-use super::GRANULE;
+use super::{
+    Direction,
+    GRANULE, //
+};
 
 /// Granules in a page.
 const GRANULES: usize = u64::BITS as usize;
@@ -21,8 +24,8 @@ const SIZES: [u8; 10] = [1, 2, 3, 4, 6, 8, 12, 16, 21, 32];
 /// The longest slot, granules.
 pub(super) const LONGEST: usize = SIZES[SIZES.len() - 1] as usize;
 
-/// How many kinds of pages there are.
-pub(super) const KINDS: usize = SIZES.len() * 2;
+/// More than any [`Kind::index`].
+pub(super) const KINDS: usize = (SIZES.len() * 4).next_power_of_two();
 
 /// For each number of granules the size that it goes into.
 const SIZE_OF: [u8; LONGEST + 1] = {
@@ -59,114 +62,128 @@ const ADDRESS_BITS: u32 = 52;
 
 /// A mapping smaller than a page, in a word: 52 bits of address, 12 of length.
 ///
-/// The direction is not in it: all mappings in a page have the same.
+/// Zero says that nothing is mapped. The direction is not in it: all mappings in a page have the
+/// same.
 #[derive(Clone, Copy)]
 pub(super) struct Record(u64);
 
 impl Record {
+    /// No mapping.
+    pub(super) const NONE: Self = Self(0);
+
     /// Whether `orig` is an address that can be recorded.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fits(orig: u64) -> bool {
         orig >> ADDRESS_BITS == 0
     }
 
-    /// The record of `len` bytes, 1 to 4096, of the buffer at `orig`, which [fits](Self::fits).
-    #[inline]
+    /// The record of `len` bytes, 1 to 4095, of the buffer at `orig`, which [fits](Self::fits).
+    #[inline(always)]
     pub(super) fn new(orig: u64, len: usize) -> Self {
-        Self(orig | ((len as u64 - 1) << ADDRESS_BITS))
+        Self(orig | ((len as u64) << ADDRESS_BITS))
     }
 
-    #[inline]
+    /// The physical address of the buffer.
+    #[inline(always)]
     pub(super) fn orig(self) -> u64 {
         self.0 & ((1 << ADDRESS_BITS) - 1)
     }
 
-    /// Bytes.
-    #[inline]
+    /// Bytes; 0 if nothing is mapped.
+    #[inline(always)]
     pub(super) fn len(self) -> usize {
-        (self.0 >> ADDRESS_BITS) as usize + 1
+        (self.0 >> ADDRESS_BITS) as usize
     }
 
     /// Where in its slot the mapping begins, bytes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn skew(self) -> usize {
         self.0 as usize % GRANULE
     }
 }
 
 impl From<u64> for Record {
-    #[inline]
+    #[inline(always)]
     fn from(word: u64) -> Self {
         Self(word)
     }
 }
 
 impl From<Record> for u64 {
-    #[inline]
+    #[inline(always)]
     fn from(record: Record) -> Self {
         record.0
     }
 }
 
-/// What the slots of a page are for: a length and a direction.
+/// What the slots of a page are for: a size, above two bits of direction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kind(u8);
 
 impl Kind {
     /// For mappings of `granules`, 1 to [`LONGEST`].
-    #[inline]
-    pub(super) fn new(granules: usize, device_writes: bool) -> Self {
-        Self((SIZE_OF[granules] << 1) | u8::from(device_writes))
+    #[inline(always)]
+    pub(super) fn new(granules: usize, direction: Direction) -> Self {
+        Self((SIZE_OF[granules] << 2) | direction as u8)
     }
 
     /// All kinds.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        (0..KINDS as u8).map(Self)
+        (0..KINDS as u8)
+            .filter(|kind| usize::from(kind >> 2) < SIZES.len() && kind & 3 < 3)
+            .map(Self)
     }
 
-    /// Counts the kinds, from 0.
-    #[inline]
+    /// Less than [`KINDS`].
+    #[inline(always)]
     pub(super) fn index(self) -> usize {
-        usize::from(self.0)
+        usize::from(self.0) % KINDS
     }
 
-    #[inline]
-    pub(super) fn device_writes(self) -> bool {
-        self.0 & 1 != 0
+    #[inline(always)]
+    pub(super) fn direction(self) -> Direction {
+        match self.0 & 3 {
+            1 => Direction::ToDevice,
+            2 => Direction::FromDevice,
+            _ => Direction::Bidirectional,
+        }
+    }
+
+    #[inline(always)]
+    fn size(self) -> usize {
+        usize::from(self.0 >> 2)
     }
 
     /// Whether the slots are of 4 granules, 256 bytes, at most.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_tiny(self) -> bool {
-        self.0 >> 1 <= SIZE_OF[4]
+        self.size() <= usize::from(SIZE_OF[4])
     }
 
-    #[inline]
+    #[inline(always)]
     fn starts(self) -> u64 {
-        STARTS[usize::from(self.0 >> 1)]
+        STARTS[self.size()]
     }
 
-    #[inline]
+    #[inline(always)]
     fn granules(self) -> u32 {
-        u32::from(SIZES[usize::from(self.0 >> 1)])
-    }
-
-    /// The length of a slot, bytes.
-    #[inline]
-    pub(super) fn bytes(self) -> usize {
-        self.granules() as usize * GRANULE
+        u32::from(SIZES[self.size()])
     }
 }
 
-/// A page of slots.
+/// A page of slots. Which are in use is what its [`Table`] says.
 #[derive(Clone, Copy)]
 pub(super) struct Slots {
     /// The granules where a free slot begins.
     free: u64,
+    /// How many slots are in use.
+    used: u8,
     kind: Kind,
     /// Where to look first: past what was handed out last, so that what has just been given back
     /// rests until the other free slots of the page have had their turn.
     rover: u8,
+    /// The length of a slot.
+    bytes: u16,
 }
 
 impl Slots {
@@ -174,75 +191,84 @@ impl Slots {
     pub(super) fn new(kind: Kind) -> Self {
         Self {
             free: kind.starts(),
+            used: 0,
             kind,
             rover: 0,
+            bytes: kind.granules() as u16 * GRANULE as u16,
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn kind(&self) -> Kind {
         self.kind
     }
 
-    #[inline]
+    /// The length of a slot, bytes.
+    #[inline(always)]
+    pub(super) fn bytes(&self) -> usize {
+        usize::from(self.bytes)
+    }
+
+    #[inline(always)]
     pub(super) fn is_full(&self) -> bool {
         self.free == 0
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {
-        self.free == self.kind.starts()
+        self.used == 0
     }
 
-    /// Takes a slot, of which there is one at least, and returns its first granule.
-    #[inline]
-    pub(super) fn take(&mut self) -> u32 {
+    /// Takes a slot, if one is free, and returns its first granule.
+    #[inline(always)]
+    pub(super) fn take(&mut self) -> Option<u32> {
+        if self.free == 0 {
+            return None;
+        }
         let later = self.free & (!0 << (self.rover % 64));
         let at = if later != 0 { later } else { self.free }.trailing_zeros() % 64;
         self.free &= !(1 << at);
         self.rover = at as u8 + 1;
-        at
+        self.used += 1;
+        Some(at)
     }
 
-    /// Gives back the slot that begins at granule `at`.
-    #[inline]
+    /// Gives back the slot in use that begins at granule `at`.
+    #[inline(always)]
     pub(super) fn give(&mut self, at: u32) {
         self.free |= 1 << at;
+        self.used = self.used.wrapping_sub(1);
     }
 
-    /// Whether a slot that is in use begins at granule `at`.
-    #[inline]
-    pub(super) fn used_at(&self, at: u32) -> bool {
-        (self.kind.starts() & !self.free) & (1 << at) != 0
-    }
-
-    /// The first granule of the slot in use that granule `at` belongs to.
-    #[inline]
-    pub(super) fn used_around(&self, at: u32) -> Option<u32> {
-        let start = at - at.checked_rem(self.kind.granules())?;
-        self.used_at(start).then_some(start)
+    /// The first granule of the slot that granule `at` belongs to.
+    pub(super) fn start_of(&self, at: u32) -> u32 {
+        at - at.checked_rem(self.kind.granules()).unwrap_or(0)
     }
 }
 
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_pool_slots))]
 mod tests {
-    use super::*;
+    use super::{
+        Direction::*,
+        *, //
+    };
 
     #[test]
     fn a_record_gives_back_what_was_put_in() {
-        let record = Record::new((1 << 52) - 1, 4096);
+        let record = Record::new((1 << 52) - 1, 2048);
         assert_eq!(record.orig(), (1 << 52) - 1);
-        assert_eq!(record.len(), 4096);
+        assert_eq!(record.len(), 2048);
         assert_eq!(record.skew(), 63);
         assert_eq!(Record::new(0, 1).len(), 1);
+        assert_eq!(Record::NONE.len(), 0);
         assert!(!Record::fits(1 << 52));
     }
 
     #[test]
     fn the_shortest_slot_that_is_long_enough() {
         for n in 1..=LONGEST {
-            let granules = Kind::new(n, false).granules() as usize;
+            let granules = Kind::new(n, ToDevice).granules() as usize;
             assert!(granules >= n);
             assert!(SIZES
                 .iter()
@@ -252,8 +278,8 @@ mod tests {
 
     #[test]
     fn tiny_is_256_bytes() {
-        assert!(Kind::new(4, true).is_tiny());
-        assert!(!Kind::new(5, true).is_tiny());
+        assert!(Kind::new(4, FromDevice).is_tiny());
+        assert!(!Kind::new(5, FromDevice).is_tiny());
     }
 
     #[test]
@@ -263,7 +289,7 @@ mod tests {
             let mut n = 0;
             let mut end = 0;
             while !slots.is_full() {
-                let at = slots.take();
+                let at = slots.take().unwrap();
                 assert!(at >= end);
                 end = at + kind.granules();
                 n += 1;
@@ -274,31 +300,25 @@ mod tests {
     }
 
     #[test]
-    fn used_slots_are_found_from_any_of_their_granules() {
-        let mut slots = Slots::new(Kind::new(12, true));
-        assert_eq!(slots.take(), 0);
-        assert_eq!(slots.take(), 12);
-        assert!(slots.used_at(12));
-        assert!(!slots.used_at(13));
-        assert!(!slots.used_at(24));
-        assert_eq!(slots.used_around(11), Some(0));
-        assert_eq!(slots.used_around(23), Some(12));
-        assert_eq!(slots.used_around(24), None);
+    fn slots_are_found_from_any_of_their_granules() {
+        let mut slots = Slots::new(Kind::new(12, FromDevice));
+        assert_eq!(slots.take(), Some(0));
+        assert_eq!(slots.take(), Some(12));
+        assert_eq!(slots.start_of(11), 0);
+        assert_eq!(slots.start_of(12), 12);
+        assert_eq!(slots.start_of(23), 12);
         // The last four granules belong to no slot.
-        assert_eq!(slots.used_around(63), None);
-        slots.give(0);
-        assert_eq!(slots.used_around(11), None);
+        assert_eq!(slots.start_of(63), 60);
     }
 
     #[test]
     fn freed_slots_rest_until_the_others_have_had_their_turn() {
-        let mut slots = Slots::new(Kind::new(1, false));
+        let mut slots = Slots::new(Kind::new(1, ToDevice));
         for i in 0..64 {
-            let at = slots.take();
-            assert_eq!(at, i);
-            slots.give(at);
+            assert_eq!(slots.take(), Some(i));
+            slots.give(i);
         }
         assert!(slots.is_empty());
-        assert_eq!(slots.take(), 0);
+        assert_eq!(slots.take(), Some(0));
     }
 }

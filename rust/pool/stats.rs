@@ -19,20 +19,25 @@ use super::{
 
 /// The counters of one area.
 #[derive(Default)]
+#[repr(C)]
 pub(super) struct Counters {
+    // What every mapping writes comes first, to share as few cache lines as can be.
     maps: AtomicUsize,
     unmaps: AtomicUsize,
     used: AtomicUsize,
     hiwater: AtomicUsize,
-    rings: AtomicUsize,
-    reserved: AtomicUsize,
     longest: AtomicUsize,
+    bytes_in: AtomicUsize,
+    bytes_out: AtomicUsize,
+    allocs: AtomicUsize,
+    frees: AtomicUsize,
+    reserved: AtomicUsize,
     refused: [AtomicUsize; 4],
     bad: [AtomicUsize; 4],
 }
 
 /// Adds to a counter that is written under a lock.
-#[inline]
+#[inline(always)]
 fn add(counter: &AtomicUsize, n: usize) -> usize {
     let sum = counter.load(Relaxed).wrapping_add(n);
     counter.store(sum, Relaxed);
@@ -48,13 +53,15 @@ impl Counters {
         }
     }
 
-    #[inline]
-    pub(super) fn mapped(&self, bytes: usize) {
+    /// A mapping that takes `bytes`, of which `bytes_in` are for the device to read.
+    #[inline(always)]
+    pub(super) fn mapped(&self, bytes: usize, bytes_in: usize) {
         add(&self.maps, 1);
+        add(&self.bytes_in, bytes_in);
         self.take(bytes);
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&self, bytes: usize) {
         let used = add(&self.used, bytes);
         if used > self.hiwater.load(Relaxed) {
@@ -62,25 +69,27 @@ impl Counters {
         }
     }
 
-    #[inline]
-    pub(super) fn unmapped(&self, bytes: usize) {
+    /// A mapping that took `bytes` is over; `bytes_out` of it were given to its owner.
+    #[inline(always)]
+    pub(super) fn unmapped(&self, bytes: usize, bytes_out: usize) {
         add(&self.unmaps, 1);
+        add(&self.bytes_out, bytes_out);
         add(&self.used, bytes.wrapping_neg());
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_longest(&self, pages: u32) {
         self.longest.store(pages as usize, Relaxed);
     }
 
     pub(super) fn ring_taken(&self, bytes: usize) {
-        add(&self.rings, 1);
+        add(&self.allocs, 1);
         add(&self.reserved, bytes);
         self.take(bytes);
     }
 
     pub(super) fn ring_given(&self, bytes: usize) {
-        add(&self.rings, usize::MAX);
+        add(&self.frees, 1);
         add(&self.reserved, bytes.wrapping_neg());
         add(&self.used, bytes.wrapping_neg());
     }
@@ -103,9 +112,11 @@ impl Counters {
         self.refused[why as usize].fetch_add(1, Relaxed);
     }
 
+    /// Returns what it has counted.
     #[cold]
-    pub(super) fn bad(&self, why: BadHandle) {
+    pub(super) fn bad(&self, why: BadHandle) -> BadHandle {
         self.bad[why as usize].fetch_add(1, Relaxed);
+        why
     }
 }
 
@@ -122,6 +133,14 @@ pub(crate) struct Stats {
     pub(crate) live: usize,
     /// Bytes that mappings take, in whole slots and pages, and rings.
     pub(crate) used_bytes: usize,
+    /// Bytes of mappings made for the device to read.
+    pub(crate) bytes_in: usize,
+    /// Bytes that were copied out when mappings ended.
+    pub(crate) bytes_out: usize,
+    /// Rings taken.
+    pub(crate) allocs: usize,
+    /// Rings given back.
+    pub(crate) frees: usize,
     /// Rings there are.
     pub(crate) rings: usize,
     /// Bytes of these that rings take.
@@ -166,7 +185,13 @@ impl Stats {
         self.unmaps += unmaps;
         self.live += maps.saturating_sub(unmaps);
         self.used_bytes += read(&area.used);
-        self.rings += read(&area.rings);
+        self.bytes_in += read(&area.bytes_in);
+        self.bytes_out += read(&area.bytes_out);
+        let frees = read(&area.frees);
+        let allocs = read(&area.allocs);
+        self.allocs += allocs;
+        self.frees += frees;
+        self.rings += allocs.saturating_sub(frees);
         self.reserved_bytes += read(&area.reserved);
         self.hiwater_bytes += read(&area.hiwater);
         self.largest_free_bytes = self.largest_free_bytes.max(area.longest() * PAGE);

@@ -23,23 +23,30 @@ pub(crate) type Handle = u64;
 
 /// Which way the bytes of a mapping go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub(crate) enum Direction {
+    /// Both.
+    Bidirectional,
     /// The device reads.
     ToDevice,
     /// The device writes.
     FromDevice,
-    /// Both.
-    Bidirectional,
 }
 
 impl Direction {
     /// `DMA_NONE` is a driver's mistake, taken for the cautious both.
+    #[inline(always)]
     fn from_raw(dir: core_bindings::dma_data_direction) -> Self {
-        match dir {
-            core_bindings::dma_data_direction::DMA_TO_DEVICE => Self::ToDevice,
-            core_bindings::dma_data_direction::DMA_FROM_DEVICE => Self::FromDevice,
-            _ => Self::Bidirectional,
-        }
+        // A table costs less than two comparisons.
+        const DIRECTIONS: [Direction; 4] = {
+            let mut directions = [Direction::Bidirectional; 4];
+            directions[core_bindings::dma_data_direction::DMA_TO_DEVICE.0 as usize] =
+                Direction::ToDevice;
+            directions[core_bindings::dma_data_direction::DMA_FROM_DEVICE.0 as usize] =
+                Direction::FromDevice;
+            directions
+        };
+        DIRECTIONS[dir.0 as usize % DIRECTIONS.len()]
     }
 }
 

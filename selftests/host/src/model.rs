@@ -61,9 +61,13 @@ struct Taken {
 }
 
 impl Taken {
+    fn direction(&self) -> Option<Direction> {
+        Some(self.mapping?.direction)
+    }
+
     /// Which direction it is on account of.
     fn writes(&self) -> Option<bool> {
-        Some(self.mapping?.direction != Direction::ToDevice)
+        Some(self.direction()? != Direction::ToDevice)
     }
 
     fn is_slot(&self) -> bool {
@@ -116,7 +120,9 @@ impl<P: Platform> Model<P> {
             1 => 0,
             n => n,
         };
-        let home = (pages / 2).checked_div(homes).unwrap_or(0);
+        let home = (pages / 2)
+            .checked_div(homes)
+            .map_or(0, |home| 1 << home.ilog2());
         let shared = pages - homes * home;
         let areas = std::iter::once(0..shared)
             .chain((0..homes).map(|i| shared + i * home..shared + (i + 1) * home))
@@ -199,9 +205,9 @@ impl<P: Platform> Model<P> {
     }
 
     /// The granules that a request takes, and whether they are a slot.
-    fn cost(len: usize, orig: u64, direction: Direction) -> (usize, bool) {
+    fn cost(len: usize, orig: u64) -> (usize, bool) {
         let bytes = orig as usize % GRANULE + len;
-        if bytes <= PAGE / 2 && direction != Direction::Bidirectional && orig < 1 << 52 {
+        if bytes <= PAGE / 2 && orig < 1 << 52 {
             (Self::slot(bytes.div_ceil(GRANULE)), true)
         } else {
             (bytes.div_ceil(PAGE) * PER_PAGE, false)
@@ -209,14 +215,14 @@ impl<P: Platform> Model<P> {
     }
 
     /// Whether a page of slots of `n` granules for a direction has a free one.
-    fn slot_is_free(&self, page: usize, n: usize, writes: bool) -> bool {
+    fn slot_is_free(&self, page: usize, n: usize, direction: Direction) -> bool {
         let mut live = self.in_pages(page..page + 1).peekable();
         let Some(first) = live.peek() else {
             return false;
         };
         first.is_slot()
             && first.n == n
-            && first.writes() == Some(writes)
+            && first.direction() == Some(direction)
             && live.count() < PER_PAGE / n
     }
 
@@ -238,7 +244,7 @@ impl<P: Platform> Model<P> {
             assert_eq!(taken.at / PER_PAGE, (taken.at + taken.n - 1) / PER_PAGE);
             for other in self.in_pages(page..page + 1) {
                 assert!(other.is_slot());
-                assert_eq!((other.n, other.writes()), (taken.n, taken.writes()));
+                assert_eq!((other.n, other.direction()), (taken.n, taken.direction()));
             }
         }
     }
@@ -263,7 +269,7 @@ impl<P: Platform> Model<P> {
         let before = self.pool.stats();
         let answer = self.pool.map(cpu, len, orig, direction);
         let after = self.pool.stats();
-        let (n, slot) = Self::cost(len.max(1), orig, direction);
+        let (n, slot) = Self::cost(len.max(1), orig);
         match answer {
             Ok(offset) => {
                 assert!(len > 0 && len <= self.pool.largest_mapping());
@@ -320,7 +326,7 @@ impl<P: Platform> Model<P> {
             }
             if slot {
                 for page in area.clone() {
-                    assert!(!self.slot_is_free(page, n, writes));
+                    assert!(!self.slot_is_free(page, n, direction));
                 }
             }
         }
@@ -338,7 +344,10 @@ impl<P: Platform> Model<P> {
         let mut seen = None;
         let answer = self
             .pool
-            .unmap_with(mapping.offset, mapping.len, |mapping| seen = Some(*mapping));
+            .unmap_with(mapping.offset, mapping.len, |mapping| {
+                seen = Some(*mapping);
+                mapping.len
+            });
         assert_eq!(answer, Ok(()));
         assert_eq!(seen, Some(mapping));
         let taken = self.release(mapping.offset / GRANULE);

@@ -11,8 +11,8 @@ use crate::pool::Platform;
 use crate::pool::Table;
 
 impl<T> Lock<T> for Mutex<T> {
-    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        f(&mut self.lock().unwrap())
+    fn lock(&self) -> impl std::ops::DerefMut<Target = T> {
+        Mutex::lock(self).unwrap()
     }
 }
 

@@ -23,8 +23,8 @@ use crate::pool::SMALLEST;
 struct Loom;
 
 impl<T> Lock<T> for loom::sync::Mutex<T> {
-    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        f(&mut self.lock().unwrap())
+    fn lock(&self) -> impl std::ops::DerefMut<Target = T> {
+        loom::sync::Mutex::lock(self).unwrap()
     }
 }
 
