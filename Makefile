@@ -15,7 +15,7 @@ TEST_ARGS ?=
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check shell kunit docs fmt toolbox stock test-kernel \
-	device clean distclean
+	device bench bench-check clean distclean
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
@@ -41,6 +41,17 @@ shell: stock device
 kunit: test-kernel
 	@$(TOOLBOX) scripts/build module test
 	@scripts/kunit
+
+## bench: measure, beside the kernel's swiotlb, bare copies and direct DMA (12 minutes); BENCH_ARGS= as for scripts/bench
+BENCH_ARGS ?=
+bench: test-kernel device
+	@$(TOOLBOX) scripts/build module test
+	@$(TOOLBOX) scripts/build bench
+	@scripts/bench $(BENCH_ARGS)
+
+## bench-check: compare instruction counts with those that were kept
+bench-check: BENCH_ARGS := --check
+bench-check: bench
 
 ## docs: build the documentation as HTML, into $(BUILD)/docs
 docs: toolbox
@@ -68,7 +79,7 @@ device: toolbox
 
 ## clean: remove what is built of this project; the toolbox and the kernels stay
 clean:
-	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/docs" "$(BUILD)/run" "$(BUILD)/log"
+	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/bench" "$(BUILD)/docs" "$(BUILD)/run" "$(BUILD)/log"
 	rm -rf *.o *.ko *.mod *.mod.c .*.cmd rust/*.o rust/.*.cmd rust/bindings_generated.rs \
 		Module.symvers modules.order .module-common.o
 

@@ -19,6 +19,7 @@ _PRODUCTS = {
     "module/test/virtio_swiotlb.ko": "scripts/build module test",
     "module/stock/virtio_swiotlb.ko": "scripts/build module stock",
     "target/release/swiotlb-device": "scripts/build device",
+    "bench/swiotlb_bench.ko": "scripts/build bench",
 }
 
 

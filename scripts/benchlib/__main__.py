@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0
+"""scripts/bench: the command line.
+
+    scripts/bench             all benchmarks: about 12 minutes on two CPUs
+    scripts/bench --no-fio    without those from end to end: two minutes
+    scripts/bench --accept    and keep the instruction counts as those to compare with
+    scripts/bench --check     instruction counts alone, compared with those that were kept;
+                              fails if one has grown by more than a tenth
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from guestlib import GuestError
+from guestlib.paths import BUILD
+
+from . import counts, fio, plot, table
+
+TOP = Path(__file__).resolve().parent.parent.parent
+KEPT = TOP / "selftests/bench/figures.json"
+RESULTS = BUILD / "bench/results"
+TOLERANCE = 1.10
+POOLS = ("1M", "64M", "1G")
+#: The large one takes a minute, and shows nothing that the others do not.
+POOLS_CHECKED = ("1M", "64M")
+
+
+def main() -> int:
+    arguments = _parse()
+    try:
+        return _check() if arguments.check else _measure(arguments)
+    except GuestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if arguments.check:
+            print("0 passed, 1 failed, 0 skipped")
+        return 1
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    print("instruction counts", flush=True)
+    measured = counts.counts(POOLS, peers=True)
+    print("scaling", flush=True)
+    measured += counts.scaling()
+    results = {"commit": _commit(), "kernel": measured}
+    if not arguments.no_fio:
+        results["fio"] = fio.run(progress=lambda line: print(line, flush=True))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = table.text(results)
+    (RESULTS / "results.txt").write_text(text)
+    print(text, end="")
+    for suffix in ("svg", "png"):
+        plot.draw(results, RESULTS / f"results.{suffix}")
+    if arguments.accept:
+        kept = table.figures(measured)
+        KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    print(f"figures and plots are in {RESULTS.relative_to(BUILD.parent)}")
+    return 0
+
+
+def _check() -> int:
+    kept = json.loads(KEPT.read_text())
+    now = table.figures(counts.counts(POOLS_CHECKED, peers=False))
+    failed = 0
+    for name, figure in now.items():
+        if name not in kept:
+            print(f"{name}: {figure:.0f}, and nothing to compare with: scripts/bench --accept")
+            failed += 1
+        elif figure > kept[name] * TOLERANCE:
+            print(f"{name}: {figure:.0f} instructions, {kept[name]:.0f} before")
+            failed += 1
+    print(f"{len(now) - failed} passed, {failed} failed, 0 skipped")
+    return 1 if failed or not now else 0
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(TOP), "describe", "--always", "--dirty"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--no-fio", action="store_true", help="leave out what goes from end to end")
+    add("--accept", action="store_true", help="keep the instruction counts")
+    add("--check", action="store_true", help="compare with the counts that were kept")
+    return parser.parse_args()
+
+
+sys.exit(main())

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the module swiotlb_bench measures in a guest: instruction counts and scaling."""
+
+import json
+from collections.abc import Sequence
+
+from guestlib import Guest, GuestError, Restricted, Result
+from guestlib.paths import BUILD
+
+BENCH = BUILD / "bench/swiotlb_bench.ko"
+#: Slabs of 2 KiB, in one area on one CPU: the kernel's swiotlb gets a pool of 64 MiB, too.
+_SWIOTLB = "swiotlb=32768,force"
+#: One instruction is one nanosecond of the guest's clock; the CPU model decides which memcpy the
+#: kernel uses, and has no string instructions that would count as one for each byte.
+_ICOUNT = ("-icount", "shift=0", "-cpu", "qemu64")
+
+_SECONDS = 1200
+
+
+def device(pool: str, **options: object) -> Restricted:
+    """A device that the bench module drives; its backend is never asked for anything."""
+    return Restricted("blk", type="63", region_size=pool, size="1M", config_size=0, **options)
+
+
+def counts(pools: Sequence[str], *, peers: bool) -> list[dict]:
+    """Instruction counts with regions of these sizes, and, with `peers`, of the kernel's swiotlb."""
+    commands = ["region", "swiotlb"] if peers else ["region"]
+    return _bench(commands, [device(pool) for pool in pools], 1, _ICOUNT)
+
+
+def scaling() -> list[dict]:
+    """Operations on one CPU and on two, as fast as they go."""
+    return _bench(["scaling"], [device("64M")], 2, ("-cpu", "qemu64"))
+
+
+def hammer(pools: Sequence[str], cpus: int) -> list[dict]:
+    """All CPUs map, check and unmap at the same time."""
+    return _bench(["hammer"], [device(pool) for pool in pools], cpus, ())
+
+
+def _bench(
+    commands: Sequence[str], devices: Sequence[Restricted], cpus: int, qemu: Sequence[str]
+) -> list[dict]:
+    if not BENCH.exists():
+        raise GuestError("swiotlb_bench.ko is not built; run: scripts/build bench")
+    with Guest(
+        memory="1536M",
+        cpus=cpus,
+        module=True,
+        devices=devices,
+        append=_SWIOTLB,
+        accel="tcg",
+        qemu=qemu,
+    ) as guest:
+        result = guest.run(_script(commands), timeout=_SECONDS)
+        if result.timed_out and "Run /init" not in result.kernel_log:
+            # An emulated guest stops while it boots now and then.
+            result = guest.run(_script(commands), timeout=_SECONDS)
+        return _results(result)
+
+
+def _script(commands: Sequence[str]) -> str:
+    lines = ["set -e", f"insmod {BENCH}", "cd /sys/kernel/debug/swiotlb_bench"]
+    for command in commands:
+        lines += [f"echo {command} >run", "cat results"]
+    lines += ["cd /", "rmmod swiotlb_bench", "rmmod virtio_swiotlb"]
+    return "\n".join(lines)
+
+
+def _results(result: Result) -> list[dict]:
+    if not result.ok or result.complaints():
+        raise GuestError(f"the benchmark failed in the guest:\n{result}")
+    return [json.loads(line) for line in result.output.splitlines()]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What was measured, as names with figures and as tables to read."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+#: Those that have a pool.
+_WAYS = ("region", "swiotlb")
+
+
+def net(entry: dict) -> float:
+    """Instructions of one step, less the bare copies in it. Its part of the loop is in it."""
+    return (entry["instructions"] - entry["copies"]) / entry["steps"]
+
+
+def figures(measured: Sequence[dict]) -> dict[str, float]:
+    """The instruction counts of our own pool, by a name that says what was counted."""
+    named = {}
+    for entry in measured:
+        if entry.get("way") != "region":
+            continue
+        if entry["kind"] == "map":
+            way = "from" if entry["from_device"] else "to"
+            named[f"{_state(entry)}, {entry['len']} bytes {way} device"] = round(net(entry), 1)
+        elif entry["kind"] == "read":
+            named[f"{_state(entry)}, block read"] = round(net(entry), 1)
+    return named
+
+
+def _state(entry: dict) -> str:
+    return f"{_size(entry['pool'])}, {entry['fill']} {entry['occupancy']} %"
+
+
+def _size(count: int) -> str:
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count and count % (1 << shift) == 0:
+            return f"{count >> shift} {unit}"
+    return f"{count} B"
+
+
+def text(results: dict) -> str:
+    lines = []
+    measured = results["kernel"]
+    for section in (_maps, _others, _scaling):
+        lines += [*section(measured), ""]
+    if "fio" in results:
+        lines += [*_fio(results["fio"]), ""]
+    return "\n".join(lines)
+
+
+def _maps(measured: Sequence[dict]) -> Iterator[str]:
+    yield "instructions of a map and an unmap, less the bare copies (to / from the device)"
+    rows: dict[tuple, dict] = {}
+    sizes: list[int] = []
+    for entry in measured:
+        if entry["kind"] != "map" or entry["way"] not in _WAYS:
+            continue
+        row = rows.setdefault((entry["way"], _state(entry)), {})
+        row.setdefault(entry["len"], {})[entry["from_device"]] = net(entry)
+        if entry["len"] not in sizes:
+            sizes.append(entry["len"])
+    yield f"{'':34}" + "".join(f"{_size(size):>17}" for size in sizes)
+    for (way, state), row in rows.items():
+        cells = (
+            f"{row[size][False]:.0f} / {row[size][True]:.0f}" if size in row else ""
+            for size in sizes
+        )
+        yield f"{way:8} {state:25}" + "".join(f"{cell:>17}" for cell in cells)
+
+
+def _others(measured: Sequence[dict]) -> Iterator[str]:
+    yield "the loop around them: " + ", ".join(
+        f"{net(entry) + entry['copies'] / entry['steps']:.0f} for a {entry['kind']}"
+        for entry in measured
+        if entry.get("way") == "none"
+    )
+    yield ""
+    yield "a block read of 4 KiB (4 maps, 4 unmaps), less the bare copies"
+    for entry in measured:
+        if entry["kind"] == "read" and entry["way"] in _WAYS:
+            yield f"{entry['way']:8} {_state(entry):25} {net(entry):8.0f}"
+    yield ""
+    yield "the longest single call, less the bare copies"
+    for entry in measured:
+        if entry["kind"] == "longest":
+            yield (
+                f"{entry['way']:8} {_size(entry['pool']):8} map {entry['map']}"
+                f" ({entry['map_len']} bytes), unmap {entry['unmap']} ({entry['unmap_len']} bytes)"
+            )
+    yield ""
+    yield "what fits at once, for each MiB of pool"
+    for entry in measured:
+        if entry["kind"] == "capacity":
+            mib = entry["pool"] / (1 << 20)
+            yield (
+                f"{entry['way']:8} {_size(entry['pool']):8} {entry['reads'] / mib:.0f} block reads,"
+                f" {entry['packets'] / mib:.0f} packets of 60 bytes"
+            )
+
+
+def scaling(measured: Sequence[dict]) -> dict[tuple[str, int], float]:
+    """Operations on two CPUs over those on one: the median of the rounds."""
+    rates: dict[tuple[str, int, int], list[float]] = {}
+    for entry in measured:
+        if entry["kind"] == "scaling":
+            key = (entry["way"], entry["len"], entry["cpus"])
+            rates.setdefault(key, []).append(entry["ops"] / entry["ns"])
+    median = {key: statistics.median(values) for key, values in rates.items()}
+    return {
+        (way, size): rate / median[way, size, 1]
+        for (way, size, cpus), rate in median.items()
+        if cpus == 2
+    }
+
+
+def _scaling(measured: Sequence[dict]) -> Iterator[str]:
+    yield "operations in a second on two CPUs over those on one"
+    for (way, size), ratio in scaling(measured).items():
+        yield f"{way:8} {_size(size) if size else 'block read':12} {ratio:.2f}"
+
+
+def _fio(measured: dict) -> Iterator[str]:
+    yield "fio from end to end, requests in a second (medians), and over direct DMA"
+    for backend, jobs in measured["medians"].items():
+        for job, ways in jobs.items():
+            direct = ways["direct"]["iops"]
+            cells = (
+                f"{way} {figures['iops']:8.0f} ({figures['iops'] / direct:.2f})"
+                for way, figures in ways.items()
+            )
+            yield f"{backend:5} {job:18} " + "  ".join(cells)
