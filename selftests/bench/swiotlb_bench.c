@@ -393,7 +393,8 @@ static void measure(struct run *run, const struct figure *figure, u32 len,
 	copies = (steps - refused) * (map_copies(len) + unmap_copies(len, dir));
 	result_printk("{\"kind\":\"map\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"len\":%u,\"from_device\":%s,\"outstanding\":%u,\"steps\":%u,\"refused\":%llu,\"instructions\":%llu,\"copies\":%llu}\n",
 		      way->name, way->pool, figure->fill, figure->occupancy, len,
-		      dir == DMA_FROM_DEVICE ? "true" : "false", many, steps, refused, total, copies);
+		      dir == DMA_FROM_DEVICE ? "true" : "false", many, steps, refused, total,
+		      copies);
 }
 
 /* A block read as virtio-blk makes it: header, data, status, descriptor table. */
