@@ -465,12 +465,12 @@ impl<P: Platform> Pool<P> {
         }
     }
 
-    /// Ends the mapping of `len` bytes that begins at `offset`.
+    /// Ends the mapping of `len` bytes that begins at `offset`, for a test.
     ///
     /// # Errors
     ///
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
-    #[inline(always)]
+    #[cfg(any(test, CONFIG_KUNIT))]
     pub(crate) fn unmap(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
         self.unmap_with(offset, len, |_| 0)
     }
