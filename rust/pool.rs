@@ -71,8 +71,9 @@
 //!
 //! 40 bytes a page, a few bytes more for lists and bitmaps, and tables for the records of every
 //! 24th page as a page of slots: under 2 % of a pool of 1 MiB or more. More tables, 512 bytes each,
-//! are asked for when they are needed and given back afterwards. If there is no memory then, a
-//! small mapping gets a page of its own.
+//! are asked for when they are needed, and stay until the pool goes: an eighth of the pool at most,
+//! if all of it was mapped in single granules at some time. If there is no memory then, a small
+//! mapping gets a page of its own.
 
 use core::{
     fmt,
@@ -224,7 +225,7 @@ pub(crate) trait Platform {
     /// A lock around `value`. May sleep.
     fn lock<T: Unpin>(value: T) -> Result<Self::Lock<T>, NoMemory>;
 
-    /// A table of zeroes. It is dropped under an area's lock, too.
+    /// A table of zeroes.
     fn table(context: Context) -> Result<Self::Table, NoMemory>;
 }
 

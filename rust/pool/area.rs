@@ -111,7 +111,7 @@ pub(super) struct Area<P: Platform> {
     /// stays, too, when its last slot is taken, until another is wanted: it may be given one back
     /// before. So a full page is either the first or in no queue.
     queues: [Queue; slots::KINDS],
-    /// For each page of slots its table.
+    /// For each page of slots its table; other pages may still have one, of zeroes.
     tables: P::List<Option<P::Table>>,
     /// Tables that no page uses; the first `spares` are there.
     spare: P::List<Option<P::Table>>,
@@ -293,18 +293,20 @@ impl<P: Platform> Area<P> {
         counters: &Counters,
     ) -> Result<usize, Short> {
         let page = self.charge(1, is_written(kind.direction()), kind.is_tiny(), counters)?;
-        let table = match self.spares.checked_sub(1) {
-            Some(last) => {
-                self.spares = last;
-                self.spare[last].take()
-            }
-            None => P::table(Context::Atomic).ok(),
-        };
+        let table = &mut self.tables[page as usize];
+        if table.is_none() {
+            *table = match self.spares.checked_sub(1) {
+                Some(last) => {
+                    self.spares = last;
+                    self.spare[last].take()
+                }
+                None => P::table(Context::Atomic).ok(),
+            };
+        }
         if table.is_none() {
             // Without memory for a table the mapping has the page for itself.
             return Ok(self.set_mapping(page, 1, request, counters));
         }
-        self.tables[page as usize] = table;
         self.runs.pages[page as usize].state = State::Slots(Slots::new(kind));
         self.queues[kind.index()].push(&mut self.runs.pages, page);
         self.fill_slot(page, request, counters).ok_or(Short::Space)
@@ -314,9 +316,10 @@ impl<P: Platform> Area<P> {
     #[inline(never)]
     fn close(&mut self, page: u32, kind: Kind, counters: &Counters) {
         self.queues[kind.index()].remove(&mut self.runs.pages, page);
-        let table = self.tables[page as usize].take();
+        // A table that is one too many stays where it is, for when the page is cut again: to give
+        // memory back can take the kernel a hundred thousand instructions.
         if let Some(place) = self.spare.get_mut(self.spares) {
-            *place = table;
+            *place = self.tables[page as usize].take();
             self.spares += 1;
         }
         self.runs.pages[page as usize].state = State::Inside;
