@@ -14,7 +14,7 @@ TOOLBOX := scripts/toolbox run
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := modules
-.PHONY: modules help demo check shell kunit docs fmt toolbox stock test-kernel \
+.PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
 	device bench bench-check clean distclean
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
@@ -27,9 +27,13 @@ modules:
 demo: toolbox
 	@$(TOOLBOX) scripts/demo
 
-## check: run all tests; TEST_ARGS= goes to pytest
+## check: run all tests but the longest; TEST_ARGS= goes to pytest
 check: toolbox
 	@$(TOOLBOX) scripts/check $(TEST_ARGS)
+
+## check-full: run the selftests that take too long for `check`, and say what they cover; TEST_ARGS= goes to pytest
+check-full: toolbox
+	@$(TOOLBOX) scripts/check --full $(TEST_ARGS)
 
 ## shell: a shell in a guest with one restricted disk; GUEST_ARGS= as for scripts/guest
 GUEST_ARGS ?= --restricted blk --module
