@@ -46,7 +46,7 @@ kunit: test-kernel
 	@$(TOOLBOX) scripts/build module test
 	@scripts/kunit
 
-## bench: measure, beside the kernel's swiotlb, bare copies and direct DMA (12 minutes); BENCH_ARGS= as for scripts/bench
+## bench: measure, beside the kernel's swiotlb, bare copies and direct DMA (15 minutes); BENCH_ARGS= as for scripts/bench
 BENCH_ARGS ?=
 bench: test-kernel device
 	@$(TOOLBOX) scripts/build module test

@@ -19,6 +19,7 @@ use super::{
     bounce::{
         Bounce,
         Counters,
+        FromDevice,
         Usage, //
     },
     debugfs,
@@ -75,6 +76,8 @@ pub(crate) struct Parameters {
     pub(crate) hint: bool,
     /// Whether devices that had a driver when the module came are bound anew.
     pub(crate) takeover: bool,
+    /// What is in the region where the device is to write.
+    pub(crate) from_device: FromDevice,
 }
 
 /// Negotiations since the module was loaded, by their end, and devices seen.
@@ -248,9 +251,14 @@ impl Seen {
     fn bounce(&self, dev: &Device, extent: &Extent) -> Result<Bounced, Reason> {
         let module = ModuleReference::get(self.shared.module).ok_or(Reason::Unloading)?;
         let region = Region::new(dev, extent)?;
-        let mapper = Bounce::new(region, self.kind, dev.as_device())
-            .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
-            .map_err(|_| Reason::NoMemory)?;
+        let mapper = Bounce::new(
+            region,
+            self.kind,
+            self.shared.parameters.from_device,
+            dev.as_device(),
+        )
+        .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
+        .map_err(|_| Reason::NoMemory)?;
         let installed = mapper.install(dev).map_err(|_| Reason::Transport)?;
         Ok(Bounced {
             installed,

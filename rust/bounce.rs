@@ -2,11 +2,10 @@
 
 //! A region and a pool make map, unmap, sync, alloc and free, with copies.
 //!
-//! Copies cover exactly the mapped length (WIRE.md, R20). Bytes are copied in on every map,
-//! whatever the direction: a device that writes only part of a buffer leaves the rest as it was,
-//! and no stale byte of the region reaches the caller. What is read back from the region is data
-//! and nothing else (R21): addresses and lengths come from the pool's records, which are in guest
-//! memory.
+//! Copies cover exactly the mapped length (WIRE.md, R20). Every byte of a mapping is written when
+//! it is made, whatever the direction ([`FromDevice`] says with what), so that no stale byte of the
+//! region reaches the caller. What is read back from the region is data and nothing else (R21):
+//! addresses and lengths come from the pool's records, which are in guest memory.
 
 use super::{
     bindings,
@@ -42,6 +41,28 @@ use kernel::{
         }, //
     }, //
 };
+
+/// What a mapping that the device only writes begins with: the parameter `from_device`.
+#[derive(Clone, Copy)]
+pub(crate) enum FromDevice {
+    /// The bytes of the buffer: a device that writes only part of it leaves the rest as it was.
+    Preserve,
+    /// Zeroes: the device does not see what happened to be in the buffer, and what it does not
+    /// write comes back as zeroes.
+    Clear,
+}
+
+impl FromDevice {
+    /// As the module was loaded.
+    pub(crate) fn parameter() -> Self {
+        // SAFETY: No requirements.
+        if unsafe { bindings::virtio_swiotlb_from_device_clear() } {
+            Self::Clear
+        } else {
+            Self::Preserve
+        }
+    }
+}
 
 /// What was counted of one device, or of all. Bytes where the name says so, else a number.
 ///
@@ -135,6 +156,8 @@ pub(crate) struct Bounce {
     tallies: KVec<Tally>,
     // For a CPU that has none; there is no such CPU.
     spare_tally: Tally,
+    // The direction whose mappings begin as zeroes.
+    cleared: Option<Direction>,
     kind: u32,
     // The most segments of a request, by the device; 1 as long as the driver has not asked.
     segments: Atomic<u32>,
@@ -161,7 +184,12 @@ impl Bounce {
     /// # Errors
     ///
     /// `ENOMEM` if there is no memory for the pool's records. May sleep.
-    pub(crate) fn new(region: Region, kind: u32, dev: &device::Device) -> Result<Self> {
+    pub(crate) fn new(
+        region: Region,
+        kind: u32,
+        from_device: FromDevice,
+        dev: &device::Device,
+    ) -> Result<Self> {
         let cpus = kernel::cpu::nr_cpu_ids() as usize;
         let pool = Pool::new(region.bytes(), cpus).map_err(|_| ENOMEM)?;
         let mut tallies = KVec::with_capacity(cpus, GFP_KERNEL)?;
@@ -174,6 +202,10 @@ impl Bounce {
             pool,
             tallies,
             spare_tally: Tally::new(),
+            cleared: match from_device {
+                FromDevice::Preserve => None,
+                FromDevice::Clear => Some(Direction::FromDevice),
+            },
             kind,
             segments: Atomic::new(1),
             max_mapping: Atomic::new(limits.max_mapping),
@@ -285,6 +317,17 @@ impl Bounce {
         }
     }
 
+    /// Zeroes `len` bytes at `offset` in the region.
+    #[inline(always)]
+    fn clear(&self, offset: usize, len: usize) {
+        debug_assert!(offset + len <= self.region.bytes());
+        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region.
+        unsafe {
+            let there = self.region.base().as_ptr().add(offset);
+            bindings::virtio_swiotlb_clear(there.cast(), len);
+        }
+    }
+
     /// Copies `len` bytes at `offset` in the region to guest memory at `phys`.
     #[inline(always)]
     fn copy_out(&self, offset: usize, phys: u64, len: usize) {
@@ -361,7 +404,11 @@ impl Map for Bounce {
     fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle> {
         match self.pool.map(self.cpu(), len, phys, direction.into()) {
             Ok(offset) => {
-                self.copy_in(phys, offset, len);
+                if self.cleared == Some(direction) {
+                    self.clear(offset, len);
+                } else {
+                    self.copy_in(phys, offset, len);
+                }
                 Some(self.region.bus() + offset as u64)
             }
             Err(refusal) => {

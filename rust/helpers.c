@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/cc_platform.h>
 #include <linux/device.h>
 #include <linux/io.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/rcupdate.h>
 #include <linux/smp.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
+#include <linux/sysfs.h>
 
 #include "helpers.h"
 
@@ -46,6 +50,11 @@ void virtio_swiotlb_copy_out(phys_addr_t to, const void *from, size_t len)
 	memcpy(phys_to_virt(to), from, len);
 }
 
+void virtio_swiotlb_clear(void *to, size_t len)
+{
+	memset(to, 0, len);
+}
+
 bool virtio_swiotlb_memory_encrypted(void)
 {
 	return cc_platform_has(CC_ATTR_MEM_ENCRYPT);
@@ -77,4 +86,44 @@ void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags)
 void virtio_swiotlb_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();
+}
+
+enum from_device { PRESERVE, CLEAR };
+
+static const char * const from_device_names[] = {
+	[PRESERVE] = "preserve",
+	[CLEAR] = "clear",
+};
+
+static enum from_device from_device = PRESERVE;
+
+static int from_device_set(const char *value, const struct kernel_param *param)
+{
+	int found = sysfs_match_string(from_device_names, value);
+
+	if (found < 0) {
+		pr_err("from_device is \"preserve\" or \"clear\", not \"%s\"\n", value);
+		return found;
+	}
+	from_device = found;
+	return 0;
+}
+
+static int from_device_get(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%s\n", from_device_names[from_device]);
+}
+
+static const struct kernel_param_ops from_device_ops = {
+	.set = from_device_set,
+	.get = from_device_get,
+};
+
+module_param_cb(from_device, &from_device_ops, NULL, 0444);
+MODULE_PARM_DESC(from_device,
+		 "What is in the region where the device is to write: \"preserve\" puts there what the buffer has, \"clear\" zeroes (default: preserve)");
+
+bool virtio_swiotlb_from_device_clear(void)
+{
+	return from_device == CLEAR;
 }

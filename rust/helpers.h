@@ -17,11 +17,18 @@ pci_bus_addr_t virtio_swiotlb_pci_bus_address(struct pci_dev *pdev, int bar);
 phys_addr_t virtio_swiotlb_page_to_phys(struct page *page);
 void virtio_swiotlb_copy_in(void *to, phys_addr_t from, size_t len);
 void virtio_swiotlb_copy_out(phys_addr_t to, const void *from, size_t len);
+void virtio_swiotlb_clear(void *to, size_t len);
 bool virtio_swiotlb_memory_encrypted(void);
 unsigned int virtio_swiotlb_cpu(void);
 unsigned long virtio_swiotlb_lock(spinlock_t *lock);
 bool virtio_swiotlb_trylock(spinlock_t *lock, unsigned long *flags);
 void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags);
 void virtio_swiotlb_synchronize_rcu_tasks(void);
+
+/*
+ * The module parameter "from_device", which is a word: parameters of Rust modules
+ * are numbers. It does not change once the module is loaded.
+ */
+bool virtio_swiotlb_from_device_clear(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

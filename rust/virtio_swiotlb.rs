@@ -75,6 +75,7 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
         let parameters = attach::Parameters {
             hint: module_parameters::hint.value(),
             takeover: module_parameters::takeover.value(),
+            from_device: bounce::FromDevice::parameter(),
         };
         pin_init::pin_init_scope(move || {
             let registry = Arc::pin_init(attach::Registry::new(module, parameters), GFP_KERNEL)?;

@@ -4,6 +4,7 @@
 split ones, for a driver that does not take them.
 
     backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
+    backend.py half SOCKET IMAGE    the same, but only the first half of each buffer is read into
     backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
 
 It has no protocol features: one queue, started by its kick, and configuration
@@ -99,6 +100,17 @@ class Disk:
             into[0][:6] = b"packed"
             return len(into[0]), BLK_OK
         return 0, BLK_UNSUPP
+
+
+class HalfDisk(Disk):
+    """A disk that says that it has read all of what it has read half of."""
+
+    def _act(
+        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
+    ) -> tuple[int, int]:
+        if kind == BLK_IN:
+            into = [view[: len(view) // 2] for view in into]
+        return super()._act(kind, offset, out, into)
 
 
 class Entropy:
@@ -308,7 +320,8 @@ class Backend:
 
 
 def main(kind: str, path: str, *image: str) -> None:
-    model: Model = Disk(*image) if kind == "disk" else Entropy()
+    models = {"disk": Disk, "half": HalfDisk, "entropy": Entropy}
+    model: Model = models[kind](*image)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()

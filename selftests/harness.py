@@ -51,10 +51,11 @@ def _packed_backend(kind: str) -> Backend:
     def command(_: Restricted, image: Path | None, socket: Path) -> list[str | Path]:
         return [sys.executable, "-B", HERE / "backend.py", kind, socket, *([image] if image else [])]
 
-    return Backend(command, needs_image=kind == "disk")
+    return Backend(command, needs_image=kind != "entropy")
 
 
 BACKENDS["packed-disk"] = _packed_backend("disk")
+BACKENDS["half-disk"] = _packed_backend("half")
 BACKENDS["entropy"] = _packed_backend("entropy")
 
 
@@ -63,12 +64,14 @@ def disk(*, size: str = "8M", **options: object) -> Restricted:
     return Restricted("blk", size=size, **{"region_size": REGION_BYTES, **options})
 
 
-def packed_disk(*, size: str = "8M", **options: object) -> Restricted:
+def packed_disk(
+    *, kind: str = "packed-disk", size: str = "8M", **options: object
+) -> Restricted:
     """A restricted disk with packed rings; its backend is backend.py."""
     sectors = parse_bytes(size) // 512
     config = sectors.to_bytes(8, "little") + bytes(4) + (126).to_bytes(4, "little")
     known = {"type": "blk", "packed": True, "config": config.ljust(60, b"\0").hex()}
-    return Restricted("packed-disk", size=size, **{"region_size": REGION_BYTES, **known, **options})
+    return Restricted(kind, size=size, **{"region_size": REGION_BYTES, **known, **options})
 
 
 def entropy(**options: object) -> Restricted:

@@ -214,7 +214,7 @@ def test_load_is_announced(boot: Boot) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_modinfo(kernel: str) -> None:
-    """Licence, description, and both parameters with what they do."""
+    """Licence, description, and all parameters with what they do."""
     module = BUILD / "module" / kernel / "virtio_swiotlb.ko"
 
     def field(name: str) -> str:
@@ -224,5 +224,6 @@ def test_modinfo(kernel: str) -> None:
     assert field("license").strip() == "GPL"
     assert "VIRTIO_F_SWIOTLB" in field("description")
     parameters = dict(line.split(":", 1) for line in field("parm").splitlines())
-    assert set(parameters) == {"hint", "takeover"}
+    assert set(parameters) == {"hint", "takeover", "from_device"}
+    assert "(default: preserve)" in parameters["from_device"]
     assert "(default: 1)" in parameters["hint"] and "(default: 0" in parameters["takeover"]

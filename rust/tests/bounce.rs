@@ -10,7 +10,10 @@ use super::fake::{
     PLAN, //
 };
 use crate::{
-    bounce::Bounce,
+    bounce::{
+        self,
+        Bounce, //
+    },
     pool,
     virtio::map::{
         Direction::{
@@ -36,11 +39,20 @@ struct Bench {
 
 impl Bench {
     fn new(region_bytes: usize) -> Result<Self> {
+        Self::with(region_bytes, bounce::FromDevice::Preserve)
+    }
+
+    fn with(region_bytes: usize, from_device: bounce::FromDevice) -> Result<Self> {
         let fake = Fake::new(&Plan {
             region_bytes,
             ..PLAN
         })?;
-        let bounce = Bounce::new(fake.map_region()?, PLAN.kind, fake.device().as_device())?;
+        let bounce = Bounce::new(
+            fake.map_region()?,
+            PLAN.kind,
+            from_device,
+            fake.device().as_device(),
+        )?;
         Ok(Self { bounce, fake })
     }
 
@@ -165,6 +177,30 @@ fn sync_refused(bench: &Bench, buffer: &[u8], handle: Handle, len: usize) -> Res
         && *copy == *buffer)
 }
 
+/// Whether a device that writes nothing gives back what is `expected`, in a region all of which has
+/// held somebody else's bytes.
+fn no_stale_byte(bench: &Bench, expected: impl Fn(usize) -> Result<KVec<u8>>) -> Result<bool> {
+    let mut secret = KVec::from_elem(0xcc, 4096, GFP_KERNEL)?;
+    let mut handles = KVec::new();
+    while let Ok(handle) = bench.map(&mut secret, ToDevice) {
+        handles.push(handle, GFP_KERNEL)?;
+    }
+    for handle in &handles {
+        bench.bounce.unmap(*handle, 4096, ToDevice, false);
+    }
+    bench.fake.with_region(|region| region.fill(0xcc));
+
+    for len in [1, 64, 100, 5000] {
+        let mut buffer = patterned(len, 0)?;
+        let handle = bench.map(&mut buffer, FromDevice)?;
+        bench.bounce.unmap(handle, len, FromDevice, false);
+        if *buffer != *expected(len)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 #[kunit_tests(virtio_swiotlb_bounce)]
 mod cases {
     use super::*;
@@ -223,25 +259,59 @@ mod cases {
     }
 
     #[test]
+    fn partial_device_write_into_clear_memory() -> Result {
+        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        let mut buffer = patterned(1000, 0)?;
+        let handle = bench.map(&mut buffer, FromDevice)?;
+        bench.device_writes(handle, &[0xee; 10])?;
+        bench.device_writes(handle + 500, &[0xee; 1])?;
+        bench.bounce.unmap(handle, 1000, FromDevice, false);
+        let mut expected = KVec::from_elem(0, 1000, GFP_KERNEL)?;
+        expected[..10].fill(0xee);
+        expected[500] = 0xee;
+        assert!(*buffer == *expected);
+        Ok(())
+    }
+
+    #[test]
+    fn clear_shows_the_device_nothing_of_the_buffer() -> Result {
+        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        for len in [1, 64, 100, 4096, 5000] {
+            for shift in [0, 1, 63] {
+                bench.wipe();
+                let mut whole = patterned(shift + len, 0)?;
+                let handle = bench.map(&mut whole[shift..], FromDevice)?;
+                assert!(bench.device_reads(handle, len)?.iter().all(|b| *b == 0));
+                // Zeroed for exactly that length.
+                assert_eq!(bench.touched(), len);
+                bench.bounce.unmap(handle, len, FromDevice, false);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn clear_is_for_what_the_device_only_writes() -> Result {
+        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        for direction in [ToDevice, Bidirectional] {
+            assert!(exact(&bench, 8, 1500, direction)?);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn no_stale_byte_reaches_the_caller() -> Result {
         let bench = Bench::new(64 << 10)?;
-        // All of the region has held somebody's bytes once.
-        let mut secret = KVec::from_elem(0xcc, 4096, GFP_KERNEL)?;
-        let mut handles = KVec::new();
-        while let Ok(handle) = bench.map(&mut secret, ToDevice) {
-            handles.push(handle, GFP_KERNEL)?;
-        }
-        for handle in &handles {
-            bench.bounce.unmap(*handle, 4096, ToDevice, false);
-        }
-        bench.fake.with_region(|region| region.fill(0xcc));
+        assert!(no_stale_byte(&bench, |len| patterned(len, 0))?);
+        Ok(())
+    }
 
-        for len in [1, 64, 100, 5000] {
-            let mut buffer = patterned(len, 0)?;
-            let handle = bench.map(&mut buffer, FromDevice)?;
-            bench.bounce.unmap(handle, len, FromDevice, false);
-            assert!(*buffer == *patterned(len, 0)?);
-        }
+    #[test]
+    fn no_stale_byte_reaches_the_caller_of_clear() -> Result {
+        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        assert!(no_stale_byte(&bench, |len| Ok(KVec::from_elem(
+            0, len, GFP_KERNEL
+        )?))?);
         Ok(())
     }
 
@@ -590,6 +660,7 @@ mod cases {
         let bounce = Bounce::new(
             bench.fake.map_region()?,
             PLAN.kind,
+            bounce::FromDevice::Preserve,
             bench.fake.device().as_device(),
         )?;
         assert_eq!(bounce.region().bytes(), (128 << 10) - 4096);

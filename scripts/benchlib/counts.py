@@ -4,7 +4,7 @@
 import json
 from collections.abc import Sequence
 
-from guestlib import Guest, GuestError, Restricted, Result
+from guestlib import Guest, GuestError, Module, Restricted, Result
 from guestlib.paths import BUILD
 
 BENCH = BUILD / "bench/swiotlb_bench.ko"
@@ -28,6 +28,13 @@ def counts(pools: Sequence[str], *, peers: bool) -> list[dict]:
     return _bench(commands, [device(pool) for pool in pools], 1, _ICOUNT)
 
 
+def clear(pool: str) -> list[dict]:
+    """The same of a region with from_device=clear, as a way of its own."""
+    module = Module(parameters={"from_device": "clear"})
+    measured = _bench(["region"], [device(pool)], 1, _ICOUNT, module)
+    return [entry | {"way": "clear"} for entry in measured if entry.get("way") == "region"]
+
+
 def scaling() -> list[dict]:
     """Operations on one CPU and on two, as fast as they go."""
     return _bench(["scaling"], [device("64M")], 2, ("-cpu", "qemu64"))
@@ -39,14 +46,18 @@ def hammer(pools: Sequence[str], cpus: int) -> list[dict]:
 
 
 def _bench(
-    commands: Sequence[str], devices: Sequence[Restricted], cpus: int, qemu: Sequence[str]
+    commands: Sequence[str],
+    devices: Sequence[Restricted],
+    cpus: int,
+    qemu: Sequence[str],
+    module: Module | bool = True,
 ) -> list[dict]:
     if not BENCH.exists():
         raise GuestError("swiotlb_bench.ko is not built; run: scripts/build bench")
     with Guest(
         memory="1536M",
         cpus=cpus,
-        module=True,
+        module=module,
         devices=devices,
         append=_SWIOTLB,
         accel="tcg",

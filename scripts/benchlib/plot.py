@@ -49,9 +49,9 @@ def _scaling(results: dict, axis: pyplot.Axes) -> None:
 def _fio(results: dict, axis: pyplot.Axes) -> None:
     ratios = results["fio"]["ratios"]
     names = [f"{backend}\n{job}" for backend, jobs in ratios.items() for job in jobs]
-    for offset, way in ((-0.2, "region"), (0.2, "swiotlb")):
+    for offset, way in ((-0.27, "region"), (0, "clear"), (0.27, "swiotlb")):
         values = [r[f"{way}/direct"] for jobs in ratios.values() for r in jobs.values()]
-        axis.bar([i + offset for i in range(len(values))], values, width=0.4, label=way)
+        axis.bar([i + offset for i in range(len(values))], values, width=0.27, label=way)
     axis.set_xticks(range(len(names)), names, rotation=60, fontsize=7)
     axis.set_title("fio over direct DMA")
     axis.legend()

@@ -41,7 +41,7 @@ def _size(count: int) -> str:
 def text(results: dict) -> str:
     lines = []
     measured = results["kernel"]
-    for section in (_maps, _others, _scaling):
+    for section in (_maps, _from_device, _others, _scaling):
         lines += [*section(measured), ""]
     if "fio" in results:
         lines += [*_fio(results["fio"]), ""]
@@ -66,6 +66,16 @@ def _maps(measured: Sequence[dict]) -> Iterator[str]:
             for size in sizes
         )
         yield f"{way:8} {state:25}" + "".join(f"{cell:>17}" for cell in cells)
+
+
+def _from_device(measured: Sequence[dict]) -> Iterator[str]:
+    yield "what the device is to write, 64 MiB, empty: instructions with all that is copied"
+    for entry in measured:
+        if entry["kind"] == "map" and entry["from_device"] and entry["fill"] == "empty":
+            if entry["pool"] == 64 << 20:
+                way = {"region": "preserve"}.get(entry["way"], entry["way"])
+                total = entry["instructions"] / entry["steps"]
+                yield f"{way:8} {_size(entry['len']):8} {total:8.0f}"
 
 
 def _others(measured: Sequence[dict]) -> Iterator[str]:
