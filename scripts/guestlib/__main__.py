@@ -23,6 +23,8 @@ devices:
       file=FILE    image (default: a new one), size=64M its length
       null=1G      no image: a disk of this length that keeps nothing
       queues=N     virtqueues
+      hotplug=yes  a slot of its own, where it can be unplugged; plugged=no: it is
+                   not there yet
       others       options of the reference device: region-size=16M, packed=yes,
                    mode=optional... (swiotlb-device --help)
   --ordinary TYPE[,KEY=VALUE]...     TYPE: blk, net, rng, scsi, balloon...
@@ -33,6 +35,8 @@ in the guest:
   disk_of ADDRESS              its block device; virtio_of, driver_of likewise
   $SHARE                       a directory that the host sees, DIR/run1/share
   $BOOT                        1, or more after a reboot
+  host unplug-restricted0      presses the button of the device's slot: the device is
+                               given up in 5 s; host plug-restricted0 likewise
   The stock kernel has its virtio drivers as modules, and there is no udev: a
   command says `modprobe virtio_blk` when it wants that driver.
 
@@ -70,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
         append=" ".join(arguments.append),
         reboots=arguments.reboots,
         accel=arguments.accel,
+        iommu=arguments.iommu,
         qemu=shlex.split(" ".join(arguments.qemu)),
         out=arguments.out,
     ) as guest:
@@ -176,6 +181,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--reboots", type=int, default=0, metavar="N", help="let the command reboot N times")
     add("--timeout", type=float, default=120, metavar="S", help="of a command (default 120)")
     add("--accel", choices=("auto", "tcg", "kvm"), help="default: kvm if a probe shows it works")
+    add("--iommu", metavar="K", help="intel or virtio: the devices are behind an IOMMU of this kind")
     add("--qemu", action="append", default=[], metavar="TEXT", help="more arguments for QEMU")
     add("--out", metavar="DIR", help="keep logs, reports and images here")
     add("--kernel-log", action="store_true", help="print it on standard error at the end")

@@ -2,12 +2,12 @@
 """The devices of a guest, and the processes behind those that need some."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import GuestError
-from .paths import BUILD, parse_bytes
+from .paths import BUILD, parse_bytes, yes
 from .process import Process
 
 SWIOTLB_DEVICE = BUILD / "target/release/swiotlb-device"
@@ -62,6 +62,9 @@ class Restricted:
     null      the length of a disk without an image: what is written is lost, and
               what is read is anything
     queues    number of virtqueues, of device and backend
+    hotplug   whether it has a root port of its own, and can be unplugged and
+              plugged: see Guest.plug()
+    plugged   whether it is there when the guest boots; if not, it needs `hotplug`
     others    any option of swiotlb-device: region_size="16M", packed=True,
               mode="optional", offer_swiotlb=False...
     """
@@ -74,6 +77,8 @@ class Restricted:
         size: str | int = "64M",
         null: str | int = 0,
         queues: int = 1,
+        hotplug: bool | str = False,
+        plugged: bool | str = True,
         **options: object,
     ) -> None:
         if kind not in BACKENDS:
@@ -86,6 +91,10 @@ class Restricted:
         self.size = parse_bytes(size)
         self.null = parse_bytes(null)
         self.queues = int(queues)
+        self.plugged = yes(plugged)
+        self.hotplug = yes(hotplug)
+        if not self.plugged and not self.hotplug:
+            raise GuestError("a device that is not plugged needs hotplug=yes")
         self.options = options
 
     def start(self, name: str, image: Path | None, sockets: Path, logs: Path) -> "Running":
@@ -156,14 +165,14 @@ class Running:
         for process in self.processes:
             process.stop()
 
-    def qemu_arguments(self, address: str) -> list[str]:
-        device = {
+    def qemu_device(self, place: "Place") -> dict[str, object]:
+        """What QEMU is to make of it."""
+        return {
             "driver": "vfio-user-pci",
             "id": self.name,
             "socket": {"type": "unix", "path": str(self.socket)},
-            **_place(address),
+            **place.qemu_properties(),
         }
-        return ["-device", json.dumps(device)]
 
 
 # --- ordinary devices ---
@@ -190,27 +199,37 @@ class Ordinary:
         self.size = parse_bytes(size)
         self.options = options
 
-    def qemu_arguments(self, name: str, address: str, image: Path | None) -> list[str]:
-        device = {
+    def qemu_device(
+        self, name: str, place: "Place", image: Path | None, iommu: bool
+    ) -> dict[str, object]:
+        """What QEMU is to make of it."""
+        device: dict[str, object] = {
             "driver": f"virtio-{self.kind}-pci",
             "id": name,
             "disable-legacy": "on",
-            **_place(address),
+            **place.qemu_properties(),
         }
-        arguments = []
+        if iommu:
+            device["iommu_platform"] = True
+        if image:
+            device["drive"] = f"{name}-disk"
+        elif self.kind == "net":
+            device["netdev"] = f"{name}-net"
+        device.update((key.replace("_", "-"), value) for key, value in self.options.items())
+        return device
+
+    def qemu_arguments(self, name: str, image: Path | None) -> list[str]:
+        """What QEMU needs for it beside the device."""
         if image:
             drive = {
                 "driver": "raw",
                 "node-name": f"{name}-disk",
                 "file": {"driver": "file", "filename": str(image)},
             }
-            arguments += ["-blockdev", json.dumps(drive)]
-            device["drive"] = f"{name}-disk"
-        elif self.kind == "net":
-            arguments += ["-netdev", f"user,id={name}-net,restrict=on"]
-            device["netdev"] = f"{name}-net"
-        device.update((key.replace("_", "-"), value) for key, value in self.options.items())
-        return arguments + ["-device", json.dumps(device)]
+            return ["-blockdev", json.dumps(drive)]
+        if self.kind == "net":
+            return ["-netdev", f"user,id={name}-net,restrict=on"]
+        return []
 
 
 Device = Restricted | Ordinary
@@ -241,32 +260,90 @@ def image_of(device: Device, name: str, directory: Path) -> Path | None:
 _FIRST_SLOT = 12
 _SLOTS = 16
 _BRIDGE_SLOTS = 31
+_APART = 0x40
+#: The kernel drives the slots itself, and not through ACPI, also without the memory
+#: window of PCI Express that it otherwise asks for.
+HOTPLUG_COMMAND_LINE = "pcie_ports=native"
+_NATIVE_HOTPLUG = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
 
 
-def pci_address(index: int) -> str:
-    """Address in the guest of the device with this index, as Linux names it."""
-    if index < _SLOTS:
-        return f"0000:00:{_FIRST_SLOT + index:02x}.0"
-    bridge, slot = divmod(index - _SLOTS, _BRIDGE_SLOTS)
-    return f"0000:{bridge + 1:02x}:{slot + 1:02x}.0"
+@dataclass
+class Place:
+    """Where a device is on the PCI bus."""
+
+    #: QEMU's name of the bus, and the number that the guest gives it.
+    bus: str
+    number: int
+    slot: int
+
+    @property
+    def address(self) -> str:
+        """The device's address in the guest, as Linux names it."""
+        return f"0000:{self.number:02x}:{self.slot:02x}.0"
+
+    def qemu_properties(self) -> dict[str, str]:
+        return {"bus": self.bus, "addr": f"{self.slot:#x}"}
 
 
-def bridge_arguments(count: int) -> list[str]:
-    """The bridges that so many devices need."""
-    beyond = max(0, count - _SLOTS)
-    arguments = []
-    for bridge in range(-(-beyond // _BRIDGE_SLOTS)):
-        slot = _FIRST_SLOT + _SLOTS + bridge
+def places(devices: Sequence[Device], apart: bool = False) -> tuple[list[Place], list[str]]:
+    """A place for each device, and QEMU's arguments for the bridges that it takes.
+
+    apart     on a root bus of their own
+
+    Other buses get their numbers in the order of their bridges' slots.
+    """
+    if apart:
+        return _places_apart(devices)
+    found, arguments, ports = [], [], 0
+    for index, device in enumerate(devices[:_SLOTS]):
+        slot = _FIRST_SLOT + index
+        if has_port(device):
+            ports += 1
+            found.append(Place(f"port{ports}", ports, 0))
+            arguments += _port_arguments(ports, slot)
+        else:
+            found.append(Place("pcie.0", 0, slot))
+    for index, device in enumerate(devices[_SLOTS:]):
+        if has_port(device):
+            raise GuestError(f"only the first {_SLOTS} devices can be plugged")
+        bridge, slot = divmod(index, _BRIDGE_SLOTS)
+        number = ports + bridge + 1
+        if slot == 0:
+            arguments += [
+                "-device",
+                f"pci-bridge,id=bridge{bridge + 1},chassis_nr={number}"
+                f",addr={_FIRST_SLOT + _SLOTS + bridge:#x}",
+            ]
+        found.append(Place(f"bridge{bridge + 1}", number, slot + 1))
+    return found, [*(_NATIVE_HOTPLUG if ports else []), *arguments]
+
+
+def _places_apart(devices: Sequence[Device]) -> tuple[list[Place], list[str]]:
+    if len(devices) > _SLOTS or any(has_port(device) for device in devices):
+        raise GuestError(f"apart there are up to {_SLOTS} devices, and none is plugged")
+    arguments = ["-device", f"pxb-pcie,id=apart,bus_nr={_APART},addr={_FIRST_SLOT:#x}"]
+    found = []
+    for port in range(1, len(devices) + 1):
+        # That bus takes nothing but bridges.
+        place = Place(f"port{port}", _APART + port, 0)
         arguments += [
             "-device",
-            f"pci-bridge,id=bridge{bridge + 1},chassis_nr={bridge + 1},addr={slot:#x}",
+            f"pcie-root-port,bus=apart,id={place.bus},chassis={port},hotplug=off,addr={port:#x}",
         ]
-    return arguments
+        found.append(place)
+    return found, arguments
 
 
-def _place(address: str) -> dict[str, str]:
-    _, bus, slot = address.removesuffix(".0").split(":")
-    return {
-        "bus": "pcie.0" if int(bus, 16) == 0 else f"bridge{int(bus, 16)}",
-        "addr": f"0x{slot}",
-    }
+def has_port(device: Device) -> bool:
+    return isinstance(device, Restricted) and device.hotplug
+
+
+def _port_arguments(number: int, slot: int) -> list[str]:
+    # Room for a region, and for the same once more, should it be moved. Without a power
+    # controller the device outlives its removal: QEMU 11.1 ends in an assertion when it
+    # frees a vfio-user-pci device.
+    return [
+        "-device",
+        f"pcie-root-port,id=port{number},chassis={number},addr={slot:#x}"
+        ",pref64-reserve=64M,mem-reserve=2M,power_controller_present=off",
+    ]

@@ -30,12 +30,14 @@ from pathlib import Path
 from typing import IO
 
 from .devices import (
+    HOTPLUG_COMMAND_LINE,
     Device,
+    Ordinary,
     Restricted,
     Running,
-    bridge_arguments,
+    has_port,
     image_of,
-    pci_address,
+    places,
 )
 from .errors import GuestError
 from .kernel import Kernel
@@ -48,6 +50,19 @@ from .virtme import virtme
 _POLL_SECONDS = 0.05
 #: From the end of the command to the end of QEMU.
 _POWEROFF_SECONDS = 20
+#: QEMU's arguments, and what the kernel has to be told.
+_IOMMUS = {
+    # Without caching mode no vfio device is told of what the guest maps.
+    "intel": (["-device", "intel-iommu,caching-mode=on"], "intel_iommu=on"),
+    # Its driver is a module, for which the root file system must not have to wait.
+    "virtio": (
+        [
+            *("-machine", "default-bus-bypass-iommu=on"),
+            *("-device", "virtio-iommu-pci,bus=pcie.0,addr=0xb"),
+        ],
+        "deferred_probe_timeout=-1",
+    ),
+}
 _FORBIDDEN = ("share=on", "memory-backend", "mem-path")
 
 
@@ -73,6 +88,9 @@ class Guest:
     reboots   how many reboots the command may do; it starts anew each time, with
               BOOT=1, 2...
     accel     "auto" (KVM if a probe shows that it works), "tcg" or "kvm"
+    iommu     "intel" or "virtio": an IOMMU that all of `devices` are behind, the ordinary
+              ones with VIRTIO_F_ACCESS_PLATFORM; for the stock kernel. The virtio one
+              has to be loaded: until then those devices have no driver
     qemu      more QEMU arguments
     share_memory
               guest RAM is a file that QEMU shares with every vfio-user device:
@@ -91,6 +109,7 @@ class Guest:
         append: str = "",
         reboots: int = 0,
         accel: str | None = None,
+        iommu: str | None = None,
         qemu: Sequence[str] = (),
         share_memory: bool = False,
         out: str | Path | None = None,
@@ -100,6 +119,8 @@ class Guest:
         for word in qemu:
             if any(text in word for text in _FORBIDDEN):
                 raise GuestError(f"guest RAM is never shared here: {word}")
+        if iommu not in (None, *_IOMMUS):
+            raise GuestError(f"no IOMMU {iommu}; there are: {', '.join(_IOMMUS)}")
         self.kernel = Kernel(kernel)
         self.memory = parse_bytes(memory)
         self.cpus = int(cpus)
@@ -108,15 +129,20 @@ class Guest:
         self.append = append
         self.reboots = reboots
         self.accel = accel or os.environ.get("GUEST_ACCEL") or "auto"
+        self.iommu = iommu
         self.qemu = list(qemu)
         self.share_memory = share_memory
         self.names = _names(self.devices)
+        self._places, self._bridges = places(self.devices, apart=iommu == "virtio")
         self._runs = 0
         self._directory: RunDirectory | None = None
         self._out = Path(out).resolve() if out else None
         #: The restricted devices of the run in progress, for actions of `on`.
         self.restricted: list[Running] = []
         self._qmp: Path | None = None
+        self._images: list[Path | None] = []
+        #: Devices that are not plugged in.
+        self._absent: set[str] = set()
 
     def __enter__(self) -> "Guest":
         return self
@@ -165,10 +191,15 @@ class Guest:
         control = share / ".guest"
         (control / "host").mkdir(parents=True)
         self._write_control(control, script)
-        images = [
+        images = self._images = [
             image_of(device, name, logs.parent)
             for device, name in zip(self.devices, self.names)
         ]
+        self._absent = {
+            name
+            for device, name in zip(self.devices, self.names)
+            if isinstance(device, Restricted) and not device.plugged
+        }
         begin = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.callback(self.restricted.clear)
@@ -184,14 +215,14 @@ class Guest:
             terminal = sockets / "shell" if script is None else None
             qemu = Process(
                 "QEMU",
-                self._command(logs, share, images, terminal),
+                self._command(share, terminal),
                 logs / "console",
                 stdout=logs / "virtme.log",
             )
             stack.callback(qemu.kill)
             if terminal:
                 stack.enter_context(Terminal(qemu, terminal))
-            watch = _Watch(qemu, restricted, control, on, stream)
+            watch = _Watch(qemu, restricted, control, {**self._plugging(), **on}, stream)
             watch.until_end(self, begin + timeout if timeout else None)
         problems = watch.problems
         status = _read_number(control / "status")
@@ -233,6 +264,29 @@ class Guest:
                     answer = _ask(stream, request)
         return answer
 
+    def unplug(self, name: str) -> None:
+        """Press the button beside a device with `hotplug`, from an action of `on`. The guest
+        gives it up 5 seconds later."""
+        self.qmp("device_del", id=name)
+
+    def plug(self, name: str) -> None:
+        """Plug in a device with `hotplug`, if it is not, else press the button again; not
+        sooner than 5 seconds after unplug()."""
+        if name in self._absent:
+            self.qmp("device_add", **self._qemu_devices()[self.names.index(name)])
+            self._absent.remove(name)
+        else:
+            self.qmp("device_del", id=name)
+
+    def _plugging(self) -> dict[str, Callable[["Guest"], object]]:
+        """Actions that every script may ask for: `host unplug-restricted0`."""
+        actions: dict[str, Callable[["Guest"], object]] = {}
+        for device, name in zip(self.devices, self.names):
+            if has_port(device):
+                actions[f"unplug-{name}"] = lambda guest, name=name: guest.unplug(name)
+                actions[f"plug-{name}"] = lambda guest, name=name: guest.plug(name)
+        return actions
+
     # --- preparing ---
 
     def _new_logs(self) -> Path:
@@ -259,8 +313,8 @@ class Guest:
             "MODULES_AT": f"/lib/modules/{self.kernel.release}",
             "INSERT": self._insmod(),
         }
-        for index, name in enumerate(self.names):
-            variables[name.upper()] = pci_address(index)
+        for name, place in zip(self.names, self._places):
+            variables[name.upper()] = place.address
         if script is None:
             size = shutil.get_terminal_size()
             variables |= {"ROWS": str(size.lines), "COLUMNS": str(size.columns)}
@@ -283,32 +337,37 @@ class Guest:
         words = [f"{key}={value}" for key, value in self.module.parameters.items()]
         return shlex.join([str(path), *words])
 
-    def _command(
-        self, logs: Path, share: Path, images: Sequence[Path | None], shell: Path | None
-    ) -> list[str | Path]:
+    def _command(self, share: Path, shell: Path | None) -> list[str | Path]:
         command_line = "loglevel=8 ignore_loglevel mitigations=off audit=0 net.ifnames=0"
         # Nothing on the host changes under a guest's feet, so all of it may be cached.
         command_line += " rootflags=version=9p2000.L,trans=virtio,access=any,msize=262144,cache=loose"
         # Without reboots a panic ends QEMU at once; with them it would look like
         # one, so there the guest stays as it is until its time is over.
         command_line += f" panic={0 if self.reboots else -1} {self.append}"
+        if self.iommu:
+            command_line += f" {_IOMMUS[self.iommu][1]}"
+        if any(has_port(device) for device in self.devices):
+            command_line += f" {HOTPLUG_COMMAND_LINE}"
         return [
             *virtme(self.kernel, self.accel),
             *("--memory", f"{self.memory >> 20}M", "--cpus", str(self.cpus)),
             *("--append", command_line.strip()),
             f"--rwdir=/share={share}",
-            *(f"--qemu-opts={word}" for word in self._qemu_words(images, shell)),
+            *(f"--qemu-opts={word}" for word in self._qemu_words(shell)),
             *("--", "bash /share/.guest/start"),
         ]
 
-    def _qemu_words(self, images: Sequence[Path | None], shell: Path | None) -> list[str]:
+    def _qemu_words(self, shell: Path | None) -> list[str]:
         """What virtme-ng is to add to QEMU's command line."""
         arguments: list[str | Path] = [
             *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
             # Else the firmware drives an optional device, with rings in guest memory.
             *("-boot", "strict=on"),
-            *bridge_arguments(len(self.devices)),
+            *self._bridges,
         ]
+        if self.iommu:
+            # Before the devices: each asks for its IOMMU when it is made.
+            arguments += _IOMMUS[self.iommu][0]
         if self.share_memory:
             size = f"{self.memory >> 20}M"
             arguments += ["-object", f"memory-backend-memfd,id=memory,size={size},share=on"]
@@ -317,14 +376,25 @@ class Guest:
             arguments += ["-action", "reboot=reset"]
         if shell:
             arguments += ["-serial", f"unix:{shell},server=on,wait=off"]
-        running = iter(self.restricted)
-        for index, (device, name, image) in enumerate(zip(self.devices, self.names, images)):
-            address = pci_address(index)
-            if isinstance(device, Restricted):
-                arguments += next(running).qemu_arguments(address)
-            else:
-                arguments += device.qemu_arguments(name, address, image)
+        for device, name, image in zip(self.devices, self.names, self._images):
+            if isinstance(device, Ordinary):
+                arguments += device.qemu_arguments(name, image)
+        for device in self._qemu_devices():
+            if device["id"] not in self._absent:
+                arguments += ["-device", json.dumps(device)]
         return [shlex.quote(str(word)) for word in [*arguments, *self.qemu]]
+
+
+    def _qemu_devices(self) -> list[dict[str, object]]:
+        running = iter(self.restricted)
+        return [
+            device.qemu_device(name, place, image, bool(self.iommu))
+            if isinstance(device, Ordinary)
+            else next(running).qemu_device(place)
+            for device, name, place, image in zip(
+                self.devices, self.names, self._places, self._images
+            )
+        ]
 
 
 class _Watch:
@@ -379,7 +449,8 @@ class _Watch:
 
     def _act(self, guest: Guest) -> None:
         for request in (self._control / "host").iterdir():
-            if request.suffix == ".failed":
+            # An empty one is still being opened, and must not go under the guest's feet.
+            if request.suffix == ".failed" or not request.stat().st_size:
                 continue
             failed = request.with_suffix(".failed")
             failed.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Where things are, sizes of files, and directories that clean up after us."""
+"""Where things are, what texts mean, and directories that clean up after us."""
 
 import fcntl
 import os
@@ -21,6 +21,13 @@ def parse_bytes(text: str | int) -> int:
     if not match:
         raise ValueError(f"not a size: {text} (it looks like 64M)")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def yes(text: str | bool) -> bool:
+    """Whether "yes", or True, is meant, and not "no", or False."""
+    if text not in ("yes", "no", True, False):
+        raise ValueError(f"not yes or no: {text}")
+    return text in ("yes", True)
 
 
 class RunDirectory:
