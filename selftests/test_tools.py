@@ -128,6 +128,10 @@ class TestTools:
     def test_unknown_series(self) -> None:
         self.one_error(run("scripts/kernel", "stock", "2.4"), "2.4")
 
+    def test_unknown_flavour(self) -> None:
+        self.one_error(run("scripts/kernel", "stock", "toaster"), "toaster")
+        self.one_error(run("scripts/kernel", "test", "7.3", "cloud"), "cloud")
+
     def test_device_with_bad_size(self) -> None:
         device = BUILD / "target/release/swiotlb-device"
         answer = run(device, "--socket", "s", "--backend", "b", "--region-size", "17")

@@ -150,7 +150,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--kernel", default="test", metavar="K", help="stock, test (default) or a build tree")
+    add("--kernel", default="test", metavar="K", help="stock, test (default), stock-7.2... or a build tree")
     add("--memory", default="512M", metavar="SIZE", help="of the guest (default 512M)")
     add("--cpus", type=int, default=2, metavar="N", help="of the guest (default 2)")
     add(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Kernels to boot."""
 
+import re
 from pathlib import Path
 
 from .errors import GuestError
@@ -8,10 +9,11 @@ from .paths import BUILD
 
 
 class Kernel:
-    """A kernel build tree with its image: "stock", "test", or a path."""
+    """A kernel build tree with its image: "stock", "test", "stock-7.2",
+    "stock-cloud"... as scripts/kernel names them, or a path."""
 
     def __init__(self, name: str) -> None:
-        named = name in ("stock", "test")
+        named = re.fullmatch(r"(stock|test)(-[a-z0-9.]+)*", name)
         #: Short name, which is also that of its directory in $BUILD/module.
         self.name = name if named else Path(name).resolve().name
         self.tree = (BUILD / "kernel" / name if named else Path(name)).resolve()
@@ -19,7 +21,7 @@ class Kernel:
         self.image = (self.tree / "arch/x86/boot/bzImage").resolve()
         if not self.image.exists():
             raise GuestError(
-                f"there is no {name} kernel yet; run: scripts/kernel {name}"
+                f"there is no {name} kernel yet; run: scripts/kernel {name.replace('-', ' ')}"
                 if named
                 else f"{self.tree} has no arch/x86/boot/bzImage; build the kernel first"
             )
