@@ -402,7 +402,10 @@ impl Bounce {
 impl Map for Bounce {
     #[inline(always)]
     fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle> {
-        match self.pool.map(self.cpu(), len, phys, direction.into()) {
+        match self
+            .pool
+            .map_near(|| self.cpu(), len, phys, direction.into())
+        {
             Ok(offset) => {
                 if self.cleared == Some(direction) {
                     self.clear(offset, len);

@@ -70,10 +70,10 @@
 //! # Memory
 //!
 //! 40 bytes a page, a few bytes more for lists and bitmaps, and tables for the records of every
-//! 24th page as a page of slots: under 2 % of a pool of 1 MiB or more. More tables, 512 bytes each,
-//! are asked for when they are needed, and stay until the pool goes: an eighth of the pool at most,
-//! if all of it was mapped in single granules at some time. If there is no memory then, a small
-//! mapping gets a page of its own.
+//! 32nd page as a page of slots: under 2 % of a pool of 1 MiB or more. More tables, 512 bytes each,
+//! are taken from a store when they are needed, which has some ready and gets more made before it
+//! runs out; they stay until the pool goes: an eighth of the pool at most, if all of it was mapped
+//! in single granules at some time. If there is none, a small mapping gets a page of its own.
 
 use core::{
     fmt,
@@ -126,6 +126,9 @@ const MAX_HOMES: usize = 16;
 /// How many free runs all areas together keep apart for speed: they are joined in one go before a
 /// request is refused.
 const MAY_KEEP: usize = 16;
+
+/// The store has a table ready for one page in this many.
+const STORED: usize = 128;
 
 /// Homes have at least this many pages.
 const MIN_HOME: usize = 64;
@@ -189,21 +192,18 @@ pub(crate) struct Mapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoMemory;
 
-/// When memory is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Context {
-    /// While the pool is made: may sleep.
-    Setup,
-    /// While something is mapped: under an area's lock, must not sleep.
-    Atomic,
-}
-
 /// A lock around a `T`.
 ///
 /// The kernel's must be usable with interrupts off and from an interrupt handler.
 pub(crate) trait Lock<T> {
     /// Takes the lock, until what is returned is dropped.
     fn lock(&self) -> impl DerefMut<Target = T>;
+}
+
+/// Where tables come from while something is mapped.
+pub(crate) trait Store<T>: Clone {
+    /// A table of zeroes, if there is one. Called under an area's lock: must not sleep.
+    fn take(&self) -> Option<T>;
 }
 
 /// What the pool needs from the program that it is part of.
@@ -215,6 +215,8 @@ pub(crate) trait Platform {
     type Lock<T: Unpin>: Lock<T> + Unpin;
     /// A table of records.
     type Table: DerefMut<Target = Table> + Unpin;
+    /// More of them.
+    type Store: Store<Self::Table> + Unpin;
 
     /// A list of `len` elements, each what `element` returns for its place. May sleep.
     fn list<T: Unpin>(
@@ -225,8 +227,11 @@ pub(crate) trait Platform {
     /// A lock around `value`. May sleep.
     fn lock<T: Unpin>(value: T) -> Result<Self::Lock<T>, NoMemory>;
 
-    /// A table of zeroes.
-    fn table(context: Context) -> Result<Self::Table, NoMemory>;
+    /// A table of zeroes. May sleep.
+    fn table() -> Result<Self::Table, NoMemory>;
+
+    /// A store that has `tables` tables ready, as a rule. May sleep.
+    fn store(tables: usize) -> Result<Self::Store, NoMemory>;
 }
 
 /// An area with what can be seen of it without its lock, on cache lines of its own.
@@ -279,6 +284,7 @@ impl<P: Platform> Pool<P> {
         let home = 1 << home_log;
         let wide = if homes == 0 { 0 } else { home / 4 * PAGE };
         let shared = pages - homes * home;
+        let store = P::store((pages / STORED).clamp(2, 1024))?;
         let areas = P::list(1 + homes, |i| {
             let (base, pages) = match i.checked_sub(1) {
                 None => (0, shared),
@@ -289,6 +295,7 @@ impl<P: Platform> Pool<P> {
                     pages,
                     pages / 3,
                     (MAY_KEEP / (1 + homes)).max(1),
+                    store.clone(),
                 )?)?,
                 counters: Counters::new(pages),
                 base: base * PAGE,
@@ -331,12 +338,14 @@ impl<P: Platform> Pool<P> {
         }
     }
 
-    /// The area that a CPU tries first for a mapping of `len` bytes.
+    /// The area that the CPU tries first for a mapping of `len` bytes.
     #[inline(always)]
-    fn home(&self, cpu: usize, len: usize) -> usize {
+    fn home(&self, cpu: impl FnOnce() -> usize, len: usize) -> usize {
         if len > self.wide {
-            0
-        } else if cpu < self.homes {
+            return 0;
+        }
+        let cpu = cpu();
+        if cpu < self.homes {
             1 + cpu
         } else {
             1 + cpu % self.homes.max(1)
@@ -350,16 +359,33 @@ impl<P: Platform> Pool<P> {
         core::iter::once(0).chain((1..=homes).map(move |i| 1 + (from + i) % homes))
     }
 
-    /// Finds room for the `len` bytes at `orig` in an area near `cpu`, and returns its offset in
-    /// the pool in bytes, which has `orig`'s place within 64 bytes.
+    /// Finds room on behalf of a CPU, for a test.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Refusal`]; all are counted.
+    #[cfg(any(test, CONFIG_KUNIT))]
+    pub(crate) fn map(
+        &self,
+        cpu: usize,
+        len: usize,
+        orig: u64,
+        direction: Direction,
+    ) -> Result<usize, Refusal> {
+        self.map_near(|| cpu, len, orig, direction)
+    }
+
+    /// Finds room for the `len` bytes at `orig` in an area near `cpu`, which is asked only if there
+    /// is more than one, and returns its offset in the pool in bytes, which has `orig`'s place
+    /// within 64 bytes.
     ///
     /// # Errors
     ///
     /// Those of [`Refusal`]; all are counted.
     #[inline(always)]
-    pub(crate) fn map(
+    pub(crate) fn map_near(
         &self,
-        cpu: usize,
+        cpu: impl FnOnce() -> usize,
         len: usize,
         orig: u64,
         direction: Direction,
@@ -527,7 +553,7 @@ impl<P: Platform> Pool<P> {
         }
         let pages = len.div_ceil(PAGE) as u32;
         let mut held_back = false;
-        for i in self.others(self.home(cpu, 1)) {
+        for i in self.others(self.home(|| cpu, 1)) {
             let slot = &self.areas[i];
             let mut area = slot.area.lock();
             area.tidy(&slot.counters);

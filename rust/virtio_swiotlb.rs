@@ -15,6 +15,7 @@
 //! | `bounce.rs` | region and pool: map, unmap, sync, alloc, free |
 //! | `attach.rs` | one device's life |
 //! | `virtio.rs` | safe layer over the C side of virtio |
+//! | `lock.rs`, `work.rs` | what the kernel crate lacks |
 //! | `debugfs.rs` | the files |
 
 use kernel::{
@@ -34,6 +35,7 @@ mod region;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 mod virtio;
+mod work;
 
 // The pure files. selftests/host compiles them too and tests them from outside.
 #[allow(unreachable_pub)]

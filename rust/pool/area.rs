@@ -24,11 +24,11 @@ use super::{
     },
     stats::Counters,
     BadHandle,
-    Context,
     Direction,
     Mapping,
     NoMemory,
     Platform,
+    Store,
     GRANULE,
     PAGE, //
 };
@@ -37,7 +37,7 @@ use super::{
 const HELD_BACK: u32 = 32;
 
 /// Tables for one page in this many are made in advance.
-const TABLES: usize = 24;
+const TABLES: usize = 32;
 
 /// Why an area cannot serve a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,6 +116,8 @@ pub(super) struct Area<P: Platform> {
     /// Tables that no page uses; the first `spares` are there.
     spare: P::List<Option<P::Table>>,
     spares: usize,
+    /// Where more come from.
+    store: P::Store,
     /// Pages taken for mappings that the device reads, and writes.
     charged: [u32; 2],
     /// The most pages that may be charged to one direction, for mappings that are tiny or not.
@@ -127,7 +129,12 @@ pub(super) struct Area<P: Platform> {
 impl<P: Platform> Area<P> {
     /// An empty area of `pages` pages, with at most `ring_limit` of them for rings, that keeps
     /// at most `may_keep` free runs apart.
-    pub(super) fn new(pages: usize, ring_limit: usize, may_keep: usize) -> Result<Self, NoMemory> {
+    pub(super) fn new(
+        pages: usize,
+        ring_limit: usize,
+        may_keep: usize,
+        store: P::Store,
+    ) -> Result<Self, NoMemory> {
         let spares = pages.div_ceil(TABLES);
         let words = live::words(pages);
         let mut area = Self {
@@ -139,8 +146,9 @@ impl<P: Platform> Area<P> {
             ),
             queues: [Queue::EMPTY; slots::KINDS],
             tables: P::list(pages, |_| Ok(None))?,
-            spare: P::list(spares, |_| P::table(Context::Setup).map(Some))?,
+            spare: P::list(spares, |_| P::table().map(Some))?,
             spares,
+            store,
             charged: [0; 2],
             limit: [0; 2],
             ring_pages: 0,
@@ -300,7 +308,7 @@ impl<P: Platform> Area<P> {
                     self.spares = last;
                     self.spare[last].take()
                 }
-                None => P::table(Context::Atomic).ok(),
+                None => self.store.take(),
             };
         }
         if table.is_none() {
@@ -329,12 +337,13 @@ impl<P: Platform> Area<P> {
     /// Makes one again of what is free but kept apart for speed: some runs of pages, and of each
     /// kind at most one page of free slots.
     pub(super) fn tidy(&mut self, counters: &Counters) {
-        for kind in Kind::all() {
-            if let Some(page) = self.queues[kind.index()].first() {
-                if let State::Slots(slots) = &self.runs.pages[page as usize].state {
-                    if slots.is_empty() {
-                        self.close(page, kind, counters);
-                    }
+        for queue in 0..self.queues.len() {
+            let Some(page) = self.queues[queue].first() else {
+                continue;
+            };
+            if let State::Slots(slots) = &self.runs.pages[page as usize].state {
+                if slots.is_empty() {
+                    self.close(page, slots.kind(), counters);
                 }
             }
         }

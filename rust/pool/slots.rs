@@ -128,6 +128,7 @@ impl Kind {
     }
 
     /// All kinds.
+    #[cfg(any(test, CONFIG_KUNIT))]
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..KINDS as u8)
             .filter(|kind| usize::from(kind >> 2) < SIZES.len() && kind & 3 < 3)

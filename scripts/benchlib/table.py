@@ -95,7 +95,8 @@ def _others(measured: Sequence[dict]) -> Iterator[str]:
         if entry["kind"] == "longest":
             yield (
                 f"{entry['way']:8} {_size(entry['pool']):8} map {entry['map']}"
-                f" ({entry['map_len']} bytes), unmap {entry['unmap']} ({entry['unmap_len']} bytes)"
+                f" ({entry['map_len']} bytes), unmap {entry['unmap']} ({entry['unmap_len']} bytes),"
+                f" the first refusal, with its message, {entry['first_refusal']}"
             )
     yield ""
     yield "what fits at once, for each MiB of pool"

@@ -232,7 +232,7 @@ struct run {
 	size_t count, max;
 	u64 bytes, full_bytes;
 	/* the dearest calls so far, less their copies, and what for */
-	s64 longest_map, longest_unmap;
+	s64 longest_map, longest_unmap, first_refusal;
 	u32 longest_map_len, longest_unmap_len;
 	u64 refused;
 };
@@ -255,10 +255,13 @@ static dma_addr_t watched_map(struct run *run, u32 len, enum dma_data_direction 
 	cost += now();
 	local_irq_restore(flags);
 	cost -= clock_cost;
-	if (at != DMA_MAPPING_ERROR)
+	if (at != DMA_MAPPING_ERROR) {
 		cost -= map_copies(len);
-	else
-		run->refused++;
+	} else if (!run->refused++) {
+		/* With what is said in the log, which is said once. */
+		run->first_refusal = cost;
+		return at;
+	}
 	if (cost > run->longest_map) {
 		run->longest_map = cost;
 		run->longest_map_len = len;
@@ -553,9 +556,9 @@ static int count(const struct way *way, bool single)
 		}
 		thin(&run, fills[f], 0);
 	}
-	result_printk("{\"kind\":\"longest\",\"way\":\"%s\",\"pool\":%zu,\"map\":%lld,\"map_len\":%u,\"unmap\":%lld,\"unmap_len\":%u,\"refused\":%llu}\n",
+	result_printk("{\"kind\":\"longest\",\"way\":\"%s\",\"pool\":%zu,\"map\":%lld,\"map_len\":%u,\"unmap\":%lld,\"unmap_len\":%u,\"refused\":%llu,\"first_refusal\":%lld}\n",
 		      way->name, way->pool, run.longest_map, run.longest_map_len, run.longest_unmap,
-		      run.longest_unmap_len, run.refused);
+		      run.longest_unmap_len, run.refused, run.first_refusal);
 	vfree(run.held);
 	return 0;
 }

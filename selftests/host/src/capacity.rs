@@ -5,8 +5,8 @@
 use std::cell::Cell;
 use std::sync::Mutex;
 
+use crate::platform::Endless;
 use crate::platform::Process;
-use crate::pool::Context;
 use crate::pool::Direction;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
@@ -28,6 +28,7 @@ impl Platform for Counting {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;
+    type Store = Endless;
 
     fn list<T: Unpin>(
         len: usize,
@@ -41,9 +42,14 @@ impl Platform for Counting {
         Process::lock(value)
     }
 
-    fn table(context: Context) -> Result<Box<Table>, NoMemory> {
+    fn table() -> Result<Box<Table>, NoMemory> {
         BYTES.set(BYTES.get() + size_of::<Table>());
-        Process::table(context)
+        Process::table()
+    }
+
+    fn store(tables: usize) -> Result<Endless, NoMemory> {
+        BYTES.set(BYTES.get() + tables * size_of::<(Table, usize)>());
+        Process::store(tables)
     }
 }
 

@@ -9,13 +9,13 @@ use proptest::prelude::*;
 
 use crate::platform::Process;
 use crate::pool::BadHandle;
-use crate::pool::Context;
 use crate::pool::Direction;
 use crate::pool::Mapping;
 use crate::pool::NoMemory;
 use crate::pool::Platform;
 use crate::pool::Pool;
 use crate::pool::Refusal;
+use crate::pool::Store;
 use crate::pool::Table;
 use crate::pool::GRANULE;
 use crate::pool::PAGE;
@@ -30,6 +30,7 @@ impl Platform for Poor {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = std::sync::Mutex<T>;
     type Table = Box<Table>;
+    type Store = Empty;
 
     fn list<T: Unpin>(
         len: usize,
@@ -42,11 +43,22 @@ impl Platform for Poor {
         Process::lock(value)
     }
 
-    fn table(context: Context) -> Result<Box<Table>, NoMemory> {
-        match context {
-            Context::Setup => Process::table(context),
-            Context::Atomic => Err(NoMemory),
-        }
+    fn table() -> Result<Box<Table>, NoMemory> {
+        Process::table()
+    }
+
+    fn store(_tables: usize) -> Result<Empty, NoMemory> {
+        Ok(Empty)
+    }
+}
+
+/// A store that never has a table.
+#[derive(Clone)]
+struct Empty;
+
+impl Store<Box<Table>> for Empty {
+    fn take(&self) -> Option<Box<Table>> {
+        None
     }
 }
 

@@ -4,10 +4,10 @@
 
 use std::sync::Mutex;
 
-use crate::pool::Context;
 use crate::pool::Lock;
 use crate::pool::NoMemory;
 use crate::pool::Platform;
+use crate::pool::Store;
 use crate::pool::Table;
 
 impl<T> Lock<T> for Mutex<T> {
@@ -23,6 +23,7 @@ impl Platform for Process {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;
+    type Store = Endless;
 
     fn list<T: Unpin>(
         len: usize,
@@ -35,7 +36,21 @@ impl Platform for Process {
         Ok(Mutex::new(value))
     }
 
-    fn table(_context: Context) -> Result<Box<Table>, NoMemory> {
+    fn table() -> Result<Box<Table>, NoMemory> {
         Ok(Box::new([0; 64]))
+    }
+
+    fn store(_tables: usize) -> Result<Endless, NoMemory> {
+        Ok(Endless)
+    }
+}
+
+/// A store that always has a table.
+#[derive(Clone)]
+pub(crate) struct Endless;
+
+impl Store<Box<Table>> for Endless {
+    fn take(&self) -> Option<Box<Table>> {
+        Process::table().ok()
     }
 }

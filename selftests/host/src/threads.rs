@@ -7,8 +7,8 @@ use std::collections::HashSet;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 
+use crate::platform::Endless;
 use crate::platform::Process;
-use crate::pool::Context;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
 use crate::pool::Lock;
@@ -32,6 +32,7 @@ impl Platform for Loom {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = loom::sync::Mutex<T>;
     type Table = Box<Table>;
+    type Store = Endless;
 
     fn list<T: Unpin>(
         len: usize,
@@ -44,8 +45,12 @@ impl Platform for Loom {
         Ok(loom::sync::Mutex::new(value))
     }
 
-    fn table(context: Context) -> Result<Box<Table>, NoMemory> {
-        Process::table(context)
+    fn table() -> Result<Box<Table>, NoMemory> {
+        Process::table()
+    }
+
+    fn store(tables: usize) -> Result<Endless, NoMemory> {
+        Process::store(tables)
     }
 }
 

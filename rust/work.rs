@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is done soon, in process context, and never after its owner is gone.
+//!
+//! The kernel crate's work items are owned by the queue while they wait, and can neither be
+//! cancelled nor waited for: one of a module could still be waiting when the module's code is gone.
+
+use core::ops::Deref;
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::LockClassKey,
+    types::Opaque, //
+};
+
+/// What there is to do.
+pub(crate) trait Task: Send + Sync + 'static {
+    /// Does it. Called in process context, may sleep; never by two at a time.
+    fn run(&self);
+}
+
+/// A task that can be asked for in any context but NMI.
+///
+/// Dropping it waits until the task is not running and will not: that may sleep.
+#[pin_data(PinnedDrop)]
+#[repr(C)]
+pub(crate) struct Work<T: Task> {
+    // First, so that its address is that of the whole.
+    #[pin]
+    raw: Opaque<bindings::work_struct>,
+    task: T,
+}
+
+// SAFETY: A `work_struct` may be queued by anybody, and `Task` is `Send` and `Sync`.
+unsafe impl<T: Task> Send for Work<T> {}
+// SAFETY: As above.
+unsafe impl<T: Task> Sync for Work<T> {}
+
+impl<T: Task> Work<T> {
+    /// Makes `task` one that can be asked for.
+    pub(crate) fn new(
+        task: T,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
+        pin_init!(Self {
+            raw <- Opaque::ffi_init(|raw| {
+                // SAFETY: `raw` is memory for a `work_struct` that stays where it is.
+                unsafe {
+                    bindings::init_work_with_key(
+                        raw,
+                        Some(Self::run),
+                        false,
+                        name.as_char_ptr(),
+                        key.as_ptr(),
+                    )
+                }
+            }),
+            task,
+        })
+    }
+
+    /// Asks for the task to be run; if that was asked for and has not begun, once is enough.
+    pub(crate) fn queue(&self) {
+        // SAFETY: The system's queue is always there. `drop()` waits for what is queued.
+        unsafe {
+            bindings::queue_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                bindings::system_wq,
+                self.raw.get(),
+            )
+        };
+    }
+
+    /// # Safety
+    ///
+    /// `raw` must be the first field of a `Self` that has not been dropped.
+    unsafe extern "C" fn run(raw: *mut bindings::work_struct) {
+        // SAFETY: By the requirements of this function; `Self` is `repr(C)`.
+        let this = unsafe { &*raw.cast::<Self>() };
+        this.task.run();
+    }
+}
+
+impl<T: Task> Deref for Work<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.task
+    }
+}
+
+#[pinned_drop]
+impl<T: Task> PinnedDrop for Work<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: `raw` was initialised by `new()`.
+        unsafe { bindings::cancel_work_sync(self.raw.get()) };
+    }
+}
