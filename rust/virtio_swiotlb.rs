@@ -17,6 +17,7 @@
 //! | `virtio.rs` | safe layer over the C side of virtio |
 //! | `lock.rs`, `work.rs` | what the kernel crate lacks |
 //! | `debugfs.rs` | the files |
+//! | `compat.rs` | what differs between kernel series |
 
 use kernel::{
     prelude::*,
@@ -29,6 +30,8 @@ use kernel::{
 mod attach;
 mod bindings;
 mod bounce;
+#[macro_use]
+mod compat;
 mod debugfs;
 mod lock;
 mod region;
@@ -45,23 +48,28 @@ mod pool;
 #[allow(unreachable_pub)]
 mod wire;
 
-module! {
-    type: VirtioSwiotlb,
-    name: "virtio_swiotlb",
-    authors: ["The virtio_swiotlb authors"],
-    description: "Bounce buffers in a region that the virtio device brings (VIRTIO_F_SWIOTLB)",
-    license: "GPL",
-    params: {
-        hint: bool {
-            default: true,
-            description: "Use a region that comes without the feature bit (default: 1)",
-        },
-        takeover: bool {
-            default: false,
-            description: "Unbind and bind drivers that use a restricted device already when the module is loaded (default: 0: they are left alone)",
-        },
-    },
+macro_rules! declare {
+    ($flag:ident, $on:tt, $off:tt) => {
+        module! {
+            type: VirtioSwiotlb,
+            name: "virtio_swiotlb",
+            authors: ["The virtio_swiotlb authors"],
+            description: "Bounce buffers in a region that the virtio device brings",
+            license: "GPL",
+            params: {
+                hint: $flag {
+                    default: $on,
+                    description: "Use a region that comes without the feature bit (default: 1)",
+                },
+                takeover: $flag {
+                    default: $off,
+                    description: "Bind drivers of restricted devices anew at load (default: 0)",
+                },
+            },
+        }
+    };
 }
+with_flag!(declare);
 
 #[pin_data(PinnedDrop)]
 struct VirtioSwiotlb {
@@ -75,8 +83,8 @@ struct VirtioSwiotlb {
 impl kernel::InPlaceModule for VirtioSwiotlb {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         let parameters = attach::Parameters {
-            hint: module_parameters::hint.value(),
-            takeover: module_parameters::takeover.value(),
+            hint: compat::is_on(&module_parameters::hint),
+            takeover: compat::is_on(&module_parameters::takeover),
             from_device: bounce::FromDevice::parameter(),
         };
         pin_init::pin_init_scope(move || {

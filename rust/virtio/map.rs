@@ -12,9 +12,11 @@ use super::{
     bindings,
     Device, //
 };
+use crate::compat::direction_number;
 use core::ptr::NonNull;
 use kernel::{
     bindings as core_bindings,
+    dma::DataDirection,
     prelude::*, //
 };
 
@@ -40,13 +42,11 @@ impl Direction {
         // A table costs less than two comparisons.
         const DIRECTIONS: [Direction; 4] = {
             let mut directions = [Direction::Bidirectional; 4];
-            directions[core_bindings::dma_data_direction::DMA_TO_DEVICE.0 as usize] =
-                Direction::ToDevice;
-            directions[core_bindings::dma_data_direction::DMA_FROM_DEVICE.0 as usize] =
-                Direction::FromDevice;
+            directions[DataDirection::ToDevice as usize] = Direction::ToDevice;
+            directions[DataDirection::FromDevice as usize] = Direction::FromDevice;
             directions
         };
-        DIRECTIONS[dir.0 as usize % DIRECTIONS.len()]
+        DIRECTIONS[direction_number(dir) % DIRECTIONS.len()]
     }
 }
 
@@ -114,16 +114,16 @@ impl<T: Map> Mapper<T> {
     ///
     /// # Errors
     ///
-    /// `EBUSY` if the device has mapping operations, `EOPNOTSUPP` if its transport keeps
+    /// `EBUSY` if the device has mapping operations, `ENXIO` if its transport keeps
     /// its devices in another way than the module documentation says.
     pub(crate) fn install(self: KBox<Self>, dev: &Device) -> Result<Installed<T>> {
         if dev.has_mapping() {
             return Err(EBUSY);
         }
-        let parent = dev.parent().ok_or(EOPNOTSUPP)?.as_ptr();
+        let parent = dev.parent().ok_or(ENXIO)?.as_ptr();
         // SAFETY: The parent is valid as long as the device is.
         if unsafe { (*parent).driver_data } != dev.as_raw().cast() {
-            return Err(EOPNOTSUPP);
+            return Err(ENXIO);
         }
         let vdev = dev.as_raw();
         // SAFETY: `vdev` is valid, nothing is mapped yet, and the core reads both fields only in
