@@ -117,7 +117,8 @@ impl AddAssign for Usage {
     }
 }
 
-/// What one CPU counts of syncs, on a cache line that no other CPU writes. The pool counts the rest.
+/// What one CPU counts of syncs, on a cache line that no other CPU writes. The pool counts the
+/// rest.
 #[repr(align(128))]
 struct Tally {
     syncs: Atomic<u64>,

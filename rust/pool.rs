@@ -28,8 +28,8 @@
 //!   descriptors that is aligned to 16 bytes stays so.
 //! - Granules are never shared between two mappings, nor pages of slots between two directions:
 //!   nothing the device may write lies beside something it should only read, in one page.
-//! - It takes the shortest slot that it fits if that is at most 2 KiB, else whole pages. So it never
-//!   takes more than twice its length and a page.
+//! - It takes the shortest slot that it fits if that is at most 2 KiB, else whole pages. So it
+//!   never takes more than twice its length and a page.
 //! - A request is refused as full only if, with what is free in it, no area has a free run that is
 //!   long enough, or if that run is held back (below). The one exception is a request of more than
 //!   2 MiB when no run is longer than it by an eighth: then only 32 candidates are looked at.
@@ -40,11 +40,11 @@
 //! of the pool, nothing could be sent any more, and what would make them return might never be
 //! asked for. The pool knows no queues, but it knows directions. So in every area each direction
 //! may have at most all pages but a 32nd (three, if that is less). Of these, half (one of three) is
-//! open to tiny mappings of the same direction, of 256 bytes at most, and the rest to nobody but the
-//! other direction: two pages at least, single ones, not necessarily side by side. As the directions
-//! do not share pages of slots either, a queue with nothing in flight can always post a chain of one
-//! buffer of up to 4 KiB and some small ones in its direction: a header, a packet and a descriptor
-//! table; or a block and a status byte.
+//! open to tiny mappings of the same direction, of 256 bytes at most, and the rest to nobody but
+//! the other direction: two pages at least, single ones, not necessarily side by side. As the
+//! directions do not share pages of slots either, a queue with nothing in flight can always post a
+//! chain of one buffer of up to 4 KiB and some small ones in its direction: a header, a packet and
+//! a descriptor table; or a block and a status byte.
 //!
 //! What is open to tiny mappings is there so that a request with a status byte can be made though
 //! receive buffers have all that they may. Beyond that, one direction does not protect its queues
@@ -62,10 +62,10 @@
 //! # Reuse
 //!
 //! Within a page of slots, what was given back is handed out again only after the other free slots
-//! have had their turn. Runs of the same length take turns, first in first out. The only free run of
-//! a length may be the very next to be handed out: resting it would need a quarantine, and a request
-//! could then be refused for lack of pages that are free. Nothing is wiped here: each mapping is
-//! filled from its buffer before the device learns of it.
+//! have had their turn. Runs of the same length take turns, first in first out. The only free run
+//! of a length may be the very next to be handed out: resting it would need a quarantine, and a
+//! request could then be refused for lack of pages that are free. Nothing is wiped here: each
+//! mapping is filled from its buffer before the device learns of it.
 //!
 //! # Memory
 //!

@@ -2,7 +2,8 @@
 
 //! One area of the pool, as it is under its lock.
 //!
-//! Mappings of up to half a page go into pages of slots; all else are runs of pages. Offsets and pages are counted from the beginning of the area.
+//! Mappings of up to half a page go into pages of slots; all else are runs of pages. Offsets and
+//! pages are counted from the beginning of the area.
 
 use super::{
     live::{

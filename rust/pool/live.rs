@@ -3,8 +3,8 @@
 //! Which pages begin a mapping of more than one page.
 //!
 //! A handle may point into the middle of a mapping of any length, and its beginning has to be
-//! found in constant time, without a word written for each page when it was mapped. So: one bit a page,
-//! and over it levels of one bit a word, until one word is left. Two to five words are read,
+//! found in constant time, without a word written for each page when it was mapped. So: one bit a
+//! page, and over it levels of one bit a word, until one word is left. Two to five words are read,
 //! whatever the size of the area.
 
 use core::ops::DerefMut;

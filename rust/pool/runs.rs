@@ -2,11 +2,12 @@
 
 //! Runs of whole pages: a segregated fit with boundary tags.
 //!
-//! Every stretch of pages is one of: a free run, a mapping or ring, one page of slots. Free runs stand
-//! in a list by length; up to [`EXACT`] pages there is a list for each length, so that the shortest
-//! run that is long enough is found with two looks at a bitmap; above, eight lists for each power
-//! of two. The first and the last page of a free run say that it is one, so that a run that comes
-//! back finds free neighbours at once and grows together with them: two free runs never touch.
+//! Every stretch of pages is one of: a free run, a mapping or ring, one page of slots. Free runs
+//! stand in a list by length; up to [`EXACT`] pages there is a list for each length, so that the
+//! shortest run that is long enough is found with two looks at a bitmap; above, eight lists for
+//! each power of two. The first and the last page of a free run say that it is one, so that a run
+//! that comes back finds free neighbours at once and grows together with them: two free runs never
+//! touch.
 //!
 //! Most runs that come back are wanted again soon, at the same length. So the last few are kept as
 //! they are, in a line for each length, and joined with their neighbours only when there are too
@@ -422,8 +423,8 @@ impl<P: Platform> Runs<P> {
         true
     }
 
-    /// Joins one of the runs that are kept, from the lines in turn: lengths that nobody asks for any
-    /// more make room for those that are wanted now. Returns whether there was one.
+    /// Joins one of the runs that are kept, from the lines in turn: lengths that nobody asks for
+    /// any more make room for those that are wanted now. Returns whether there was one.
     #[inline(never)]
     fn join_one(&mut self) -> bool {
         while self.kept_lines != 0 {

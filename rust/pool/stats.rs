@@ -151,8 +151,9 @@ pub(crate) struct Stats {
     pub(crate) hiwater_bytes: usize,
     /// The longest run of free pages, in bytes, that lies in one area. Some runs that have come
     /// back are kept as they are until a request needs them joined (at most 17 runs and a page of
-    /// each kind of slots): exact after a refusal, otherwise what can be had without joining. Beyond 64 MiB of
-    /// free runs longer than 2 MiB, one that is longer by less than an eighth may be overlooked.
+    /// each kind of slots): exact after a refusal, otherwise what can be had without joining.
+    /// Beyond 64 MiB of free runs longer than 2 MiB, one that is longer by less than an eighth may
+    /// be overlooked.
     pub(crate) largest_free_bytes: usize,
     /// Requests refused because they were for no bytes at all.
     pub(crate) refused_empty: usize,
