@@ -277,7 +277,7 @@ impl Seen {
         if live != 0 {
             dev_err!(
                 dev.as_device(),
-                "swiotlb: the driver left {live} mappings in the swiotlb region: a defect of the driver\n"
+                "swiotlb: the driver left {live} mappings in the region: a defect of the driver\n"
             );
         }
         let counters = bounce.counters();
