@@ -444,6 +444,13 @@ pub(crate) fn without_interrupts<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// By how many a bounced device makes [`module_users`] more.
+pub(crate) const DEVICE_USERS: i32 = if cfg!(all(MODULE, CONFIG_MODULE_UNLOAD)) {
+    1
+} else {
+    0
+};
+
 /// How many have this module in use.
 pub(crate) fn module_users() -> i32 {
     // SAFETY: No requirements.

@@ -156,7 +156,7 @@ mod cases {
         assert!(bound_with(&fake, &before));
         assert_eq!(fake.told(), BIT);
         assert_eq!(fake.mode(), "bounced");
-        assert_eq!(fake::module_users(), users + 1);
+        assert_eq!(fake::module_users(), users + fake::DEVICE_USERS);
         assert_eq!(fake.log().finalized, 1);
         works(&fake, 1, false)?;
 
@@ -283,7 +283,7 @@ mod cases {
         assert!(bound_with(&fake, &before));
         assert_eq!(fake.told(), MODERN);
         assert_eq!(fake.mode(), "hint");
-        assert_eq!(fake::module_users(), users + 1);
+        assert_eq!(fake::module_users(), users + fake::DEVICE_USERS);
         works(&fake, 1, false)?;
         fake.unbind();
         assert!(untouched(&fake, &before, users));
@@ -538,7 +538,7 @@ mod cases {
             assert!(bound_with(&fake, &before));
             assert_eq!(fake.log().finalized, 2);
             assert_eq!(fake.told(), offered);
-            assert_eq!(fake::module_users(), users + 1);
+            assert_eq!(fake::module_users(), users + fake::DEVICE_USERS);
             // It is one negotiation all the same.
             let now = fake::registry().shared().outcomes.bounced.load(Relaxed);
             assert_eq!(now, bounced + 1);
@@ -581,7 +581,7 @@ mod cases {
                 assert_eq!(fake.told(), offered);
                 assert_eq!(fake.sight().features, offered.with(PLATFORM).0);
                 assert!(rings_in_region(&fake));
-                assert_eq!(fake::module_users(), users + 1);
+                assert_eq!(fake::module_users(), users + fake::DEVICE_USERS);
                 works(&fake, 1, false)?;
             }
             fake.unbind();
@@ -905,7 +905,7 @@ mod cases {
             fake.bind()?;
             fakes.push(fake, GFP_KERNEL)?;
         }
-        assert_eq!(fake::module_users(), users + 70);
+        assert_eq!(fake::module_users(), users + 70 * fake::DEVICE_USERS);
         // R22: each reaches its own region only, or its device would not see the requests.
         for fake in &fakes {
             works(fake, 1, false)?;
