@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The series of scripts/export-patches, in a clean tree of the kernel."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import BUILD
+
+TOP = Path(__file__).resolve().parent.parent
+TREE = BUILD / "kernel/intree"
+#: Kept for the next time: a build from scratch takes minutes.
+OUT = BUILD / "kernel/kunit-o"
+CC = "CC=x86_64-linux-gnu-gcc-14"
+#: What the driver does not need, and what takes most of the time to build.
+#: MODULES is for the build as a module.
+OPTIONS = """
+MODULES=y MODULE_UNLOAD=y EXPERT=y ACPI=n AIO=n BLOCK=n COREDUMP=n CPU_IDLE=n CPU_MITIGATIONS=n
+CRYPTO=n FTRACE=n HW_RANDOM=n HWMON=n INPUT=n INTEL_MEI=n IO_URING=n IOMMU_SUPPORT=n MAGIC_SYSRQ=n
+MTRR=n NAMESPACES=n PCIEASPM=n PCI_QUIRKS=n PERF_EVENTS_AMD_UNCORE=n PERF_EVENTS_INTEL_CSTATE=n
+PERF_EVENTS_INTEL_RAPL=n PERF_EVENTS_INTEL_UNCORE=n POWER_SUPPLY=n RANDOMIZE_BASE=n SECCOMP=n
+SECRETMEM=n SERIAL_8250_EXAR=n SERIAL_8250_LPSS=n SERIAL_8250_MID=n SERIAL_8250_PCI=n
+SERIAL_8250_PERICOM=n SERIO=n STACKPROTECTOR=n SURFACE_PLATFORMS=n SUSPEND=n THERMAL=n USB_SUPPORT=n
+VHOST_MENU=n VIRTIO_PCI_LEGACY=n VIRTUALIZATION=n VT=n X86_EXTENDED_PLATFORM=n
+X86_KERNEL_IBT=n X86_MCE=n X86_PLATFORM_DEVICES=n
+""".split()
+#: kunit.py takes KVM whenever it can be opened, and there are machines where a guest then
+#: hangs. In a mount namespace of its own it cannot be.
+WITHOUT_KVM = (
+    *("unshare", "--mount", "--propagation", "unchanged", "bash", "-c"),
+    '[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; exec "$@"',
+    "bash",
+)
+
+
+def run(*command: str | Path, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The series, at which checkpatch.pl has looked."""
+    out = tmp_path_factory.mktemp("patches")
+    done = run("scripts/export-patches", out, cwd=TOP)
+    assert done.returncode == 0, done.stdout
+    return sorted(out.glob("*.patch"))[1:]
+
+
+def test_each_file_is_exported_once(patches: list[Path]) -> None:
+    made = re.findall(r"^ create mode \d+ (\S+)$", "\n".join(p.read_text() for p in patches), re.M)
+    assert len(made) == len(set(made))
+    sources = [
+        path
+        for path in (TOP / "rust").rglob("*")
+        if path.suffix in (".rs", ".c", ".h") and path.name != "bindings_generated.rs"
+    ]
+    inside = [path for path in made if path.startswith("drivers/virtio/swiotlb/")]
+    # And Makefile, Kconfig, .kunitconfig.
+    assert len(inside) == len(sources) + 3
+
+
+def test_nothing_speaks_of_this_repository(patches: list[Path]) -> None:
+    """Paths that the kernel's tree does not have."""
+    for patch in patches:
+        added = [line for line in patch.read_text().splitlines() if line.startswith("+")]
+        lost = [line for line in added if re.search(r"\brust/(?!helpers)\w+\.(rs|c|h)\b|selftests/", line)]
+        assert not lost, f"{patch.name}: {lost}"
+
+
+@pytest.mark.full
+class TestTree:
+    """One tree and one build directory for all of it."""
+
+    @pytest.fixture(scope="class")
+    def tree(self, patches: list[Path]) -> Path:
+        source = sorted((BUILD / "kernel").glob("src-7.3*/MAINTAINERS"))[-1].parent
+        shutil.rmtree(TREE, ignore_errors=True)
+        assert run("cp", "-al", source, TREE).returncode == 0
+        for patch in patches:
+            # Exactly where it says, or not at all.
+            done = run("patch", "-p1", "--fuzz=0", "--no-backup-if-mismatch", "-i", patch, cwd=TREE)
+            assert done.returncode == 0 and "offset" not in done.stdout, done.stdout
+        return TREE
+
+    def test_built_in_and_kunit(self, tree: Path) -> None:
+        """As the documentation of KUnit says; =y."""
+        options = [word for option in OPTIONS for word in ("--kconfig_add", f"CONFIG_{option}")]
+        done = run(
+            *WITHOUT_KVM,
+            *("tools/testing/kunit/kunit.py", "run", "--arch", "x86_64"),
+            *("--kunitconfig", "drivers/virtio/swiotlb", "--build_dir", OUT),
+            *("--make_options", CC, "--jobs", str(os.cpu_count()), "--timeout", "600"),
+            *options,
+            "virtio_swiotlb*",
+            cwd=tree,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        count = re.search(r"Ran \d+ tests: passed: (\d+)(?:, skipped: (\d+))?$", done.stdout, re.M)
+        assert count and int(count[1]) >= 100, done.stdout[-2000:]
+        # One suspends devices, which this kernel has left out to be built sooner.
+        assert int(count[2] or 0) <= 1, done.stdout[-2000:]
+
+    def test_module(self, tree: Path) -> None:
+        """=m, in what was built before."""
+        assert (OUT / "vmlinux").exists(), "the kernel was not built"
+        make = ("make", "-C", tree, f"O={OUT}", "ARCH=x86_64", CC)
+        run(tree / "scripts/config", "--file", OUT / ".config", "--module", "VIRTIO_SWIOTLB")
+        assert run(*make, "olddefconfig").returncode == 0
+        assert "CONFIG_VIRTIO_SWIOTLB=m\n" in (OUT / ".config").read_text()
+        done = run(*make, f"-j{os.cpu_count()}", "vmlinux", "modules")
+        assert done.returncode == 0, done.stdout[-5000:]
+        assert "warning" not in done.stdout.lower()
+        assert (OUT / "drivers/virtio/swiotlb/virtio_swiotlb.ko").exists()
