@@ -12,16 +12,40 @@ export BUILD ?= $(CURDIR)/build
 KDIR ?= /lib/modules/$(shell uname -r)/build
 TOOLBOX := scripts/toolbox run
 TEST_ARGS ?=
+# Of the package: how many commits there are.
+VERSION ?= 0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
-	device bench bench-check clean distclean
+	device bench bench-check clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
 	@scripts/check-kdir "$(KDIR)"
 	$(MAKE) -C "$(KDIR)" M=$(CURDIR) $(if $(MO),MO="$(abspath $(MO))") \
 		$(shell scripts/check-kdir --compiler "$(KDIR)") modules
+
+# Where `make install` puts things; the kernel's own variable for modules wins.
+INSTALL_MOD_PATH ?= $(DESTDIR)
+
+## install: install the module for KDIR's kernel, and what loads it before the virtio drivers; honours DESTDIR
+install: modules
+	$(MAKE) -C "$(KDIR)" M=$(CURDIR) $(if $(MO),MO="$(abspath $(MO))") \
+		INSTALL_MOD_PATH="$(INSTALL_MOD_PATH)" INSTALL_MOD_DIR=updates DEPMOD=true \
+		modules_install
+	packaging/install "$(DESTDIR)"
+	depmod $(if $(INSTALL_MOD_PATH),-b "$(INSTALL_MOD_PATH)") \
+		"$$(cat "$(KDIR)/include/config/kernel.release")"
+	@echo "now: update-initramfs -u (or dracut -f), if a root file system needs it"
+
+## dkms: a Debian package, into $(BUILD), that builds the module for every kernel which is installed
+dkms:
+	@packaging/deb "$(VERSION)" "$(BUILD)"
+
+## patches: the module as a patch series for the kernel's own tree, into $(BUILD)/patches
+patches: toolbox
+	@$(TOOLBOX) scripts/kernel source
+	@$(TOOLBOX) scripts/export-patches
 
 ## demo: watch an unmodified driver in a stock kernel work through a device's own region
 demo: toolbox

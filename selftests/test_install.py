@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0
+"""`make install`, into a directory, for the stock kernel."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import BUILD
+
+TOP = Path(__file__).resolve().parent.parent
+#: Parts of drivers, and transports.
+NO_DRIVERS = {
+    "nd_virtio",
+    "virtio_dma_buf",
+    "virtio_mmio",
+    "virtio_vdpa",
+    "vmw_vsock_virtio_transport_common",
+}
+
+
+def stock_release() -> str:
+    return (BUILD / "kernel/stock/include/config/kernel.release").read_text().strip()
+
+
+def make(*words: str | Path) -> str:
+    done = subprocess.run(
+        ["make", *(str(word) for word in words)],
+        cwd=TOP,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    make("install", f"KDIR={BUILD}/kernel/stock", f"MO={BUILD}/module/stock", f"DESTDIR={root}")
+    return root
+
+
+def test_modprobe_finds_the_module(root: Path) -> None:
+    found = subprocess.run(
+        ["modinfo", "-b", root, "-k", stock_release(), "-F", "filename", "virtio_swiotlb"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"/lib/modules/{stock_release()}/updates/" in found
+
+
+def test_modprobe_loads_it_before_the_drivers(root: Path) -> None:
+    """All that the stock kernel has, as modprobe understands the file."""
+    config = subprocess.run(
+        ["modprobe", "-d", root, "-C", root / "usr/lib/modprobe.d", "--showconfig"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    ordered = set(re.findall(r"^softdep (\S+) pre: virtio_swiotlb$", config, re.M))
+    modules = (BUILD / "kernel/stock/image/lib/modules" / stock_release()).resolve()
+    files = [path.name.partition(".ko")[0] for path in modules.rglob("*virtio*.ko*")]
+    assert "virtio_blk" in files
+    assert {name.replace("-", "_") for name in files} - ordered == NO_DRIVERS
+
+
+def test_hooks(root: Path) -> None:
+    hook = root / "usr/share/initramfs-tools/hooks/virtio_swiotlb"
+    assert os.access(hook, os.X_OK)
+    asked = subprocess.run([hook, "prereqs"], capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == ""
+    assert "virtio_swiotlb" in (root / "usr/lib/dracut/dracut.conf.d/80-virtio_swiotlb.conf").read_text()
