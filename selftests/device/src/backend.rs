@@ -237,16 +237,26 @@ impl Backend {
         shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
     ) -> Result<(), BackendError> {
-        let mut features = virtio::backend_features(accepted);
+        let mut features = virtio::backend_features(accepted, self.features);
         let protocol = self.features & bit(F_PROTOCOL_FEATURES);
         features |= protocol;
         self.frontend.set_features(features).at("SET_FEATURES")?;
         let table: Vec<_> = shares.iter().map(Share::table_entry).collect();
         self.frontend.set_mem_table(&table).at("SET_MEM_TABLE")?;
+        self.add(shares, queues)
+    }
+
+    /// Starts queues, with others running or not. When it returns, the backend
+    /// sleeps until it is notified, unless others keep it awake.
+    pub fn add(
+        &mut self,
+        shares: &[Share<'_>],
+        queues: &[QueueSetup<'_>],
+    ) -> Result<(), BackendError> {
         for queue in queues {
             self.start_queue(queue, shares)?;
         }
-        if protocol != 0 {
+        if self.features & bit(F_PROTOCOL_FEATURES) != 0 {
             for queue in queues {
                 self.enable(queue.index, true)?;
             }

@@ -142,8 +142,11 @@ impl Device {
 
     fn connect_backend(&mut self, patience: Duration) -> Result<(), DeviceError> {
         self.last_attempt = Instant::now();
-        let mut backend =
-            Backend::connect(&self.options.backend, self.options.queue_count(), patience)?;
+        let mut backend = Backend::connect(
+            &self.options.backend,
+            self.options.served_queues(),
+            patience,
+        )?;
         if self.options.packed && backend.features() & virtio::bit(virtio::F_RING_PACKED) == 0 {
             return Err(BackendError::Missing("VIRTIO_F_RING_PACKED").into());
         }
@@ -203,6 +206,8 @@ impl Device {
 
     fn reset_registers(&mut self) {
         let offer = Offer {
+            added: self.options.add_features,
+            hidden: self.options.hide_features,
             swiotlb: self.options.offer_swiotlb,
             access_platform: self.options.access_platform,
             packed: self.options.packed,
@@ -296,7 +301,9 @@ impl Device {
         let Some(backend) = &mut self.backend else {
             return;
         };
-        if let Err(error) = backend.stop(running.queues.iter().map(|q| q.index)) {
+        let served = self.options.served_queues();
+        let indices = running.queues.iter().map(|q| q.index);
+        if let Err(error) = backend.stop(indices.filter(|index| *index < served)) {
             self.lose_backend(&error.to_string());
         }
     }
@@ -443,7 +450,7 @@ impl Device {
             self.fail("there is no backend");
             return;
         };
-        let Some(early) = self.look_early(&mut running) else {
+        let Some(early) = self.look_early(&mut running.queues, &running.reach) else {
             self.backend = Some(backend);
             self.fail(BAD_CHAIN);
             return;
@@ -452,12 +459,8 @@ impl Device {
             .queues
             .iter()
             .zip(self.rings())
-            .map(|(queue, (index, ring))| QueueSetup {
-                index,
-                ring,
-                kick: &queue.kick,
-                call: self.call(queue),
-            })
+            .filter(|(queue, _)| self.is_served(queue.index))
+            .map(|(queue, (_, ring))| self.setup(queue, ring))
             .collect();
         let accepted = self.registers.accepted();
         match backend.start(accepted, &running.reach.shares(&self.region), &setups) {
@@ -479,14 +482,96 @@ impl Device {
 
     // Queues
 
+    /// Whether the backend knows the queue.
+    fn is_served(&self, index: u16) -> bool {
+        index < self.options.served_queues()
+    }
+
+    fn setup<'a>(&'a self, queue: &'a RunningQueue, ring: RingAddresses) -> QueueSetup<'a> {
+        QueueSetup {
+            index: queue.index,
+            ring,
+            kick: &queue.kick,
+            call: self.call(queue),
+        }
+    }
+
+    /// One queue stops, the others go on. Its registers have been reset.
+    fn reset_queue(&mut self, index: u16) {
+        self.check_all();
+        self.report.event(
+            "queue_reset",
+            json!({ "index": index, "negotiation": self.negotiation }),
+        );
+        let served = self.is_served(index);
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        running.queues.retain(|queue| queue.index != index);
+        let outcome = match &mut self.backend {
+            Some(backend) if served => backend.stop([index].into_iter()),
+            _ => Ok(()),
+        };
+        if let Err(error) = outcome {
+            self.lose_backend(&error.to_string());
+        }
+    }
+
+    /// A queue that was reset begins anew, with the same checks as the first time.
+    fn enable_queue(&mut self, index: u16) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        let rings: Vec<_> = self.rings().into_iter().filter(|r| r.0 == index).collect();
+        for (index, ring) in &rings {
+            if !self.check_ring(*index, ring, &running.reach) {
+                self.running = Some(running);
+                self.fail("a ring lies outside the region or is not aligned");
+                return;
+            }
+        }
+        let mut fresh = match running_queues(rings.clone()) {
+            Ok(queues) => queues,
+            Err(error) => {
+                self.running = Some(running);
+                self.fail(&format!("out of file descriptors: {error}"));
+                return;
+            }
+        };
+        let Some(early) = self.look_early(&mut fresh, &running.reach) else {
+            self.running = Some(running);
+            self.fail(BAD_CHAIN);
+            return;
+        };
+        let mut backend = self.backend.take();
+        let outcome = match &mut backend {
+            Some(backend) if self.is_served(index) => {
+                let setups: Vec<_> = fresh
+                    .iter()
+                    .zip(&rings)
+                    .map(|(queue, (_, ring))| self.setup(queue, *ring))
+                    .collect();
+                backend.add(&running.reach.shares(&self.region), &setups)
+            }
+            _ => Ok(()),
+        };
+        self.backend = backend;
+        running.queues.append(&mut fresh);
+        self.running = Some(running);
+        match outcome {
+            Ok(()) => early.into_iter().for_each(|index| self.forward(index)),
+            Err(error) => self.lose_backend(&error.to_string()),
+        }
+    }
+
     /// What a driver made available before DRIVER_OK it may not announce
     /// again, and a backend may look at its queues as soon as it has them. So
     /// this comes before it has them. Returns the queues in which there is
     /// something, none if it is not as it must be.
-    fn look_early(&mut self, running: &mut Running) -> Option<Vec<u16>> {
+    fn look_early(&mut self, queues: &mut [RunningQueue], reach: &Reach) -> Option<Vec<u16>> {
         let mut early = Vec::new();
-        for queue in &mut running.queues {
-            let checked = queue.walker.check(&running.reach.memory(&self.region));
+        for queue in queues {
+            let checked = queue.walker.check(&reach.memory(&self.region));
             self.report_check(queue.index, &checked);
             if checked.violations != 0 || checked.malformed != 0 {
                 return None;
@@ -682,7 +767,7 @@ impl Device {
         let mut outcome = Ok(());
         for queue in &running.queues {
             let vector = self.registers.queues()[usize::from(queue.index)].vector;
-            if !concerns(queue.index, vector) {
+            if !self.is_served(queue.index) || !concerns(queue.index, vector) {
                 continue;
             }
             let call = self.call(queue);
@@ -845,6 +930,8 @@ impl Device {
             Effect::Reset => self.reset_virtio(),
             Effect::Features(verdict) => self.features_ok(verdict),
             Effect::DriverOk => self.start_queues(),
+            Effect::QueueReset(index) => self.reset_queue(index),
+            Effect::QueueEnabled(index) => self.enable_queue(index),
             Effect::Vector(None) => {}
             Effect::Vector(Some(which)) => self.update_calls(|index, _| index == which),
         }

@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use thiserror::Error;
 
 use crate::types::{self, DeviceType};
+use crate::virtio::{bit, F_RING_RESET};
 
 /// Largest number of virtqueues: what fits the notify page and the MSI-X table.
 pub const MAX_QUEUES: u16 = 256;
@@ -71,6 +72,15 @@ pub struct Options {
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
     pub event_idx: bool,
 
+    /// Feature bits to offer beside the backend's, which is not told of them: of
+    /// configuration space (--config), or 40, a queue's reset
+    #[arg(long, value_name = "N[+N]...", value_parser = parse_bits, default_value = "")]
+    pub add_features: u64,
+
+    /// Feature bits of the backend that are not offered
+    #[arg(long, value_name = "N[+N]...", value_parser = parse_bits, default_value = "")]
+    pub hide_features: u64,
+
     /// Take guest memory that a client shares, and use it: for benchmarks that
     /// compare with direct DMA, and nothing else
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
@@ -79,6 +89,11 @@ pub struct Options {
     /// Number of virtqueues [default: the fewest that the type can have]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES as i64))]
     pub queues: Option<u16>,
+
+    /// How many of the virtqueues, the last, the backend does not know: what the
+    /// driver puts there stays there
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub idle_queues: u16,
 
     /// Largest size of a virtqueue, a power of two
     #[arg(long, value_name = "N", default_value = "256")]
@@ -128,7 +143,15 @@ pub enum OptionsError {
     BarSize,
     #[error("--queue-size {0} is not a power of two from 2 to 32768")]
     QueueSize(u16),
+    #[error("--idle-queues {0} leaves no virtqueue to the backend")]
+    IdleQueues(u16),
+    #[error("--add-features has bits that neither a device type nor this device has")]
+    AddFeatures,
 }
+
+/// What a device type may have of feature bits (virtio 1.4, 2.2), and the reset
+/// of a queue.
+const ADDABLE: u64 = 0xfffc_0000_00ff_ffff | bit(F_RING_RESET);
 
 impl Options {
     /// Checks what clap cannot.
@@ -146,7 +169,18 @@ impl Options {
         if !self.queue_size.is_power_of_two() || self.queue_size < 2 {
             return Err(OptionsError::QueueSize(self.queue_size));
         }
+        if self.idle_queues >= self.queue_count() {
+            return Err(OptionsError::IdleQueues(self.idle_queues));
+        }
+        if self.add_features & !ADDABLE != 0 {
+            return Err(OptionsError::AddFeatures);
+        }
         Ok(())
+    }
+
+    /// Those that the backend serves come first.
+    pub fn served_queues(&self) -> u16 {
+        self.queue_count() - self.idle_queues
     }
 
     pub fn queue_count(&self) -> u16 {
@@ -190,6 +224,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|n| n.checked_mul(1 << shift))
         .ok_or_else(|| "not a size such as 4096, 64K, 16M or 1G".into())
+}
+
+fn parse_bits(text: &str) -> Result<u64, String> {
+    let number = |word: &str| word.parse().ok().and_then(|n| 1u64.checked_shl(n));
+    text.split('+')
+        .filter(|word| !word.is_empty())
+        .try_fold(0, |bits, word| Some(bits | number(word)?))
+        .ok_or_else(|| "not numbers from 0 to 63 with + between them".into())
 }
 
 fn parse_hex(text: &str) -> Result<ConfigBytes, String> {
@@ -236,6 +278,26 @@ mod tests {
         assert_eq!(parse_hex("00ff"), Ok(ConfigBytes(vec![0, 255])));
         assert!(parse_hex("0").is_err());
         assert!(parse_hex("zz").is_err());
+    }
+
+    #[test]
+    fn feature_bits() {
+        assert_eq!(parse_bits(""), Ok(0));
+        assert_eq!(parse_bits("3+5+63"), Ok(0x8000_0000_0000_0028));
+        for bad in ["64", "-1", "3,5", "x"] {
+            assert!(parse_bits(bad).is_err(), "{bad}");
+        }
+        let added = |text| parse(&["--add-features", text]).validate();
+        assert_eq!(added("5+40"), Ok(()));
+        assert_eq!(added("27"), Err(OptionsError::AddFeatures));
+    }
+
+    #[test]
+    fn some_queues_are_served() {
+        let options = parse(&["--queues", "3", "--idle-queues", "1"]);
+        assert_eq!((options.validate(), options.served_queues()), (Ok(()), 2));
+        let none = parse(&["--queues", "3", "--idle-queues", "3"]);
+        assert_eq!(none.validate(), Err(OptionsError::IdleQueues(3)));
     }
 
     #[test]

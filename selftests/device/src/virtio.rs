@@ -50,9 +50,13 @@ const HIDDEN: u64 = bit(F_NOTIFY_ON_EMPTY)
     | bit(F_RING_RESET)
     | bit(F_ADMIN_VQ);
 
-/// The five offers that are the device's own to make.
+/// The offers that are the device's own to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
+    /// Offered, whatever the backend offers, which is not told of them.
+    pub added: u64,
+    /// Not offered, whatever the backend offers.
+    pub hidden: u64,
     pub swiotlb: bool,
     pub access_platform: bool,
     pub packed: bool,
@@ -79,13 +83,13 @@ impl Offer {
         if !self.event_idx {
             features &= !bit(F_EVENT_IDX);
         }
-        features
+        features & !self.hidden | self.added
     }
 }
 
-/// What the backend is told of what the guest accepted.
-pub fn backend_features(accepted: u64) -> u64 {
-    accepted & !HIDDEN
+/// What a backend that offers `offered` is told of what the guest accepted.
+pub fn backend_features(accepted: u64, offered: u64) -> u64 {
+    accepted & offered & !HIDDEN
 }
 
 /// Why FEATURES_OK is refused.
@@ -115,6 +119,10 @@ pub enum Effect {
     /// The driver set FEATURES_OK.
     Features(Result<(), Refusal>),
     DriverOk,
+    /// The driver asked for a reset of this queue; its registers have been reset.
+    QueueReset(u16),
+    /// This queue was enabled after DRIVER_OK, as is done after its reset.
+    QueueEnabled(u16),
     /// A vector was assigned: of this queue, or of configuration changes.
     Vector(Option<u16>),
 }
@@ -157,16 +165,22 @@ pub struct Registers {
     queues: Vec<Queue>,
 }
 
-impl Registers {
-    pub fn new(rules: Rules) -> Self {
-        let queue = Queue {
-            size: rules.queue_size,
+impl Queue {
+    fn new(size: u16) -> Self {
+        Self {
+            size,
             vector: NO_VECTOR,
             enabled: false,
             desc: 0,
             driver: 0,
             device: 0,
-        };
+        }
+    }
+}
+
+impl Registers {
+    pub fn new(rules: Rules) -> Self {
+        let queue = Queue::new(rules.queue_size);
         Self {
             rules,
             device_feature_select: 0,
@@ -246,7 +260,8 @@ impl Registers {
             32..=39 => (32, of(|q| q.desc)),
             40..=47 => (40, of(|q| q.driver)),
             48..=55 => (48, of(|q| q.device)),
-            // queue_notify_data, queue_reset, admin queues: not offered
+            // A reset of a queue is over when the write returns, so queue_reset
+            // reads as 0. queue_notify_data and admin queues: not offered.
             _ => (offset, 0),
         }
     }
@@ -289,7 +304,8 @@ impl Registers {
                     return Effect::Vector(Some(index));
                 }
             }
-            (24..=55, _) => self.write_queue(offset, data.len(), value),
+            (24..=55, _) => return self.write_queue(offset, data.len(), value),
+            (58, 2) if value == 1 => return self.reset_queue(),
             _ => {}
         }
         Effect::None
@@ -316,15 +332,26 @@ impl Registers {
         }
     }
 
-    fn write_queue(&mut self, offset: u64, width: usize, value: u64) {
+    fn reset_queue(&mut self) -> Effect {
+        let size = self.rules.queue_size;
+        let negotiated = self.has(F_RING_RESET);
+        match self.queues.get_mut(usize::from(self.queue_select)) {
+            Some(queue) if negotiated => *queue = Queue::new(size),
+            _ => return Effect::None,
+        }
+        Effect::QueueReset(self.queue_select)
+    }
+
+    fn write_queue(&mut self, offset: u64, width: usize, value: u64) -> Effect {
         let limit = self.rules.queue_size;
         let packed = self.has(F_RING_PACKED);
+        let running = self.status & STATUS_DRIVER_OK != 0 && self.has(F_RING_RESET);
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
-            return;
+            return Effect::None;
         };
         // A queue that is enabled cannot be moved.
         if queue.enabled {
-            return;
+            return Effect::None;
         }
         let address = match offset {
             32..=39 => &mut queue.desc,
@@ -335,13 +362,16 @@ impl Registers {
                 if size != 0 && size <= limit && (packed || size.is_power_of_two()) {
                     queue.size = size;
                 }
-                return;
+                return Effect::None;
             }
             28 if width == 2 => {
                 queue.enabled = value == 1;
-                return;
+                if queue.enabled && running {
+                    return Effect::QueueEnabled(self.queue_select);
+                }
+                return Effect::None;
             }
-            _ => return,
+            _ => return Effect::None,
         };
         match (offset % 8, width) {
             (0, 8) => *address = value,
@@ -349,6 +379,7 @@ impl Registers {
             (4, 4) => *address = *address & 0xffff_ffff | (value << 32),
             _ => {}
         }
+        Effect::None
     }
 
     fn write_status(&mut self, value: u8) -> Effect {
@@ -576,6 +607,8 @@ mod tests {
     fn offer_hides_what_is_not_the_guests() {
         let backend = u64::MAX;
         let offer = Offer {
+            added: 0,
+            hidden: 0,
             swiotlb: false,
             access_platform: false,
             packed: false,
@@ -587,6 +620,8 @@ mod tests {
             assert_eq!(offered & bit(hidden), 0, "{hidden}");
         }
         let all = Offer {
+            added: 0,
+            hidden: 0,
             swiotlb: true,
             access_platform: true,
             packed: true,
@@ -599,6 +634,49 @@ mod tests {
             (1 << 27) | (1 << 33) | (1 << 34)
         );
         assert_eq!(offered & (bit(28) | bit(29)), 0);
-        assert_eq!(backend_features(offered) & ((1 << 27) | (1 << 33)), 0);
+        let told = backend_features(offered, backend);
+        assert_eq!(told & ((1 << 27) | (1 << 33)), 0);
+    }
+
+    #[test]
+    fn what_is_added_is_not_the_backends() {
+        let offer = Offer {
+            added: bit(5) | bit(F_RING_RESET),
+            hidden: bit(15),
+            swiotlb: true,
+            access_platform: false,
+            packed: false,
+            indirect: true,
+            event_idx: true,
+        };
+        let backend = bit(F_VERSION_1) | bit(15) | bit(16);
+        let offered = offer.features(backend);
+        assert_eq!(bits(offered), [5, 16, 27, 32, 40]);
+        assert_eq!(bits(backend_features(offered, backend)), [16, 32]);
+    }
+
+    #[test]
+    fn queue_is_reset_and_enabled_again() {
+        let mut r = registers(true);
+        r.reset(OFFERED | bit(F_RING_RESET));
+        accept(&mut r, OFFERED | bit(F_RING_RESET));
+        r.write(22, &1u16.to_le_bytes());
+        r.write(24, &64u16.to_le_bytes());
+        assert_eq!(r.write(28, &1u16.to_le_bytes()), Effect::None);
+        r.write(20, &[15]);
+        assert_eq!(r.write(58, &1u16.to_le_bytes()), Effect::QueueReset(1));
+        assert_eq!((read(&r, 58, 2), read(&r, 28, 2)), (0, 0));
+        assert_eq!(read(&r, 24, 2), 256);
+        assert_eq!(r.write(28, &1u16.to_le_bytes()), Effect::QueueEnabled(1));
+    }
+
+    #[test]
+    fn queue_reset_has_to_be_negotiated() {
+        let mut r = registers(true);
+        accept(&mut r, OFFERED);
+        r.write(20, &[15]);
+        r.write(28, &1u16.to_le_bytes());
+        assert_eq!(r.write(58, &1u16.to_le_bytes()), Effect::None);
+        assert_eq!(read(&r, 28, 2), 1);
     }
 }
