@@ -51,7 +51,7 @@ def _packed_backend(kind: str) -> Backend:
     def command(_: Restricted, image: Path | None, socket: Path) -> list[str | Path]:
         return [sys.executable, "-B", HERE / "backend.py", kind, socket, *([image] if image else [])]
 
-    return Backend(command, needs_image=kind != "entropy")
+    return Backend(command, "" if kind == "entropy" else "image")
 
 
 BACKENDS["packed-disk"] = _packed_backend("disk")
@@ -84,6 +84,8 @@ def ordinary_disk(*, size: str = "8M") -> Ordinary:
 
 
 def _is_disk(device: Device) -> bool:
+    if isinstance(device, Restricted) and (device.null or device.format != "raw"):
+        return False
     return device.kind in ("blk", "packed-disk")
 
 

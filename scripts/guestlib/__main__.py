@@ -20,8 +20,11 @@ toolbox, with the repository at its usual place; what it changes there is lost.
 _EPILOG = f"""\
 devices:
   --restricted TYPE[,KEY=VALUE]...   TYPE: {', '.join(BACKENDS)}
-      file=FILE    image (default: a new one), size=64M its length
+      file=FILE    image of blk, scsi (default: a new one), size=64M its length;
+                   directory of fs; source of rng; the host's socket of vsock
       null=1G      no image: a disk of this length that keeps nothing
+      format=qcow2 of blk's image; sector=4096: bytes of its sectors
+      port=12345   of the host's loopback, where console is to be talked to
       queues=N     virtqueues
       hotplug=yes  a slot of its own, where it can be unplugged; plugged=no: it is
                    not there yet
@@ -29,6 +32,10 @@ devices:
                    mode=optional... (swiotlb-device --help)
   --ordinary TYPE[,KEY=VALUE]...     TYPE: blk, net, rng, scsi, balloon...
       file=, size= as above; others are properties of QEMU's virtio-TYPE-pci
+
+  net: 10.0.2.15/24 in the guest, the host's loopback is 10.0.2.2; fs: the tag is
+  restricted0...; vsock: the guest is 3. scsi, rng, vsock, console and sound need
+  `scripts/build backends`.
 
 in the guest:
   $RESTRICTED0, $ORDINARY0...  PCI addresses of the devices, in order

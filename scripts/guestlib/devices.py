@@ -2,8 +2,10 @@
 """The devices of a guest, and the processes behind those that need some."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import struct
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import GuestError
@@ -22,8 +24,23 @@ class Backend:
 
     #: (device, its image or None, the socket to listen on) -> command
     command: Callable[["Restricted", Path | None, Path], list[str | Path]]
-    #: Whether it works on an image file.
-    needs_image: bool = False
+    #: What it works on: a file ("image"), a "directory", or nothing.
+    needs: str = ""
+    #: Options of swiotlb-device that it takes, unless others are given.
+    options: Mapping[str, object] = field(default_factory=dict)
+    #: What it adds to the name of the socket that it is told to listen on.
+    suffix: str = ""
+
+
+#: Where `scripts/build backends` puts those that no distribution packages.
+_CRATES = BUILD / "backends/bin"
+
+
+def _crate(name: str) -> Path:
+    program = _CRATES / f"vhost-device-{name}"
+    if not program.exists():
+        raise GuestError(f"there is no {program.name}; run: scripts/build backends")
+    return program
 
 
 def _storage_daemon(
@@ -33,20 +50,86 @@ def _storage_daemon(
     if device.null:
         disk = {"driver": "null-co", "size": device.null, "read-zeroes": False}
     else:
-        disk = {"driver": "raw", "file": {"driver": "file", "filename": str(image)}}
+        file = {"driver": "file", "filename": str(image)}
+        disk = {"driver": device.format, "file": {**file, "discard": "unmap"}, "discard": "unmap"}
     return [
         "qemu-storage-daemon",
         "--blockdev",
         json.dumps({"node-name": "disk", **disk}),
         "--export",
         f"type=vhost-user-blk,id=export,node-name=disk,writable=on,"
-        f"num-queues={device.queues},addr.type=unix,addr.path={socket}",
+        f"num-queues={device.queues or 1},logical-block-size={device.sector},"
+        f"addr.type=unix,addr.path={socket}",
     ]
 
 
+def _passt(_: "Restricted", _image: Path | None, socket: Path) -> list[str | Path]:
+    # The guest's 10.0.2.2 is the host's loopback; nothing depends on what
+    # addresses the host has.
+    return [
+        *("passt", "--foreground", "--vhost-user", "--socket", socket),
+        *("--ipv4-only", "--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2"),
+    ]
+
+
+def _virtiofsd(_: "Restricted", directory: Path | None, socket: Path) -> list[str | Path]:
+    # Its sandbox would be another process than the one that listens, and looked at.
+    return [
+        *("/usr/libexec/virtiofsd", "--socket-path", socket, "--shared-dir", directory or ""),
+        *("--tag", _name(socket), "--sandbox", "none"),
+    ]
+
+
+def _scsi(_: "Restricted", image: Path | None, socket: Path) -> list[str | Path]:
+    return [_crate("scsi"), "--socket-path", socket, image or ""]
+
+
+def _rng(device: "Restricted", _: Path | None, socket: Path) -> list[str | Path]:
+    source = device.file or "/dev/urandom"
+    return [_crate("rng"), "--socket-path", socket, "--rng-source", source]
+
+
+def _vsock(device: "Restricted", _: Path | None, socket: Path) -> list[str | Path]:
+    host = device.file or socket.with_name(f"{_name(socket)}-host.sock")
+    return [_crate("vsock"), "--socket", socket, "--uds-path", host, "--guest-cid", "3"]
+
+
+def _console(device: "Restricted", _: Path | None, socket: Path) -> list[str | Path]:
+    command = [_crate("console"), "--socket-path", socket, "--backend", "network"]
+    return [*command, "--tcp-port", str(device.port)]
+
+
+def _sound(_: "Restricted", _image: Path | None, socket: Path) -> list[str | Path]:
+    return [_crate("sound"), "--socket", socket, "--backend", "null"]
+
+
+def _name(socket: Path) -> str:
+    """restricted0, of the backend's socket."""
+    return socket.name.removesuffix("-backend.sock")
+
+
+#: virtio 1.4, 5.6.4: one queue, requests of 126 segments and 65535 sectors.
+_SCSI_CONFIG = struct.pack("<7I2HI", 1, 126, 0xFFFF, 128, 16, 96, 32, 0, 255, 16383).hex()
+
 #: By the type of device; another type needs one more entry.
 BACKENDS: dict[str, Backend] = {
-    "blk": Backend(_storage_daemon, needs_image=True),
+    "blk": Backend(_storage_daemon, "image"),
+    # passt has no configuration space: a MAC address, and the link is up. The
+    # reset of queues (40) is for ethtool -G.
+    "net": Backend(
+        _passt,
+        options={"queues": 2, "config": "525400123456" "0100" "0100" "dc05", "add_features": "5+16+40"},
+    ),
+    "fs": Backend(_virtiofsd, "directory", {"queues": 2}),
+    # The backend leaves its configuration space to the VMM: it dies of a write, and
+    # the driver writes what is there already.
+    "scsi": Backend(_scsi, "image", {"queues": 3, "queue_size": 128, "config": _SCSI_CONFIG}),
+    "rng": Backend(_rng, suffix="0"),
+    # The backend has no queue for events, and the driver does not do without.
+    "vsock": Backend(_vsock, options={"queues": 3, "idle_queues": 1}),
+    "console": Backend(_console, options={"queues": 4, "queue_size": 128}, suffix="0"),
+    # With event indices the backend looks at its queue of events for ever.
+    "sound": Backend(_sound, options={"queues": 4, "queue_size": 64, "event_idx": False}),
 }
 
 
@@ -58,9 +141,14 @@ class Restricted:
     vfio-user, with an unmodified vhost-user backend behind it.
 
     kind      type of device, an entry of BACKENDS ("blk")
-    file      the backend's image; by default a new, empty one of `size`
+    file      what the backend works on: an image (blk, scsi), a directory (fs), by
+              default a new, empty one, an image of `size`; where rng has its bytes
+              from (/dev/urandom); the host's socket of vsock
     null      the length of a disk without an image: what is written is lost, and
               what is read is anything
+    format    of the image of blk: raw or qcow2
+    sector    bytes of a sector of blk
+    port      on the host's loopback, where console is to be talked to
     queues    number of virtqueues, of device and backend
     hotplug   whether it has a root port of its own, and can be unplugged and
               plugged: see Guest.plug()
@@ -76,7 +164,10 @@ class Restricted:
         file: str | Path | None = None,
         size: str | int = "64M",
         null: str | int = 0,
-        queues: int = 1,
+        format: str = "raw",
+        sector: int | str = 512,
+        port: int | str = 12345,
+        queues: int | str | None = None,
         hotplug: bool | str = False,
         plugged: bool | str = True,
         **options: object,
@@ -90,7 +181,10 @@ class Restricted:
         self.file = Path(file).resolve() if file else None
         self.size = parse_bytes(size)
         self.null = parse_bytes(null)
-        self.queues = int(queues)
+        self.format = format
+        self.sector = int(sector)
+        self.port = int(port)
+        self.queues = None if queues is None else int(queues)
         self.plugged = yes(plugged)
         self.hotplug = yes(hotplug)
         if not self.plugged and not self.hotplug:
@@ -106,11 +200,13 @@ class Restricted:
         running = Running(name, sockets / f"{name}.sock", logs / f"{name}.report")
         try:
             backend_socket = sockets / f"{name}-backend.sock"
+            backend = BACKENDS[self.kind]
             running.backend = Process(
                 f"the backend of {name}",
-                BACKENDS[self.kind].command(self, image, backend_socket),
+                backend.command(self, image, backend_socket),
                 logs / f"{name}-backend.log",
             )
+            backend_socket = backend_socket.with_name(backend_socket.name + backend.suffix)
             running.backend.wait_listening(backend_socket)
             running.device = Process(
                 f"swiotlb-device of {name}",
@@ -128,8 +224,10 @@ class Restricted:
             "socket": running.socket,
             "backend": backend_socket,
             "type": self.kind,
-            "queues": self.queues,
+            "queues": 1,
             "report": running.report,
+            **BACKENDS[self.kind].options,
+            **({"queues": self.queues} if self.queues else {}),
             **self.options,
         }
         command: list[str | Path] = [SWIOTLB_DEVICE]
@@ -236,21 +334,31 @@ Device = Restricted | Ordinary
 
 
 def image_of(device: Device, name: str, directory: Path) -> Path | None:
-    """The image file of a device that works on one, made if it is new."""
+    """The image or directory that a device works on, made if it is new."""
     if isinstance(device, Restricted):
-        needed = BACKENDS[device.kind].needs_image and not device.null
+        needs = "" if device.null else BACKENDS[device.kind].needs
+        form = device.format
     else:
-        needed = device.kind == "blk"
-    if not needed:
+        needs = "image" if device.kind == "blk" else ""
+        form = "raw"
+    if not needs:
         return None
     if device.file:
-        if not device.file.is_file():
-            raise GuestError(f"the image {device.file} of {name} does not exist")
+        if not (device.file.is_dir() if needs == "directory" else device.file.is_file()):
+            raise GuestError(f"the {needs} {device.file} of {name} does not exist")
         return device.file
-    image = directory / f"{name}.img"
-    if not image.exists():
+    image = directory / f"{name}.{'dir' if needs == 'directory' else 'img'}"
+    if image.exists():
+        return image
+    if needs == "directory":
+        image.mkdir()
+    elif form == "raw":
         with open(image, "wb") as file:
             file.truncate(device.size)
+    else:
+        make = ["qemu-img", "create", "-q", "-f", form, str(image), str(device.size)]
+        if subprocess.run(make, check=False).returncode != 0:
+            raise GuestError(f"cannot make an image of format {form} for {name}")
     return image
 
 
