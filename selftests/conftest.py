@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["driver_table"]
+
 sys.dont_write_bytecode = True
 
 HERE = Path(__file__).resolve().parent
@@ -19,6 +21,7 @@ _PRODUCTS = {
     "module/test/virtio_swiotlb.ko": "scripts/build module test",
     "module/stock/virtio_swiotlb.ko": "scripts/build module stock",
     "target/release/swiotlb-device": "scripts/build device",
+    "backends/bin/vhost-device-vsock": "scripts/build backends",
     "bench/swiotlb_bench.ko": "scripts/build bench",
 }
 

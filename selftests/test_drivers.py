@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Drivers whose devices move little data, and those that cannot be bounced.
+
+Each behind an unmodified backend: its peculiarities are noted where they show.
+"""
+
+import base64
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from drivers import STEPS, assert_driven, free_port, passed
+from harness import Boot, booted, entropy, events
+from guestlib import Guest, Restricted
+from guestlib.result import key_values
+
+BYTES = 256 << 10
+#: Ports of vsock: the host's, to which the guest connects, and the guest's.
+HOST_PORT, GUEST_PORT = 5000, 6000
+#: What the guest's console prints. What is typed there, the backend loses: it takes
+#: all buffers of the driver at the first byte, and gives one back.
+PRINTED = 64 << 10
+PLAYED = 64_000
+
+#: The backend cannot take packets of several pieces, which the driver makes of larger
+#: calls.
+SENT_AT_ONCE = 8 << 10
+
+# In the guest: what is sent comes back, and is the same. One peer echoes.
+VSOCK = f"""
+import hashlib, os, socket
+
+def receive(peer, count):
+    data = b""
+    while len(data) < count:
+        part = peer.recv(count - len(data))
+        assert part, f"the end after {{len(data)}} bytes"
+        data += part
+    return data
+
+def send(peer, data):
+    for at in range(0, len(data), {SENT_AT_ONCE}):
+        peer.sendall(data[at : at + {SENT_AT_ONCE}])
+
+listener = socket.socket(socket.AF_VSOCK)
+listener.bind((socket.VMADDR_CID_ANY, {GUEST_PORT}))
+listener.listen()
+with socket.socket(socket.AF_VSOCK) as peer:
+    peer.connect((2, {HOST_PORT}))
+    data = os.urandom({BYTES})
+    send(peer, data)
+    assert receive(peer, {BYTES}) == data
+    print(hashlib.sha256(data).hexdigest())
+open("listening", "w").close()
+with listener.accept()[0] as peer:
+    send(peer, receive(peer, {BYTES}))
+"""
+
+# The terminal is open at 3.
+CONSOLE = f"""
+import base64, hashlib, os
+data = base64.b64encode(os.urandom({PRINTED} * 3 // 4))
+print(hashlib.sha256(data).hexdigest())
+while data:
+    data = data[os.write(3, data):]
+"""
+
+SCRIPT = STEPS + f"""
+insmod "$MODULE"
+modprobe -a virtio-rng virtio_scsi sd_mod vmw_vsock_virtio_transport
+# Emulated guests have clocks that hurry, at times.
+modprobe virtio_snd msg_timeout_ms=60000
+mkdir -p /run/work
+cd /run/work
+
+fact entropy timeout 60 sh -c 'head -c 4096 /dev/hwrng | base64 -w 0'
+done_with restricted0 virtio_rng
+
+cat >vsock.py <<-'END'
+{VSOCK}
+END
+python3 vsock.py >vsock.out 2>&1 &
+until [ -e listening ] || ! kill -0 $! 2>/dev/null; do sleep 0.2; done
+host connect
+fact vsock-end wait $!
+fact vsock cat vsock.out
+done_with restricted1 vmw_vsock_virtio_transport
+
+cat >console.py <<-'END'
+{CONSOLE}
+END
+for tty in /dev/hvc?; do
+	! stty -F $tty >/dev/null 2>&1 || break
+done
+exec 3<>$tty
+stty raw -echo <&3
+python3 console.py >console.out 2>&1 &
+host listen
+fact console-end wait $!
+fact console cat console.out
+exec 3>&-
+done_with restricted2 virtio_console
+
+for disk in "/sys/bus/virtio/devices/$(virtio restricted3)"/host*/target*/*/block/*; do
+	disk=/dev/${{disk##*/}}
+done
+fact fio fio --name=verify --filename=$disk --direct=1 --ioengine=libaio --iodepth=8 \\
+	--rw=randwrite --bsrange=4k-64k --blockalign=4k --size=16M --io_size=8M \\
+	--verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse
+head -c 1M /dev/urandom >written
+dd if=written of=$disk bs=64k seek=32M oflag=seek_bytes,direct status=none
+fact scsi sha written
+fact scsi-read sh -c "dd if=$disk bs=64k skip=32M count=1M iflag=skip_bytes,count_bytes,direct \\
+	status=none | sha256sum"
+done_with restricted3 virtio_scsi
+
+# All of it fits the buffer: the backend is done with what it gets at once, which a
+# player takes for an underrun.
+head -c {PLAYED} /dev/urandom >music
+keep restricted4 silent
+fact aplay timeout 60 aplay --quiet --device=hw:0,0 --file-type=raw --format=S16_LE \\
+	--rate=48000 --channels=2 --buffer-size=24000 --period-size=4000 music
+done_with restricted4 virtio_snd
+"""
+
+
+class Host:
+    """The host's part in it, and what it saw."""
+
+    def __init__(self, directory: Path) -> None:
+        self.entropy = directory / "entropy"
+        self.entropy.write_bytes(os.urandom(1 << 20))
+        self.vsock = directory / "vsock"
+        self.port = free_port()
+        self.sums: dict[str, str] = {}
+        self._echo = _listen(f"{self.vsock}_{HOST_PORT}")
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        """Sends back what the guest sends."""
+        with self._echo, self._echo.accept()[0] as peer:
+            data = _receive(peer, BYTES)
+            self.sums["came"] = hashlib.sha256(data).hexdigest()
+            peer.sendall(data)
+
+    def connect(self, _: Guest) -> None:
+        """To the guest, which sends back what comes."""
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(60)
+            peer.connect(str(self.vsock))
+            peer.sendall(f"CONNECT {GUEST_PORT}\n".encode())
+            assert _line(peer).startswith(b"OK "), "no connection to the guest"
+            data = os.urandom(BYTES)
+            peer.sendall(data)
+            assert _receive(peer, BYTES) == data
+
+    def listen(self, _: Guest) -> None:
+        with socket.create_connection(("127.0.0.1", self.port)) as peer:
+            peer.settimeout(60)
+            self.sums["printed"] = hashlib.sha256(_receive(peer, PRINTED)).hexdigest()
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    return listener
+
+
+def _receive(peer: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = peer.recv(count - len(data))
+        assert part, f"the end after {len(data)} bytes"
+        data += part
+    return data
+
+
+def _line(peer: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        data += _receive(peer, 1)
+    return data
+
+
+class Run(NamedTuple):
+    boot: Boot
+    host: Host
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    host = Host(tmp_path_factory.mktemp("host"))
+    devices = [
+        Restricted("rng", file=host.entropy),
+        Restricted("vsock", file=host.vsock),
+        Restricted("console", port=host.port),
+        Restricted("scsi"),
+        Restricted("sound"),
+    ]
+    actions = {"connect": host.connect, "listen": host.listen}
+    with booted("stock", devices, SCRIPT, on=actions) as boot:
+        yield Run(boot, host)
+
+
+@pytest.mark.driver("virtio_rng", backend="vhost-device-rng")
+class TestRng:
+    def test_entropy(self, run: Run) -> None:
+        """4 KiB of /dev/hwrng, all of it from the backend's file"""
+        passed(run.boot, "entropy")
+        data = base64.b64decode(run.boot.fact("entropy"))
+        source = run.host.entropy.read_bytes()
+        assert len(data) == 4096
+        # The kernel takes some for itself in between.
+        assert all(data[at : at + 16] in source for at in range(0, len(data), 16))
+
+    def test_is_confined_and_leaves_nothing(self, run: Run) -> None:
+        """nothing outside the region, nothing left"""
+        assert_driven(run.boot, "restricted0")
+
+
+@pytest.mark.driver("vmw_vsock_virtio_transport", backend="vhost-device-vsock")
+class TestVsock:
+    def test_streams(self, run: Run) -> None:
+        """streams opened from either side, 256 KiB there and back"""
+        passed(run.boot, "vsock-end")
+        assert run.boot.fact("vsock") == run.host.sums["came"]
+
+    def test_is_confined_and_leaves_nothing(self, run: Run) -> None:
+        """nothing outside the region; what the driver forgets is taken from it"""
+        assert_driven(run.boot, "restricted1", forgets=True)
+
+
+@pytest.mark.driver("virtio_console", backend="vhost-device-console")
+class TestConsole:
+    def test_characters(self, run: Run) -> None:
+        """64 KiB printed"""
+        passed(run.boot, "console-end")
+        assert run.boot.fact("console") == run.host.sums["printed"]
+
+    def test_is_confined_and_leaves_nothing(self, run: Run) -> None:
+        """nothing outside the region, nothing left"""
+        assert_driven(run.boot, "restricted2")
+
+
+@pytest.mark.driver("virtio_scsi", backend="vhost-device-scsi")
+class TestScsi:
+    def test_fio(self, run: Run) -> None:
+        """fio --verify, random writes, 8 in flight"""
+        passed(run.boot, "fio")
+
+    def test_data_is_in_the_file(self, run: Run) -> None:
+        """1 MiB, sha256 equal in the guest and in the image"""
+        image = run.boot.result.images[3]
+        assert image is not None
+        written = hashlib.sha256(image.read_bytes()[32 << 20 : 33 << 20]).hexdigest()
+        assert run.boot.fact("scsi") == run.boot.fact("scsi-read").split()[0] == written
+
+    def test_is_confined_and_leaves_nothing(self, run: Run) -> None:
+        """nothing outside the region; what the driver forgets is taken from it"""
+        assert_driven(run.boot, "restricted3", forgets=True)
+
+
+@pytest.mark.driver("virtio_snd", backend="vhost-device-sound")
+class TestSound:
+    def test_playback(self, run: Run) -> None:
+        """aplay to the backend that throws it away; it has no capture"""
+        passed(run.boot, "aplay")
+        silent, played = run.boot.kept("silent"), run.boot.kept("restricted4-bound")
+        assert played["bytes_to_device"] - silent["bytes_to_device"] >= PLAYED
+
+    def test_is_confined_and_leaves_nothing(self, run: Run) -> None:
+        """nothing outside the region; what the driver forgets is taken from it"""
+        assert_driven(run.boot, "restricted4", forgets=True)
+
+
+# --- types that cannot be bounced ---
+
+
+@pytest.mark.driver("declined", backend="none")
+class TestDeclined:
+    """Devices of types whose drivers hand out addresses that are no buffers; they insist
+    on VIRTIO_F_SWIOTLB. What is behind them is never asked."""
+
+    TYPES = {"balloon": 5, "gpu": 16, "iommu": 23, "mem": 24, "pmem": 27}
+
+    @pytest.fixture(scope="class")
+    def boot(self) -> Iterator[Boot]:
+        devices = [entropy(type=str(number), queues=5) for number in self.TYPES.values()]
+        script = """
+            insmod "$MODULE"
+            modprobe -a virtio_balloon virtio-gpu virtio-iommu virtio_mem virtio_pmem
+            for device in restricted0 restricted1 restricted2 restricted3 restricted4; do
+                keep $device $device
+                fact $device-driver driver $device
+            done
+            fact iomem claims
+            fact unload rmmod virtio_swiotlb
+        """
+        with booted("stock", devices, script) as boot:
+            yield boot
+
+    @pytest.mark.parametrize("kind", TYPES)
+    def test_driver_fails_cleanly(self, boot: Boot, kind: str) -> None:
+        """balloon, gpu, iommu, mem, pmem: bit declined, the driver fails cleanly"""
+        device = f"restricted{list(self.TYPES).index(kind)}"
+        state = key_values(boot.fact(f"{device}-state"))
+        assert state["mode"] == "declined" and kind in state["reason"], state
+        (line,) = boot.log(device, "not bounced: ")
+        assert f"{kind} device uses guest addresses that are no buffers" in line
+        assert boot.fact(f"{device}-driver") == ""
+        report = boot.report(device)
+        assert events(report, "features_refused") and not events(report, "driver_ok")
+
+    def test_nothing_is_left(self, boot: Boot) -> None:
+        """no region is claimed, the module can go"""
+        assert boot.fact("iomem") == ""
+        passed(boot, "unload")
