@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 from harness import (
     Boot,
-    assert_bounced,
     assert_confined,
     booted,
     disk,
