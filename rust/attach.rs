@@ -133,6 +133,9 @@ pub(crate) struct Seen {
     pub(crate) name: CString,
     kind: u32,
     offered: Atomic<u64>,
+    /// The status that the core has set since it reset the device.
+    status_set: Atomic<u32>,
+    generation: Generation,
     shared: Arc<Shared>,
     /// The state of the negotiation.
     #[pin]
@@ -210,6 +213,8 @@ impl Seen {
             name,
             kind,
             offered: Atomic::new(0),
+            status_set: Atomic::new(0),
+            generation: Generation::new(),
             shared,
             state <- new_mutex!(State {
                 driver,
@@ -227,6 +232,9 @@ impl Seen {
     /// A driver is about to be bound.
     fn begin(&self, dev: &Device, offered: u64) -> Result {
         self.offered.store(offered, Relaxed);
+        // What may be there before a driver is: whoever says more is not believed.
+        let before = dev.status() & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
+        self.status_set.store(before.into(), Relaxed);
         let driver = CString::try_from_fmt(fmt!("{}", dev.driver_name().unwrap_or(c"")))?;
         let mut state = self.state.lock();
         state.driver = driver;
@@ -277,7 +285,7 @@ impl Seen {
         if live != 0 {
             dev_err!(
                 dev.as_device(),
-                "swiotlb: the driver left {live} mappings in the region: a defect of the driver\n"
+                "swiotlb: the driver left {live} mappings in the region: not answered, or forgotten\n"
             );
         }
         let counters = bounce.counters();
@@ -332,6 +340,49 @@ fn announce(dev: &Device, decision: &Decision) {
             "swiotlb: {reason}: a driver uses it already; unbind and bind the driver, or load the module with takeover=1\n"
         ),
         Decision::Ignore(reason) => dev_info!(dev, "swiotlb: not bounced: {reason}\n"),
+    }
+}
+
+/// Status bits (virtio 1.4, 2.1).
+mod status {
+    pub(super) const ACKNOWLEDGE: u8 = 1;
+    pub(super) const DRIVER: u8 = 2;
+    pub(super) const NEEDS_RESET: u8 = 64;
+    pub(super) const FAILED: u8 = 128;
+}
+
+/// What a device says of the generation of its configuration. The core reads until it hears the
+/// same twice, which a device can withhold for ever.
+struct Generation {
+    last: Atomic<u32>,
+    /// How many in a row were others than the one before.
+    changes: Atomic<u32>,
+}
+
+impl Generation {
+    /// More than there are changes of a configuration in the time of so many reads of it.
+    const MANY: u32 = 100;
+
+    fn new() -> Self {
+        Self {
+            last: Atomic::new(0),
+            changes: Atomic::new(0),
+        }
+    }
+
+    /// What the core is told, and whether the device is no longer listened to from now on.
+    fn heard(&self, generation: u32) -> (u32, bool) {
+        if self.last.xchg(generation, Relaxed) == generation {
+            self.changes.store(0, Relaxed);
+            return (generation, false);
+        }
+        match self.changes.load(Relaxed) {
+            Self::MANY => (0, false),
+            before => {
+                self.changes.store(before + 1, Relaxed);
+                (generation, before + 1 == Self::MANY)
+            }
+        }
     }
 }
 
@@ -419,6 +470,35 @@ impl Hooks for Negotiator {
                 Ok(())
             }
         }
+    }
+
+    fn reset(&self, _dev: &Device) {
+        self.0.status_set.store(0, Relaxed);
+    }
+
+    fn set_status(&self, _dev: &Device, status: u8) {
+        self.0.status_set.store(status.into(), Relaxed);
+    }
+
+    /// All bits but one are the driver's to set (virtio 1.4, 2.1). A device that sets others would
+    /// have the core warn of itself.
+    fn status(&self, _dev: &Device, said: u8) -> u8 {
+        match self.0.status_set.load(Relaxed) as u8 {
+            // Reset, and nobody there yet whom it could tell that it needs one.
+            0 => 0,
+            set => said & (set | status::NEEDS_RESET),
+        }
+    }
+
+    fn generation(&self, dev: &Device, generation: u32) -> u32 {
+        let (generation, ignored) = self.0.generation.heard(generation);
+        if ignored {
+            dev_err!(
+                dev.as_device(),
+                "swiotlb: the device's configuration changes all the time: what is read of it may be of several generations\n"
+            );
+        }
+        generation
     }
 
     fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]) {

@@ -377,7 +377,7 @@ impl Bounce {
         if first(&self.said_bad) {
             dev_err!(
                 self.dev,
-                "swiotlb: handle {:#x} of {} bytes was refused ({:?}): a defect of the driver, nothing was done (said once)\n",
+                "swiotlb: handle {:#x} of {} bytes was refused ({:?}): the device has rewritten a ring, or the driver is at fault; unbind and bind the driver (said once)\n",
                 handle,
                 len,
                 bad
@@ -386,14 +386,19 @@ impl Bounce {
     }
 
     /// Finds what part of a mapping a sync is for, and has it copied.
-    fn sync(&self, handle: Handle, len: usize, copy: impl FnOnce(usize, u64, &Tally)) {
+    fn sync(
+        &self,
+        handle: Handle,
+        len: usize,
+        copy: impl FnOnce(usize, u64, &Tally, pool::Direction),
+    ) {
         let offset = self.offset(handle);
         match self.pool.find(offset, len) {
             Ok(mapping) => {
                 let inside = (offset - mapping.offset) as u64;
                 let tally = self.tally(self.cpu());
                 tally.syncs.fetch_add(1, Relaxed);
-                copy(offset, mapping.orig + inside, tally);
+                copy(offset, mapping.orig + inside, tally, mapping.direction);
             }
             Err(bad) => self.say_bad(handle, len, bad),
         }
@@ -423,23 +428,29 @@ impl Map for Bounce {
     }
 
     #[inline(always)]
-    fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) {
+    fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool {
         let wanted = direction != Direction::ToDevice && !discard;
         let ended = self.pool.unmap_with(self.offset(handle), len, |mapping| {
-            if !wanted {
+            // A buffer that was lent for reading is not written, whatever is said now.
+            if !wanted || mapping.direction == pool::Direction::ToDevice {
                 return 0;
             }
             self.copy_out(mapping.offset, mapping.orig, len);
             len
         });
-        if let Err(bad) = ended {
-            self.say_bad(handle, len, bad);
+        match ended {
+            Ok(()) => true,
+            Err(bad) => {
+                self.say_bad(handle, len, bad);
+                false
+            }
         }
     }
 
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |offset, phys, tally| {
-            if direction != Direction::ToDevice {
+        self.sync(handle, len, |offset, phys, tally, mapped| {
+            // As in `unmap()`.
+            if direction != Direction::ToDevice && mapped != pool::Direction::ToDevice {
                 self.copy_out(offset, phys, len);
                 tally.bytes_from_device.fetch_add(len as u64, Relaxed);
             }
@@ -447,7 +458,7 @@ impl Map for Bounce {
     }
 
     fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |offset, phys, tally| {
+        self.sync(handle, len, |offset, phys, tally, _| {
             if direction != Direction::FromDevice {
                 self.copy_in(phys, offset, len);
                 tally.bytes_to_device.fetch_add(len as u64, Relaxed);

@@ -12,6 +12,9 @@
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ring.h>
 
 #include "helpers.h"
 
@@ -86,6 +89,32 @@ void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags)
 void virtio_swiotlb_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();
+}
+
+/*
+ * Ends the use of a device's rings. May be called in any context, also by the
+ * core while it takes a chain of a split ring apart: it goes by the NEXT flags
+ * in shared memory, and would follow them for ever if the device sets them all.
+ */
+void virtio_swiotlb_break(struct virtio_device *vdev)
+{
+	bool packed = __virtio_test_bit(vdev, VIRTIO_F_RING_PACKED);
+	const struct vring *vring;
+	struct virtqueue *vq;
+	unsigned int i;
+
+	/* The list is kept by tasks only; one of them may be interrupted here. */
+	if (!spin_trylock(&vdev->vqs_list_lock))
+		return;
+	virtio_device_for_each_vq(vdev, vq) {
+		__virtqueue_break(vq);
+		if (packed)
+			continue;
+		vring = virtqueue_get_vring(vq);
+		for (i = 0; i < vring->num; i++)
+			WRITE_ONCE(vring->desc[i].flags, 0);
+	}
+	spin_unlock(&vdev->vqs_list_lock);
 }
 
 enum from_device { PRESERVE, CLEAR };

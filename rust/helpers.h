@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * C that Rust cannot call: static inlines and macros of the kernel, wrapped
- * one by one without logic of their own.
+ * one by one without logic of their own, and what needs C's view of a ring.
  */
 #ifndef _VIRTIO_SWIOTLB_HELPERS_H
 #define _VIRTIO_SWIOTLB_HELPERS_H
@@ -9,6 +9,7 @@
 #include <linux/pci.h>
 #include <linux/spinlock_types.h>
 #include <linux/types.h>
+#include <linux/virtio.h>
 
 void virtio_swiotlb_device_lock(struct device *dev);
 void virtio_swiotlb_device_unlock(struct device *dev);
@@ -24,6 +25,7 @@ unsigned long virtio_swiotlb_lock(spinlock_t *lock);
 bool virtio_swiotlb_trylock(spinlock_t *lock, unsigned long *flags);
 void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags);
 void virtio_swiotlb_synchronize_rcu_tasks(void);
+void virtio_swiotlb_break(struct virtio_device *vdev);
 
 /*
  * The module parameter "from_device", which is a word: parameters of Rust modules

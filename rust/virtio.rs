@@ -163,6 +163,26 @@ impl Device {
         }
     }
 
+    /// The device's status, as the device says. May sleep; needs the device lock.
+    pub(crate) fn status(&self) -> u8 {
+        // SAFETY: By the type invariant; `config` is set before the device is registered.
+        let get = unsafe { (*(*self.as_raw()).config).get_status };
+        // SAFETY: The operation belongs to this device.
+        get.map_or(0, |get| unsafe { get(self.as_raw()) })
+    }
+
+    /// Ends the use of the device's rings: nothing is put into them any more, and nothing taken
+    /// out, until the driver is bound anew. May be called in any context.
+    ///
+    /// # Safety
+    ///
+    /// The device must have a driver whose rings exist.
+    #[cold]
+    unsafe fn break_rings(&self) {
+        // SAFETY: By the type invariant, and by the safety requirements.
+        unsafe { bindings::virtio_swiotlb_break(self.as_raw()) };
+    }
+
     /// Brings a device that refused a driver back to where a driver can be tried again. May
     /// sleep; needs the device lock, and that no driver is bound.
     pub(crate) fn reset(&self) {

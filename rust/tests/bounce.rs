@@ -486,6 +486,24 @@ mod cases {
     }
 
     #[test]
+    fn what_was_lent_for_reading_is_not_written() -> Result {
+        // The core goes by what is in a ring when it unmaps: the device could have it believe
+        // that this buffer was lent for writing.
+        let bench = Bench::new(64 << 10)?;
+        let mut buffer = patterned(1000, 0)?;
+        let sent = patterned(1000, 0)?;
+        let handle = bench.map(&mut buffer, ToDevice)?;
+        bench.device_writes(handle, &patterned(1000, 40)?)?;
+        bench.bounce.sync_for_cpu(handle, 1000, FromDevice);
+        assert!(*buffer == *sent);
+        bench.bounce.unmap(handle, 1000, FromDevice, false);
+        assert!(*buffer == *sent);
+        assert!(bench.is_empty());
+        assert_eq!(bench.bounce.counters().bytes_from_device, 0);
+        Ok(())
+    }
+
+    #[test]
     fn full_pool_refuses_and_recovers() -> Result {
         let bench = Bench::new(64 << 10)?;
         let mut buffer = patterned(4096, 0)?;

@@ -222,6 +222,24 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
+    /// Makes every descriptor of a split ring say that another follows.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the ring is not in the region.
+    pub(crate) fn link_all(&self) -> Result {
+        for index in 0..u64::from(self.num) {
+            let at = self.desc + DESC_BYTES as u64 * index + 12;
+            self.write(at, &(self.read_u16(at)? | NEXT).to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// One more request was seen to by somebody else (split rings).
+    pub(crate) fn skip(&mut self) {
+        self.next = self.next.wrapping_add(1);
+    }
+
     /// What the driver sent in a request.
     ///
     /// # Errors

@@ -215,6 +215,12 @@ impl Fake {
         unsafe { bindings::virtio_swiotlb_fake_read_config(self.0.as_ptr(), at) }
     }
 
+    /// The le64 at byte `at` of the device's configuration, as the driver reads it.
+    pub(crate) fn read_long(&self, at: u32) -> u64 {
+        // SAFETY: The fake is live, and the configuration is longer than the tests ask for.
+        unsafe { bindings::virtio_swiotlb_fake_read_long(self.0.as_ptr(), at) }
+    }
+
     /// The longest mapping that the driver is told of, in bytes.
     pub(crate) fn max_mapping(&self) -> usize {
         // SAFETY: The fake is live.

@@ -357,6 +357,70 @@ mod cases {
     }
 
     #[test]
+    fn status_that_no_driver_set() -> Result {
+        // The core would warn of a device that is ready before its driver, or after a reset.
+        for noise in [0xff, 0x04, 0x44, 0x80] {
+            let fake = Fake::new(&offering(BIT))?;
+            let before = fake.sight();
+            fake.change(|setup| setup.status_noise = noise);
+            fake.bind()?;
+            assert!(bound_with(&fake, &before));
+            works(&fake, 1, false)?;
+            fake.unbind();
+            assert_eq!(fake.mode(), "ignored");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn configuration_that_never_stands_still() -> Result {
+        let fake = Fake::new(&offering(BIT))?;
+        fake.change(|setup| setup.config = [0x11; 64]);
+        fake.bind()?;
+        let before = fake.log().generations;
+        assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
+        assert_eq!(fake.log().generations, before + 2);
+
+        fake.change(|setup| setup.runs = true);
+        // The core reads until it hears the same twice: this must end, and end sooner next time.
+        assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
+        let before = fake.log().generations;
+        assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
+        assert_eq!(fake.log().generations, before + 2);
+        Ok(())
+    }
+
+    #[test]
+    fn descriptors_that_all_have_another() -> Result {
+        let fake = Fake::new(&offering(BIT))?;
+        fake.bind()?;
+        let mut queue = Queue::new(&fake, 0);
+        works(&fake, 1, false)?;
+        for _ in 0..40 {
+            queue.skip();
+        }
+        // When this fails the driver still has the buffers: then they are leaked.
+        let mut out = ManuallyDrop::new(KVec::from_elem(0x11_u8, 100, GFP_KERNEL)?);
+        let mut into = ManuallyDrop::new(KVec::from_elem(0x77_u8, 50, GFP_KERNEL)?);
+        fake.add(0, &mut out, &mut into)?;
+        let request = queue.pop()?.ok_or(ENOENT)?;
+        queue.link_all()?;
+        queue.push(&request, 20)?;
+        // The core follows the links round and round, giving back what it does not have, until
+        // it is stopped.
+        assert_eq!(fake.get(0), Some(20));
+        assert!(fake.bounce(|b| b.counters().bad_handle).unwrap_or(0) > 0);
+        // The ring is not used any more: its list of free descriptors is the device's work now.
+        assert!(fake.add(0, &mut out, &mut into) == Err(EIO));
+        ManuallyDrop::into_inner(out);
+        ManuallyDrop::into_inner(into);
+
+        fake.unbind();
+        fake.bind()?;
+        works(&fake, 1, false)
+    }
+
+    #[test]
     fn features_dropped_by_the_transport() -> Result {
         let users = fake::module_users();
         for dropped in [Features::SWIOTLB, PLATFORM] {

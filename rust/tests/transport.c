@@ -56,7 +56,15 @@ static void fake_set(struct virtio_device *vdev, unsigned int offset,
 
 static u8 fake_get_status(struct virtio_device *vdev)
 {
-	return to_fake(vdev)->log.status;
+	return to_fake(vdev)->log.status | to_fake(vdev)->setup.status_noise;
+}
+
+static u32 fake_generation(struct virtio_device *vdev)
+{
+	struct virtio_swiotlb_fake *fake = to_fake(vdev);
+	u32 generations = fake->log.generations++;
+
+	return fake->setup.runs ? generations : 0;
 }
 
 static void fake_set_status(struct virtio_device *vdev, u8 status)
@@ -154,6 +162,7 @@ static int fake_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
 #define FAKE_CONFIG_OPS				\
 	.get = fake_get,			\
 	.set = fake_set,			\
+	.generation = fake_generation,		\
 	.get_status = fake_get_status,		\
 	.set_status = fake_set_status,		\
 	.reset = fake_reset,			\
@@ -199,6 +208,9 @@ static void fake_stop(struct virtio_device *vdev)
 	virtio_reset_device(vdev);
 	for (i = 0; i < ARRAY_SIZE(fake->log.queues); i++) {
 		if (!fake->log.queues[i].vq)
+			continue;
+		/* The core counts descriptors, and a device can make it miscount. */
+		if (virtqueue_is_broken(fake->log.queues[i].vq))
 			continue;
 		while (virtqueue_detach_unused_buf(fake->log.queues[i].vq))
 			;
@@ -392,6 +404,12 @@ u32 virtio_swiotlb_fake_read_config(struct virtio_swiotlb_fake *fake, u32 at)
 
 	fake->vdev.config->get(&fake->vdev, at, &value, sizeof(value));
 	return le32_to_cpu(value);
+}
+
+/* In pieces of which the core wants to be sure that they belong together. */
+u64 virtio_swiotlb_fake_read_long(struct virtio_swiotlb_fake *fake, u32 at)
+{
+	return virtio_cread64(&fake->vdev, at);
 }
 
 size_t virtio_swiotlb_fake_max_mapping(struct virtio_swiotlb_fake *fake)

@@ -39,6 +39,8 @@ struct virtio_swiotlb_fake_sight {
 struct virtio_swiotlb_fake_setup {
 	u64 offered;
 	u64 offered_then;	/* when asked again, if not 0 */
+	u8 status_noise;	/* set in every status that is read */
+	bool runs;		/* the generation of the configuration does */
 	u64 dropped;		/* finalize_features() clears these */
 	bool refuses;		/* the device does not keep FEATURES_OK */
 	u8 config_space[256];
@@ -58,6 +60,7 @@ struct virtio_swiotlb_fake_log {
 	u32 asked;		/* how often for its features */
 	u32 finalized;
 	u32 resets;
+	u32 generations;	/* how often for that of its configuration */
 	struct virtio_swiotlb_fake_queue queues[VIRTIO_SWIOTLB_FAKE_QUEUES];
 
 	struct virtio_swiotlb_fake_sight at_finalize;
@@ -90,6 +93,7 @@ int virtio_swiotlb_fake_freeze(struct virtio_swiotlb_fake *fake);
 int virtio_swiotlb_fake_restore(struct virtio_swiotlb_fake *fake);
 
 u32 virtio_swiotlb_fake_read_config(struct virtio_swiotlb_fake *fake, u32 at);
+u64 virtio_swiotlb_fake_read_long(struct virtio_swiotlb_fake *fake, u32 at);
 size_t virtio_swiotlb_fake_max_mapping(struct virtio_swiotlb_fake *fake);
 int virtio_swiotlb_fake_add(struct virtio_swiotlb_fake *fake, u32 queue,
 			    void *out, u32 out_len, void *in, u32 in_len);

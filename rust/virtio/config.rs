@@ -30,6 +30,18 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     /// An error keeps the driver from being bound, or resumed.
     fn finalize(&self, dev: &Device, original: Original<'_>) -> Result;
 
+    /// The core resets the device, which begins a negotiation or ends a binding.
+    fn reset(&self, dev: &Device);
+
+    /// The core sets the device's status.
+    fn set_status(&self, dev: &Device, status: u8);
+
+    /// The device has said `status`. Returns what the core is told.
+    fn status(&self, dev: &Device, status: u8) -> u8;
+
+    /// The device has said `generation` of its configuration. Returns what the core is told.
+    fn generation(&self, dev: &Device, generation: u32) -> u32;
+
     /// The driver has read `bytes` of the configuration at byte `offset`.
     fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]);
 }
@@ -92,6 +104,18 @@ impl<T: Hooks> Interposer<T> {
         // A transport has some of these only, and the core looks at which.
         if ops.get.is_some() {
             ops.get = Some(Self::get);
+        }
+        if ops.generation.is_some() {
+            ops.generation = Some(Self::generation);
+        }
+        if ops.get_status.is_some() {
+            ops.get_status = Some(Self::get_status);
+        }
+        if ops.set_status.is_some() {
+            ops.set_status = Some(Self::set_status);
+        }
+        if ops.reset.is_some() {
+            ops.reset = Some(Self::reset);
         }
         if ops.get_features.is_some() {
             ops.get_features = Some(Self::get_features);
@@ -171,6 +195,58 @@ impl<T: Hooks> Interposer<T> {
             // SAFETY: The caller's buffer has `len` bytes, which the original has filled.
             let bytes = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), len as usize) };
             this.hooks.read(dev, offset, bytes);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::generation`, for a device with this copy.
+    unsafe extern "C" fn generation(vdev: *mut bindings::virtio_device) -> u32 {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        let Some(generation) = this.original().generation else {
+            return 0;
+        };
+        // SAFETY: The argument is the caller's.
+        this.hooks.generation(dev, unsafe { generation(vdev) })
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::get_status`, for a device with this copy.
+    unsafe extern "C" fn get_status(vdev: *mut bindings::virtio_device) -> u8 {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        let Some(get) = this.original().get_status else {
+            return 0;
+        };
+        // SAFETY: The argument is the caller's.
+        this.hooks.status(dev, unsafe { get(vdev) })
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::set_status`, for a device with this copy.
+    unsafe extern "C" fn set_status(vdev: *mut bindings::virtio_device, status: u8) {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        this.hooks.set_status(dev, status);
+        if let Some(set) = this.original().set_status {
+            // SAFETY: The arguments are the caller's.
+            unsafe { set(vdev, status) };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::reset`, for a device with this copy.
+    unsafe extern "C" fn reset(vdev: *mut bindings::virtio_device) {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        this.hooks.reset(dev);
+        if let Some(reset) = this.original().reset {
+            // SAFETY: The argument is the caller's.
+            unsafe { reset(vdev) };
         }
     }
 

@@ -59,7 +59,8 @@ pub(crate) trait Map: Send + Sync + 'static {
     /// kernel's linear map. `None` if there is no room: the driver will come again.
     fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
     /// Undoes `map`. With `discard` the buffer keeps what it has, whatever the device wrote.
-    fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool);
+    /// `false` if nothing is mapped so: then the core has lost track of its rings.
+    fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool;
     /// Lets the CPU see what the device wrote to part of a mapping.
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction);
     /// Lets the device see what the CPU wrote to part of a mapping.
@@ -182,8 +183,12 @@ impl<T: Map> Mapper<T> {
         // SAFETY: Called through the operations of an installed `Self`.
         let this = unsafe { Self::of(token) };
         let discard = attrs & core_bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong != 0;
-        this.inner
-            .unmap(handle, len, Direction::from_raw(dir), discard);
+        let dir = Direction::from_raw(dir);
+        if !this.inner.unmap(handle, len, dir, discard) {
+            // SAFETY: The token's driver data is the device, as in `of()`; what is unmapped was
+            // mapped for a ring.
+            unsafe { Device::from_raw((*token.dma_dev).driver_data.cast()).break_rings() };
+        }
     }
 
     /// # Safety
