@@ -16,6 +16,7 @@ use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::backend::{Backend, BackendError, QueueSetup, Share, MAX_SHARES};
+use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
 use crate::options::{Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
@@ -46,10 +47,13 @@ pub enum DeviceError {
 
 struct RunningQueue {
     index: u16,
+    ring: RingAddresses,
     walker: Walker,
     kick: EventFd,
     /// Stands in while the queue has no vector that anybody listens to.
     idle_call: EventFd,
+    /// Faults have been done to used entries up to here.
+    spoiled: u16,
 }
 
 /// What addresses may point into while queues run, and all that the backend
@@ -97,6 +101,9 @@ pub struct Device {
     running: Option<Running>,
     negotiation: u64,
     reported: u64,
+    faults: Faults,
+    /// Threads that faults need, until the next reset.
+    attacks: Vec<Attack>,
 }
 
 impl Device {
@@ -125,6 +132,8 @@ impl Device {
             negotiation: 0,
             reported: 0,
             guest_memory: GuestMemory::default(),
+            faults: Faults::new(&options),
+            attacks: Vec::new(),
             region,
             report,
             options,
@@ -190,6 +199,12 @@ impl Device {
         if self.backend.is_none() && self.last_attempt.elapsed() >= RETRY {
             self.find_backend();
         }
+        if self.faults.relays() {
+            self.relay_interrupts();
+        }
+        if self.faults.needs_reset() {
+            self.fail("a fault that was asked for");
+        }
         self.check_all();
     }
 
@@ -205,6 +220,8 @@ impl Device {
     // Life cycle
 
     fn reset_registers(&mut self) {
+        self.attacks.clear();
+        self.faults.begin(self.negotiation, &self.report);
         let offer = Offer {
             added: self.options.add_features,
             hidden: self.options.hide_features,
@@ -214,7 +231,8 @@ impl Device {
             indirect: self.options.indirect,
             event_idx: self.options.event_idx,
         };
-        self.registers.reset(offer.features(self.backend_features));
+        let offered = self.faults.offer(offer.features(self.backend_features));
+        self.registers.reset(offered);
         self.isr = 0;
         self.reported = 0;
     }
@@ -450,6 +468,14 @@ impl Device {
             self.fail("there is no backend");
             return;
         };
+        if self.faults.scribbles() {
+            // No backend would survive such rings. Without one, they are not read at all.
+            self.attack_rings(&running);
+            running.queues.clear();
+            self.backend = Some(backend);
+            self.running = Some(running);
+            return;
+        }
         let Some(early) = self.look_early(&mut running.queues, &running.reach) else {
             self.backend = Some(backend);
             self.fail(BAD_CHAIN);
@@ -467,6 +493,7 @@ impl Device {
             Ok(()) => {
                 self.backend = Some(backend);
                 self.report_backend_memory(&running.reach, "start");
+                self.attack_rings(&running);
                 self.running = Some(running);
                 // A queue without anything is left asleep: a backend that is
                 // woken for nothing may take what comes next before it was
@@ -569,6 +596,9 @@ impl Device {
     /// this comes before it has them. Returns the queues in which there is
     /// something, none if it is not as it must be.
     fn look_early(&mut self, queues: &mut [RunningQueue], reach: &Reach) -> Option<Vec<u16>> {
+        if self.faults.blinds() {
+            return Some(queues.iter().map(|q| q.index).collect());
+        }
         let mut early = Vec::new();
         for queue in queues {
             let checked = queue.walker.check(&reach.memory(&self.region));
@@ -610,6 +640,9 @@ impl Device {
 
     /// Whether what is new in a queue is as it must be.
     fn check(&mut self, index: u16) -> bool {
+        if self.faults.blinds() {
+            return true;
+        }
         let Some(running) = &mut self.running else {
             return true;
         };
@@ -749,6 +782,9 @@ impl Device {
     }
 
     fn call<'a>(&'a self, queue: &'a RunningQueue) -> &'a EventFd {
+        if self.faults.relays() {
+            return &queue.idle_call;
+        }
         self.registers
             .queues()
             .get(usize::from(queue.index))
@@ -784,6 +820,52 @@ impl Device {
         if let Err(error) = outcome {
             self.lose_backend(&error.to_string());
         }
+    }
+
+    // Faults
+
+    fn attack(&mut self) {
+        match self.faults.attack(&self.region) {
+            Ok(attack) => self.attacks.extend(attack),
+            Err(error) => log::error!("no attack: {error}"),
+        }
+    }
+
+    fn attack_rings(&mut self, running: &Running) {
+        let base = running.reach.region.map_or(0, |window| window.base);
+        let rings = running.queues.iter().flat_map(|q| q.ring.areas());
+        let rings = rings.map(|(_, addr, len)| (addr.wrapping_sub(base) as usize, len as usize));
+        match self.faults.attack_rings(&self.region, rings.collect()) {
+            Ok(attack) => self.attacks.extend(attack),
+            Err(error) => log::error!("no attack: {error}"),
+        }
+        if self.faults.storms() {
+            let vectors = self.vectors.iter().flatten();
+            let vectors = vectors.filter_map(|fd| fd.try_clone().ok());
+            self.attacks.push(Attack::storm(vectors.collect()));
+        }
+    }
+
+    /// Interrupts of the backend, after faults have had their chance.
+    fn relay_interrupts(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        let memory = running.reach.memory(&self.region);
+        for queue in &mut running.queues {
+            let vector = self.registers.queues()[usize::from(queue.index)].vector;
+            if self.vector(vector).is_none() || queue.idle_call.read().is_err() {
+                continue;
+            }
+            let (ring, spoiled) = (&queue.ring, &mut queue.spoiled);
+            if self.faults.before_interrupt(&memory, ring, spoiled) {
+                self.signal(vector);
+                if self.faults.interrupts_idle_queues() {
+                    (0..self.vectors.len()).for_each(|vector| self.signal(vector as u16));
+                }
+            }
+        }
+        self.running = Some(running);
     }
 
     /// SET_IRQS: event file descriptors for vectors `start..start + count`, or
@@ -850,6 +932,7 @@ impl Device {
 
     pub fn config_read(&mut self, offset: u64, data: &mut [u8]) {
         self.pci.read(offset, data);
+        self.faults.config_read(&self.pci, offset, data);
         if let Some(access) = self.pci.window_access(offset) {
             let mut value = [0; 4];
             self.bar_read(
@@ -874,7 +957,10 @@ impl Device {
         data.fill(0);
         match (bar, offset) {
             (CONTROL_BAR, pci::COMMON_OFFSET..pci::ISR_OFFSET) => {
-                self.registers.read(offset - pci::COMMON_OFFSET, data);
+                let offset = offset - pci::COMMON_OFFSET;
+                self.registers.read(offset, data);
+                let select = self.registers.device_feature_select();
+                self.faults.common_read(select, offset, data);
             }
             (CONTROL_BAR, pci::ISR_OFFSET) => {
                 if let Some(first) = data.first_mut() {
@@ -885,6 +971,7 @@ impl Device {
                 let from = ((offset - pci::DEVICE_OFFSET) as usize).min(self.config.len());
                 let n = data.len().min(self.config.len() - from);
                 data[..n].copy_from_slice(&self.config[from..from + n]);
+                self.faults.device_config_read(data);
             }
             (BOUNCE_BAR, _) => self.region.read(offset, data),
             _ => {}
@@ -953,7 +1040,9 @@ impl Device {
                 "features_refused",
                 json!({ "reason": refusal.text(), "negotiation": self.negotiation }),
             );
+            return;
         }
+        self.attack();
     }
 }
 
@@ -976,9 +1065,11 @@ fn running_queues(rings: Vec<(u16, RingAddresses)>) -> io::Result<Vec<RunningQue
         .map(|(index, ring)| {
             Ok(RunningQueue {
                 index,
+                ring,
                 walker: Walker::new(ring),
                 kick: EventFd::new(EFD_NONBLOCK)?,
                 idle_call: EventFd::new(EFD_NONBLOCK)?,
+                spoiled: 0,
             })
         })
         .collect()

@@ -11,6 +11,7 @@
 
 mod backend;
 mod device;
+mod faults;
 mod guest_memory;
 mod options;
 mod pci;
@@ -36,6 +37,7 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use crate::device::Device;
+use crate::faults::FaultSet;
 use crate::options::Options;
 use crate::report::Report;
 use crate::server::Shared;
@@ -73,6 +75,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
             "swiotlb-device: warning: --allow-guest-memory: the device and its backend can reach \
              all guest memory that a client shares; this is for benchmarks, and nothing else"
         );
+    }
+    if let Some(seed) = options.chaos {
+        eprintln!("swiotlb-device: chaos: --chaos {seed} does it again");
     }
     let options = Arc::new(options);
     let report = Report::new(options.report.as_deref(), options.allow_guest_memory);
@@ -115,6 +120,9 @@ fn start(options: &Options) -> serde_json::Value {
         "allow_guest_memory": options.allow_guest_memory,
         "queues": options.queue_count(),
         "queue_size": options.queue_size,
+        "faults": FaultSet::from_iter(options.fault.iter().copied()).names(),
+        "fault_after": options.fault_after,
+        "chaos": options.chaos,
     })
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, ValueEnum};
 use thiserror::Error;
 
+use crate::faults::Fault;
 use crate::types::{self, DeviceType};
 use crate::virtio::{bit, F_RING_RESET};
 
@@ -85,6 +86,18 @@ pub struct Options {
     /// compare with direct DMA, and nothing else
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
     pub allow_guest_memory: bool,
+
+    /// What is wrong with the device, for tests of a guest (more than one with commas)
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
+    pub fault: Vec<Fault>,
+
+    /// At each reset draw anew what is wrong; the same seed draws the same
+    #[arg(long, value_name = "SEED", conflicts_with = "fault")]
+    pub chaos: Option<u64>,
+
+    /// Be a good device until a driver has set FEATURES_OK so many times
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub fault_after: u64,
 
     /// Number of virtqueues [default: the fewest that the type can have]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES as i64))]

@@ -6,6 +6,7 @@
 //! What the device presents is first a list ([`capabilities`]), then bytes
 //! ([`ConfigSpace::new`]), so that a test can alter the list in between.
 
+use crate::faults;
 use crate::options::Options;
 
 /// Length of configuration space, in bytes. Conventional PCI: nothing here
@@ -56,6 +57,7 @@ const COMMAND_BUS_MASTER: u16 = 1 << 2;
 const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 const STATUS_CAP_LIST: u16 = 1 << 4;
 
+const BAR_IO: u32 = 0x1;
 const BAR_64: u32 = 0x4;
 const BAR_PREFETCH: u32 = 0x8;
 
@@ -78,13 +80,26 @@ pub enum Capability {
     },
 }
 
-/// A memory BAR.
+/// A BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bar {
     /// Bytes, a power of two.
     pub size: u64,
     pub wide: bool,
     pub prefetchable: bool,
+    /// It has I/O ports; only a faulty device has any.
+    pub io: bool,
+}
+
+impl Bar {
+    pub fn io(size: u64) -> Self {
+        Self {
+            size,
+            wide: false,
+            prefetchable: false,
+            io: true,
+        }
+    }
 }
 
 /// Everything that configuration space is made from.
@@ -103,12 +118,15 @@ impl Layout {
             size: CONTROL_BAR_SIZE,
             wide: false,
             prefetchable: false,
+            io: false,
         });
         bars[BOUNCE_BAR] = Some(Bar {
             size: bounce_bar_size(options),
             wide: true,
             prefetchable: true,
+            io: false,
         });
+        faults::add_bars(&options.fault, &mut bars);
         Self {
             device_id: MODERN_DEVICE_ID + options.device_type.id,
             class: options.device_type.class,
@@ -226,6 +244,9 @@ impl ConfigSpace {
 
     fn put_bar(&mut self, slot: usize, bar: &Bar) {
         let mut flags = 0;
+        if bar.io {
+            flags |= BAR_IO;
+        }
         if bar.wide {
             flags |= BAR_64;
         }
@@ -269,6 +290,27 @@ impl ConfigSpace {
             at = (at + bytes.len() + 3) & !3;
             self.put(STATUS, &STATUS_CAP_LIST.to_le_bytes());
         }
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> [u8; CONFIG_SIZE] {
+        self.bytes
+    }
+
+    /// Where the vendor capability of this type stands.
+    pub fn capability(&self, cfg_type: u8) -> Option<usize> {
+        let mut at = usize::from(self.bytes[CAP_POINTER]);
+        while at != 0 {
+            if self.bytes[at] == CAP_ID_VENDOR && self.bytes[at + 3] == cfg_type {
+                return Some(at);
+            }
+            at = usize::from(self.bytes[at + 1]);
+        }
+        None
+    }
+
+    pub fn bar_bytes(&self, slot: usize) -> Option<u64> {
+        Some(self.bars.get(slot).copied().flatten()?.size)
     }
 
     /// As after power-on.

@@ -101,6 +101,15 @@ impl Region {
         }
     }
 
+    /// A mapping of its own of the window.
+    pub fn map_again(&self) -> Result<MmapRegion, RegionError> {
+        let bytes = self.offset + self.size;
+        let file = self.file.try_clone();
+        let file = file.map_err(|source| RegionError::Create { bytes, source })?;
+        let backing = FileOffset::new(file, self.offset);
+        Ok(MmapRegion::from_file(backing, self.map.len())?)
+    }
+
     pub fn bytes(&self) -> VolatileSlice<'_> {
         self.map.as_volatile_slice()
     }

@@ -74,7 +74,8 @@ impl<'a> Memory<'a> {
         self.find(addr, len).is_some()
     }
 
-    fn find(&self, addr: u64, len: u64) -> Option<(&VolatileSlice<'a>, usize)> {
+    /// The bytes that `addr..addr + len` lies in, and where in them.
+    pub fn find(&self, addr: u64, len: u64) -> Option<(&VolatileSlice<'a>, usize)> {
         self.windows.iter().find_map(|(window, bytes)| {
             let at = usize::try_from(window.offset(addr, len)?).ok()?;
             Some((bytes, at))

@@ -14,9 +14,9 @@ use rustix::event::{poll, PollFd, PollFlags};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
     vfio_region_info, vfio_region_sparse_mmap_area, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE,
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR4_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
-    VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_PCI_BAR4_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
+    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 use vfio_user::{
     DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, ServerRegion, SparseArea,
@@ -25,7 +25,7 @@ use vfio_user::{
 use crate::device::Device;
 use crate::guest_memory::Mapping;
 use crate::options::Options;
-use crate::pci;
+use crate::pci::{self, Layout};
 use crate::region::Region;
 use crate::ring::Window;
 
@@ -125,16 +125,20 @@ impl ServerBackend for Session {
 /// The nine regions of a VFIO PCI device, most of them empty.
 fn regions(options: &Options, region: &Region) -> Vec<ServerRegion> {
     let both = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+    let bars = Layout::new(options).bars;
+    let bar_size = |index| {
+        let bar = bars.get(index as usize).copied().flatten();
+        bar.map_or((0, 0), |bar| (both, bar.size))
+    };
     (0..VFIO_PCI_NUM_REGIONS)
         .map(|index| {
             let (flags, size) = match index {
-                VFIO_PCI_BAR0_REGION_INDEX => (both, pci::CONTROL_BAR_SIZE),
                 VFIO_PCI_BAR4_REGION_INDEX => {
-                    let flags = both | VFIO_REGION_INFO_FLAG_MMAP;
-                    (flags, pci::bounce_bar_size(options))
+                    let (flags, size) = bar_size(index);
+                    (flags | VFIO_REGION_INFO_FLAG_MMAP, size)
                 }
                 VFIO_PCI_CONFIG_REGION_INDEX => (both, pci::CONFIG_SIZE as u64),
-                _ => (0, 0),
+                _ => bar_size(index),
             };
             let mapped = index == VFIO_PCI_BAR4_REGION_INDEX;
             // Only the window is memory. Without a list of areas the crate

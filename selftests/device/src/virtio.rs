@@ -218,6 +218,10 @@ impl Registers {
         self.driver_features & bit(feature) != 0
     }
 
+    pub fn device_feature_select(&self) -> u32 {
+        self.device_feature_select
+    }
+
     pub fn queues(&self) -> &[Queue] {
         &self.queues
     }

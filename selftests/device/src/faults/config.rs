@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Configuration space with a SWIOTLB capability that is not as it should be.
+//!
+//! QEMU keeps the links of the capability list as they were when the client
+//! connected; everything else goes to the guest as it is read here.
+
+use crate::pci::{self, ConfigSpace, BOUNCE_BAR, CAP_SWIOTLB, CONFIG_SIZE, CONTROL_BAR};
+
+use super::random::Random;
+use super::{Fault, FaultSet};
+
+/// A BAR of I/O ports.
+pub const IO_BAR: usize = 1;
+/// A BAR larger than all addresses; 64 bits wide.
+pub const HUGE_BAR: usize = 2;
+
+/// `struct virtio_pci_cap`.
+const CAP_LEN: usize = 2;
+const CFG_TYPE: usize = 3;
+const BAR: usize = 4;
+const OFFSET: usize = 8;
+const LENGTH: usize = 12;
+const CAP_BYTES: usize = 16;
+
+const CAP_POINTER: usize = 0x34;
+
+/// A type that no driver knows.
+const NO_TYPE: u8 = 0xff;
+
+/// What is read at this moment, if it is not what there is.
+pub fn view(
+    faults: FaultSet,
+    bound: bool,
+    space: &ConfigSpace,
+    random: &mut Random,
+) -> Option<[u8; CONFIG_SIZE]> {
+    if faults == FaultSet::default() {
+        return None;
+    }
+    let at = space.capability(CAP_SWIOTLB)?;
+    let bar_bytes = space.bar_bytes(BOUNCE_BAR)? as u32;
+    let mut cap = Cap {
+        bytes: space.bytes(),
+        at,
+    };
+    let (offset, length) = (cap.word(OFFSET), cap.word(LENGTH));
+    let half = length / 2;
+    let mut window = |bar: usize, offset: u64, length: u64| {
+        cap.bytes[at + BAR] = bar as u8;
+        cap.put(OFFSET, offset as u32);
+        cap.put(LENGTH, length as u32);
+    };
+    let (whole, first) = (u64::from(length), u64::from(offset));
+    for (fault, bar, offset, length) in [
+        (Fault::CapBarNumber, 7, first, whole),
+        (Fault::CapBarAbsent, 3, first, whole),
+        (Fault::CapBarIo, IO_BAR, 0, whole),
+        (Fault::CapBarUnassigned, HUGE_BAR, 0, whole),
+        (Fault::CapEmpty, BOUNCE_BAR, first, 0),
+        (Fault::CapWraps, BOUNCE_BAR, 0xffff_f000, 0x1_0000),
+        (
+            Fault::CapExceedsBar,
+            BOUNCE_BAR,
+            first,
+            u64::from(bar_bytes) + 4096,
+        ),
+        (Fault::CapNextDevice, BOUNCE_BAR, bar_bytes.into(), whole),
+        (
+            Fault::CapUnaligned,
+            BOUNCE_BAR,
+            first + 0x234,
+            whole - 0x345,
+        ),
+        (Fault::CapPartPage, BOUNCE_BAR, first + 0x10, 0x800),
+        (Fault::CapOnePage, BOUNCE_BAR, first, 4096),
+        (
+            Fault::CapOverlapsCommon,
+            CONTROL_BAR,
+            pci::COMMON_OFFSET,
+            0x1_0000,
+        ),
+        (
+            Fault::CapOverlapsNotify,
+            CONTROL_BAR,
+            pci::NOTIFY_OFFSET,
+            0x1000,
+        ),
+        (Fault::CapOverlapsIsr, CONTROL_BAR, pci::ISR_OFFSET, 0x1000),
+        (
+            Fault::CapOverlapsDevice,
+            CONTROL_BAR,
+            pci::DEVICE_OFFSET,
+            0x1000,
+        ),
+        (
+            Fault::CapOverlapsMsixTable,
+            CONTROL_BAR,
+            pci::MSIX_TABLE_OFFSET,
+            0x1000,
+        ),
+        (
+            Fault::CapOverlapsMsixPba,
+            CONTROL_BAR,
+            pci::MSIX_PBA_OFFSET,
+            0x1000,
+        ),
+    ] {
+        if faults.has(fault) {
+            window(bar, offset, length);
+        }
+    }
+    if faults.has(Fault::CapTwice) {
+        cap.put(LENGTH, half);
+        cap.again(offset + half, half);
+    }
+    if faults.has(Fault::CapMany) {
+        cap.fill_space();
+    }
+    if faults.has(Fault::CapTruncated) {
+        cap.bytes[at + CAP_LEN] = 8;
+    }
+    if faults.has(Fault::CapLoop) {
+        cap.bytes[at + 1] = cap.bytes[CAP_POINTER];
+    }
+    if faults.has(Fault::CapFlickers) {
+        cap.bytes[at + BAR] = random.below(8) as u8;
+        let offset = random.next() as u32 & [!0, 0xfff, 0][random.below(3) as usize];
+        cap.put(OFFSET, offset);
+        cap.put(LENGTH, random.next() as u32 >> random.below(32));
+    }
+    if bound && faults.has(Fault::RegionMoves) {
+        cap.put(OFFSET, offset + half);
+        cap.put(LENGTH, half);
+    }
+    if bound && faults.has(Fault::RegionShrinks) {
+        cap.put(LENGTH, half);
+    }
+    let gone = bound && faults.has(Fault::RegionVanishes);
+    if gone || faults.has(Fault::CapMissing) {
+        cap.bytes[at + CFG_TYPE] = NO_TYPE;
+    }
+    Some(cap.bytes)
+}
+
+/// The SWIOTLB capability in configuration space, the last of the list.
+struct Cap {
+    bytes: [u8; CONFIG_SIZE],
+    at: usize,
+}
+
+impl Cap {
+    fn word(&self, field: usize) -> u32 {
+        let mut bytes = [0; 4];
+        let at = self.at + field;
+        bytes.copy_from_slice(&self.bytes[at..at + 4]);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn put(&mut self, field: usize, value: u32) {
+        let at = self.at + field;
+        self.bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// One more behind it.
+    fn again(&mut self, offset: u32, length: u32) {
+        let (from, to) = (self.at, self.at + CAP_BYTES);
+        if to + CAP_BYTES > CONFIG_SIZE {
+            return;
+        }
+        self.bytes.copy_within(from..to, to);
+        self.bytes[from + 1] = to as u8;
+        self.at = to;
+        self.put(OFFSET, offset);
+        self.put(LENGTH, length);
+    }
+
+    /// One more every 4 bytes, up to the end: each is the middle of the one
+    /// before.
+    fn fill_space(&mut self) {
+        let (first, last) = (self.at, CONFIG_SIZE - 4);
+        let head = [self.bytes[first], self.bytes[first + CFG_TYPE]];
+        for at in (first..=last).step_by(4) {
+            let next = if at == last { 0 } else { at as u8 + 4 };
+            let cap = [head[0], next, CAP_BYTES as u8, head[1]];
+            self.bytes[at..at + 4].copy_from_slice(&cap);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Options;
+    use crate::pci::Layout;
+    use clap::Parser;
+
+    /// The SWIOTLB capabilities that a driver finds which takes `limit` steps.
+    fn regions(fault: Fault, limit: usize) -> Vec<(u8, u32, u32)> {
+        let args = ["swiotlb-device", "--socket", "a", "--backend", "b"];
+        let options = Options::try_parse_from(args).expect("options");
+        let space = ConfigSpace::new(&Layout::new(&options));
+        let faults = [fault].into_iter().collect();
+        let bytes = view(faults, true, &space, &mut Random::new(1)).expect("a view");
+        let mut found = vec![];
+        let mut at = usize::from(bytes[CAP_POINTER]);
+        for _ in 0..limit {
+            if at == 0 {
+                break;
+            }
+            if bytes[at] == 9 && bytes[at + CFG_TYPE] == CAP_SWIOTLB {
+                let cap = Cap { bytes, at };
+                // Of the last of many there is only the head.
+                if at + CAP_BYTES <= CONFIG_SIZE {
+                    found.push((bytes[at + BAR], cap.word(OFFSET), cap.word(LENGTH)));
+                }
+            }
+            at = usize::from(bytes[at + 1]);
+        }
+        found
+    }
+
+    #[test]
+    fn capabilities() {
+        const M: u32 = 1 << 20;
+        assert_eq!(regions(Fault::CapEmpty, 48), [(4, 0, 0)]);
+        assert_eq!(regions(Fault::CapBarIo, 48), [(1, 0, 16 * M)]);
+        assert_eq!(regions(Fault::CapMissing, 48), []);
+        assert_eq!(regions(Fault::RegionMoves, 48), [(4, 8 * M, 8 * M)]);
+        assert_eq!(
+            regions(Fault::CapTwice, 48),
+            [(4, 0, 8 * M), (4, 8 * M, 8 * M)]
+        );
+        assert_eq!(regions(Fault::CapMany, 60).len(), 20);
+        assert_eq!(
+            regions(Fault::CapLoop, 70).len(),
+            10,
+            "of 7, round and round"
+        );
+    }
+}
