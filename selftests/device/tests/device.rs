@@ -3,6 +3,8 @@
 //! The device from outside: a vfio-user client and driver on one side, an
 //! unmodified backend on the other, the report in between.
 
+// Each test program uses its own part of what they share.
+#[allow(dead_code)]
 mod support;
 
 use std::os::fd::AsRawFd;

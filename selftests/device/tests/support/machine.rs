@@ -99,8 +99,9 @@ impl Machine {
     }
 
     pub fn start_device(&mut self, more: &[&str]) {
-        let child = self.command(more).spawn().expect("the device");
-        self.device = Some(child);
+        let log = std::fs::File::create(self.path("log")).expect("log");
+        let child = self.command(more).stderr(log).spawn();
+        self.device = Some(child.expect("the device"));
         let socket = self.path("device.sock");
         wait_for("the device's socket", || socket.exists());
     }
@@ -121,6 +122,25 @@ impl Machine {
             .expect("text");
         assert!(!child.wait().expect("wait").success());
         text
+    }
+
+    /// What the device said on standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Names of all that the device has mapped to share.
+    pub fn device_mappings(&self) -> Vec<String> {
+        let pid = self.device.as_ref().expect("a device").id();
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+        maps.lines()
+            .filter(|line| {
+                line.split(' ')
+                    .nth(1)
+                    .is_some_and(|mode| mode.ends_with('s'))
+            })
+            .filter_map(|line| Some(line.split_once('/')?.1.to_string()))
+            .collect()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -168,6 +188,7 @@ fn read_report(path: &Path) -> Vec<Value> {
 impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            eprintln!("{}", self.log());
             eprintln!(
                 "{}",
                 std::fs::read_to_string(self.path("report")).unwrap_or_default()

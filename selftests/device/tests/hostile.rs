@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device against a guest that does anything: registers, configuration
+//! space, notifications and rings in any order, with any values.
+//!
+//! It may refuse, and it may need a reset. It may not end, hang, complain, or
+//! have anything mapped but its region, and after a reset it serves a good
+//! driver as if nothing had been.
+
+// Each test program uses its own part of what they share.
+#[allow(dead_code)]
+mod support;
+
+use std::cell::RefCell;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, TestRunner};
+
+use support::driver::{Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, VERSION_1};
+use support::machine::{has_storage_daemon, Machine};
+
+const CONTROL_BAR: u32 = 0;
+const BOUNCE_BAR: u32 = 4;
+const CONFIG: u32 = 7;
+const REGION_BYTES: u64 = 256 << 10;
+/// BAR, offset: where notifications go.
+const NOTIFY: (u32, u64) = (CONTROL_BAR, 0x3000);
+
+/// What a guest does.
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        region: u32,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Read {
+        region: u32,
+        offset: u64,
+        bytes: usize,
+    },
+    /// As a driver should, up to FEATURES_OK.
+    Negotiate(u64),
+    /// Queue, size, the three areas.
+    Queue(u16, u16, [u64; 3]),
+    DriverOk,
+    /// Anything into the region.
+    Put(usize, Vec<u8>),
+    Map(u64, u64),
+    Unmap(u64, u64),
+    FunctionReset,
+}
+
+/// Addresses at and around all that there is.
+fn address() -> impl Strategy<Value = u64> {
+    let edges = [0, BAR_ADDRESS, BAR_ADDRESS + REGION_BYTES, 1 << 32, 1 << 52];
+    let near = (select(edges.to_vec()), -80i64..80);
+    prop_oneof![
+        4 => (0..REGION_BYTES / 16).prop_map(|n| BAR_ADDRESS + 16 * n),
+        2 => near.prop_map(|(edge, by)| edge.wrapping_add_signed(by)),
+        1 => any::<u64>(),
+    ]
+}
+
+fn value() -> impl Strategy<Value = Vec<u8>> {
+    let width = select(vec![1usize, 2, 4, 8]);
+    let number = prop_oneof![
+        3 => 0..32u64,
+        2 => select(vec![0xff, 0xffff, 0xffff_ffff, u64::MAX, 256, 32768]),
+        2 => address(),
+        1 => any::<u64>(),
+    ];
+    (width, number).prop_map(|(width, number)| number.to_le_bytes()[..width].to_vec())
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = prop_oneof![
+        4 => (Just(CONTROL_BAR), 0..64u64),
+        2 => (Just(CONFIG), 0..256u64),
+        2 => (Just(NOTIFY.0), (0..8u64).prop_map(|n| NOTIFY.1 + 4 * n)),
+        1 => (Just(CONTROL_BAR), 0..0x8000u64),
+        1 => (Just(BOUNCE_BAR), 0..REGION_BYTES),
+    ];
+    let features = select(vec![VERSION_1, SWIOTLB, INDIRECT, PACKED, 1 << 29, 1 << 9]);
+    let features = prop::collection::vec(features, 0..6);
+    let features = features.prop_map(|bits| bits.into_iter().fold(0, |all, bit| all | bit));
+    let good = Just(VERSION_1 | SWIOTLB | INDIRECT);
+    let size = prop_oneof![select(vec![1u16, 2, 4, 16, 256]), any::<u16>()];
+    let areas = [address(), address(), address()];
+    prop_oneof![
+        6 => (place.clone(), value())
+            .prop_map(|((region, offset), data)| Step::Write { region, offset, data }),
+        1 => (place, 1..9usize)
+            .prop_map(|((region, offset), bytes)| Step::Read { region, offset, bytes }),
+        3 => prop_oneof![3 => good, 1 => features].prop_map(Step::Negotiate),
+        4 => (0..2u16, size, areas).prop_map(|(n, size, areas)| Step::Queue(n, size, areas)),
+        3 => Just(Step::DriverOk),
+        3 => (0..REGION_BYTES as usize - 64, prop::collection::vec(any::<u8>(), 1..64))
+            .prop_map(|(at, data)| Step::Put(at, data)),
+        1 => (address(), 0..1u64 << 32).prop_map(|(at, len)| Step::Map(at, len)),
+        1 => (address(), 0..1u64 << 32).prop_map(|(at, len)| Step::Unmap(at, len)),
+        1 => Just(Step::FunctionReset),
+    ]
+}
+
+fn take(driver: &mut Driver, step: &Step) {
+    // What the protocol refuses is refused, as long as there is an answer.
+    match step {
+        Step::Write {
+            region,
+            offset,
+            data,
+        } => {
+            let _ = driver.client.region_write(*region, *offset, data);
+        }
+        Step::Read {
+            region,
+            offset,
+            bytes,
+        } => {
+            let mut data = vec![0; *bytes];
+            let _ = driver.client.region_read(*region, *offset, &mut data);
+        }
+        Step::Negotiate(features) => {
+            driver.negotiate(*features);
+        }
+        Step::Queue(index, size, areas) => {
+            driver.write(22, &index.to_le_bytes());
+            driver.write(24, &size.to_le_bytes());
+            for (area, offset) in areas.iter().zip([32, 40, 48]) {
+                driver.write(offset, &area.to_le_bytes());
+            }
+            driver.write(28, &1u16.to_le_bytes());
+        }
+        Step::DriverOk => driver.write(20, &[15]),
+        Step::Put(at, data) => driver.put(*at, data),
+        Step::Map(at, len) => {
+            let _ = driver.client.dma_map(0, *at, *len, -1);
+        }
+        Step::Unmap(at, len) => {
+            let _ = driver.client.dma_unmap(*at, *len);
+        }
+        Step::FunctionReset => {
+            let _ = driver.client.reset();
+        }
+    }
+}
+
+#[test]
+fn any_guest_is_survived() {
+    if !has_storage_daemon() {
+        return;
+    }
+    let mut machine = Machine::new();
+    machine.start_storage_daemon();
+    machine.start_device(&["--region-size", "256K"]);
+    let driver = RefCell::new(Driver::connect(&machine.socket()));
+
+    let config = Config {
+        cases: 2000,
+        failure_persistence: None,
+        max_shrink_iters: 300,
+        ..Config::default()
+    };
+    let steps = prop::collection::vec(step(), 1..40);
+    let outcome = TestRunner::new(config).run(&steps, |steps| {
+        let mut driver = driver.borrow_mut();
+        driver.place_bar(BAR_ADDRESS);
+        driver.reset();
+        for step in &steps {
+            take(&mut driver, step);
+        }
+        // It answers, and a reset makes it good again.
+        driver.reset();
+        prop_assert_eq!(driver.status(), 0);
+        let mappings = machine.device_mappings();
+        let foreign = mappings.iter().any(|name| !name.contains("swiotlb-region"));
+        prop_assert!(!foreign, "{:?}", mappings);
+        prop_assert_eq!(machine.log(), "");
+        Ok(())
+    });
+    assert!(outcome.is_ok(), "{outcome:?}");
+
+    let mut driver = driver.into_inner();
+    driver.place_bar(BAR_ADDRESS);
+    assert!(driver.negotiate(VERSION_1 | SWIOTLB | INDIRECT));
+    driver.start();
+    driver.put(0x2000, &[7; 4096]);
+    assert_eq!(driver.block(1, 0, 4096, false), 0);
+    drop(driver);
+    assert!(machine.stop_device().success());
+    let report = machine.report();
+    let summary = report.last().expect("a last line");
+    assert_eq!(summary["event"], "summary");
+    assert_eq!(summary["backend_foreign_mappings"], 0);
+    // It came to something: rings were used, and addresses found outside.
+    assert!(machine.events("driver_ok").len() > 20);
+    assert!(summary["violations"].as_u64() > Some(20));
+    let tables = machine.events("backend_memory");
+    assert!(!tables.is_empty());
+    let alone = |table: &serde_json::Value| table["table"].as_array().map(Vec::len) == Some(1);
+    assert!(tables.iter().all(alone), "the region alone");
+}
