@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A device that is the adversary: every fault of the reference device, one device
+each, one after the other in one guest.
+
+Whatever it does, the guest's kernel stays up and has nothing to complain about, the
+log says what happened without being flooded, debugfs has the reason, and the device
+can be unbound and removed. Meanwhile an honest restricted disk and an ordinary one
+beside it are written and read all the time.
+
+The devices are sources of entropy, whose driver copes with a device that never
+answers. What other drivers make of such devices is in Documentation/hostile-device.rst.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from harness import (
+    Boot,
+    assert_bounced,
+    booted,
+    disk,
+    events,
+    ordinary_disk,
+    run,
+    summary,
+)
+from guestlib import Guest, Restricted, Result
+from guestlib.result import key_values
+
+REGION_BYTES = 1 << 20
+#: Lines of the kernel's log that one device may cause while it is bound twice and
+#: removed.
+MOST_LINES = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what must come of it."""
+
+    fault: str
+    #: In debugfs after the first binding; "" if it depends on what is read when.
+    mode: str
+    #: The reason in debugfs, or a part of it.
+    reason: str = ""
+    #: The same after the second binding, if it is another.
+    again: str | None = None
+    #: Whether entropy can be read: "yes", "no", or "" for either.
+    works: str = "no"
+    options: dict = field(default_factory=dict)
+
+    def device(self) -> Restricted:
+        # Good until the kernel without the module has been refused.
+        options = {"type": "rng", "region_size": REGION_BYTES, "fault_after": 1}
+        return Restricted("entropy", fault=self.fault, **{**options, **self.options})
+
+
+def refused(fault: str, reason: str, **options: object) -> Case:
+    return Case(fault, "refused", reason, options=options)
+
+
+CASES = [
+    refused("cap-bar-number", "names BAR 7, there are 0 to 5"),
+    refused("cap-bar-absent", "the region's BAR 3 does not exist"),
+    refused("cap-bar-io", "the region's BAR 1 is I/O ports, not memory"),
+    refused("cap-bar-unassigned", "the region's BAR 2 does not exist"),
+    refused("cap-empty", "the region is empty"),
+    refused("cap-wraps", "does not fit in its BAR 4"),
+    refused("cap-exceeds-bar", "does not fit in its BAR 4"),
+    refused("cap-next-device", "does not fit in its BAR 4"),
+    Case("cap-unaligned", "bounced", works="yes"),
+    refused("cap-part-page", "the region holds no whole page"),
+    refused("cap-one-page", "the region has 4096 bytes"),
+    refused("cap-overlaps-common", "does not fit in its BAR 0"),
+    refused("cap-overlaps-notify", "overlaps the notification area"),
+    refused("cap-overlaps-isr", "overlaps the ISR status"),
+    refused("cap-overlaps-device", "overlaps the device configuration"),
+    refused("cap-overlaps-msix-table", "overlaps the MSI-X table"),
+    refused("cap-overlaps-msix-pba", "overlaps the MSI-X pending bits"),
+    refused("cap-truncated", "the SWIOTLB capability is truncated"),
+    Case("cap-missing", "declined", "brings no region"),
+    Case("cap-twice", "bounced", works="yes", options={"fault_after": 0}),
+    refused("cap-many", "names BAR 9, there are 0 to 5", fault_after=0),
+    Case("cap-flickers", "", works=""),
+    Case("region-shrinks", "bounced", works="yes", again="bounced"),
+    Case("region-moves", "bounced", works="yes", again="bounced"),
+    Case("region-vanishes", "bounced", works="yes", again="declined"),
+    Case("swiotlb-flickers", "", works=""),
+    Case("no-version1", "none"),
+    Case("features-ok-dropped", "ignored"),
+    Case("status-random", "", works=""),
+    Case("generation-runs", "bounced", works="yes"),
+    Case("device-config-random", "bounced", works="yes"),
+    Case("used-wrong-id", "bounced"),
+    Case("used-long", "bounced", works=""),
+    Case("used-jumps", "bounced", works=""),
+    Case("used-twice", "bounced", works=""),
+    Case("used-on-idle-queue", "bounced", works="yes", options={"queues": 3}),
+    Case("descriptors-rewritten", "bounced", works=""),
+    Case("descriptors-linked", "bounced", works=""),
+    Case("indirect-rewritten", "bounced", works="yes"),
+    Case("available-rewritten", "bounced", works="yes"),
+    Case("data-rewritten", "bounced", works="yes"),
+    Case("scribble", "bounced", works=""),
+    Case("irq-storm", "bounced", works="yes"),
+    Case("irq-never", "bounced"),
+    Case("needs-reset", "bounced", works=""),
+]
+#: The honest disk comes first.
+NAMES = {case.fault: f"restricted{index + 1}" for index, case in enumerate(CASES)}
+
+# In builtins of the shell where it can be: a process costs a tenth of a second.
+SCRIPT = f"""
+devices="{" ".join(NAMES.values())}"
+virtio_pci() {{ # bind|unbind DEVICE
+	echo "$(address "$2")" >"/sys/bus/pci/drivers/virtio-pci/$1"
+}}
+
+for device in $devices; do
+	virtio_pci unbind $device
+done
+load
+
+# The honest ones, all the time.
+beside() {{
+	local round
+	for ((round = 0; ; round++)); do
+		data restricted0 $((1048576 + round % 16 * 65536)) 65536
+		data ordinary0 $((1048576 + round % 16 * 65536)) 65536
+		[ ! -e /tmp/over ] || return 0
+		sleep 4
+	done
+}}
+beside &
+
+look() {{ # DEVICE first|second: what has become of it
+	local virtio path=/sys/bus/pci/devices/$(address "$1")
+	for virtio in "$path"/virtio*; do virtio=${{virtio##*/}}; done
+	echo "$1 $virtio" >>"$SHARE/names"
+	echo "name $virtio" >"$SHARE/facts/$1-$2"
+	[ ! -e "$path/$virtio/driver" ] || echo "bound yes" >>"$SHARE/facts/$1-$2"
+	[ ! -e "$debugfs/$virtio/state" ] || echo "$(<"$debugfs/$virtio/state")" >>"$SHARE/facts/$1-$2"
+}}
+one() {{ # DEVICE
+	echo "hostile: $1" >/dev/kmsg
+	virtio_pci bind "$1"
+	look "$1" first
+	if grep -q "^bound" "$SHARE/facts/$1-first"; then
+		fact "$1-read" timeout -s KILL 2 head -c 64 /dev/hwrng
+	fi
+	virtio_pci unbind "$1"
+	virtio_pci bind "$1"
+	look "$1" second
+	echo 1 >"/sys/bus/pci/devices/$(address "$1")/remove"
+	echo "$debugfs"/* >"$SHARE/facts/$1-left"
+	echo "hostile: -" >/dev/kmsg
+}}
+for device in $devices; do
+	one $device
+done
+
+: >/tmp/over
+wait
+seed restricted0
+seed ordinary0
+fact claims claims
+"""
+
+
+@pytest.fixture(scope="module")
+def boot() -> Iterator[Boot]:
+    devices = [disk(), *(case.device() for case in CASES), ordinary_disk()]
+    with booted("test", devices, SCRIPT, timeout=900) as boot:
+        yield boot
+
+
+def lines(boot: Boot, case: Case) -> list[str]:
+    """The kernel's log while the device was bound and removed."""
+    log = boot.result.kernel_log
+    begin = log.index(f"hostile: {NAMES[case.fault]}\n")
+    return log[begin : log.index("hostile: -", begin)].splitlines()[1:-1]
+
+
+def looked(boot: Boot, case: Case, when: str) -> dict[str, str]:
+    """What had become of the device after its first or second binding."""
+    return key_values(boot.fact(f"{NAMES[case.fault]}-{when}"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
+class TestFault:
+    """What else is true of each is that the script came to its end: the device was bound
+    twice, unbound and removed, and the kernel had nothing to complain about."""
+
+    def test_reason_is_in_debugfs(self, boot: Boot, case: Case) -> None:
+        for when, mode in (("first", case.mode), ("second", case.again or case.mode)):
+            state = looked(boot, case, when)
+            if mode == "none":
+                assert "mode" not in state
+            elif mode:
+                assert state["mode"] == mode
+                assert case.reason in state["reason"]
+
+    def test_reason_is_in_the_log_once(self, boot: Boot, case: Case) -> None:
+        """For each of both bindings."""
+        said = [line for line in lines(boot, case) if ": swiotlb: " in line]
+        decided = [line for line in said if "bounced: " in line or "no driver is bound: " in line]
+        assert len(decided) == (0 if case.mode == "none" else 2), said
+        assert all(case.reason in line for line in decided)
+
+    def test_log_is_not_flooded(self, boot: Boot, case: Case) -> None:
+        assert len(lines(boot, case)) <= MOST_LINES, "\n".join(lines(boot, case))
+
+    def test_goes_on_working_if_it_can(self, boot: Boot, case: Case) -> None:
+        bound = "bound" in looked(boot, case, "first")
+        if case.mode:
+            assert bound == (case.mode == "bounced")
+        if case.works and bound:
+            assert (boot.status(f"{NAMES[case.fault]}-read") == 0) == (case.works == "yes")
+
+    def test_nothing_is_left(self, boot: Boot, case: Case) -> None:
+        left = {path.rsplit("/", 1)[1] for path in boot.fact(f"{NAMES[case.fault]}-left").split()}
+        assert left == {"devices", "totals", boot.virtio("restricted0")}
+
+    def test_guest_memory_stays_private(self, boot: Boot, case: Case) -> None:
+        """It was never given an address outside, nor memory."""
+        report = boot.report(NAMES[case.fault])
+        assert not events(report, "violation")
+        assert all(queue["inside"] for queue in events(report, "queue"))
+        assert summary(report)["dma_map_fds"] == 0
+        assert summary(report)["backend_foreign_mappings"] == 0
+
+
+def test_others_do_not_notice(boot: Boot) -> None:
+    """All the time, and each block was checked by the guest and in the file."""
+    assert_bounced(boot, "restricted0")
+    for device in ("restricted0", "ordinary0"):
+        assert len(boot.blocks_of(device)) > 4
+
+
+def test_nothing_stays_claimed(boot: Boot) -> None:
+    assert re.findall(r": (virtio\d+) swiotlb", boot.fact("claims")) == [boot.virtio("restricted0")]
+
+
+# --- the same without the module ---
+
+
+ALONE = """
+echo "hostile: begin" >/dev/kmsg
+for round in {1..8}; do
+	unbind_driver restricted0 $DRIVER || :
+	bind_driver restricted0 $DRIVER || :
+done
+echo "hostile: end" >/dev/kmsg
+"""
+
+
+#: The device reaches all of guest memory.
+DIRECT = {
+    "fault_after": 1,
+    "mode": "optional",
+    "offer_swiotlb": False,
+    "capability": False,
+    "access_platform": True,
+    "allow_guest_memory": True,
+}
+
+
+def alone(device: Restricted, driver: str, timeout: float) -> Result:
+    """A device in a kernel that has the module nowhere and bounces everything itself. The
+    fault begins at the second binding (which reads the partition table of a disk)."""
+    options = {"append": "swiotlb=force", "share_memory": True, "cpus": 1}
+    with Guest(kernel="test", devices=[device], **options) as guest:
+        result = run(guest, f"DRIVER={driver}\n{ALONE}", timeout)
+    assert "hostile: begin" in result.kernel_log, result
+    return result
+
+
+@pytest.mark.full
+class TestKernelAlone:
+    """What is the kernel's, and is so without the module (hostile-device.rst). If one of
+    these fails, the kernel has become better, and the document is to be corrected."""
+
+    @pytest.mark.parametrize("fault", ["descriptors-linked", "reset-stuck"])
+    def test_it_never_ends(self, fault: str) -> None:
+        result = alone(disk(fault=fault, **DIRECT), "virtio_blk", 60)
+        assert result.timed_out and "hostile: end" not in result.kernel_log, result
+
+    def test_it_warns_of_status_bits(self) -> None:
+        device = Restricted("entropy", type="rng", fault="status-random", **DIRECT)
+        result = alone(device, "virtio_rng", 120)
+        assert "hostile: end" in result.kernel_log, result
+        assert any("WARNING: " in line and "virtio" in line for line in result.complaints())
