@@ -495,7 +495,7 @@ impl Hooks for Negotiator {
         if ignored {
             dev_err!(
                 dev.as_device(),
-                "swiotlb: the device's configuration changes all the time: what is read of it may be of several generations\n"
+                "swiotlb: the configuration never stands still: fields may not belong together\n"
             );
         }
         generation
