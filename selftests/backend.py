@@ -6,10 +6,13 @@ split ones, for a driver that does not take them.
     backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
     backend.py half SOCKET IMAGE    the same, but only the first half of each buffer is read into
     backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
+    backend.py MODEL SOCKET [ARGUMENT]...
+                                    types that have no other backend: models.py
 
-It has no protocol features: one queue, started by its kick, and configuration
-space comes from the reference device (--config). It sees the one region that it
-is given; an address outside is the end of it, as it is of larger backends.
+Queues are started by their kick. Protocol features it has only for a model with a
+configuration space; that of others comes from the reference device (--config). It
+sees the one region that it is given; an address outside is the end of it, as it is
+of larger backends.
 """
 
 import mmap
@@ -18,8 +21,7 @@ import selectors
 import socket
 import struct
 import sys
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 # virtio 1.4, 2.8 and 5.2
 F_BLK_SEG_MAX, F_BLK_FLUSH = 2, 9
@@ -33,7 +35,12 @@ BLK_OK, BLK_IOERR, BLK_UNSUPP = 0, 1, 2
 GET_FEATURES, SET_FEATURES, SET_MEM_TABLE = 1, 2, 5
 SET_VRING_NUM, SET_VRING_ADDR = 8, 9
 SET_VRING_BASE, GET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL = 10, 11, 12, 13
+GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES = 15, 16
+GET_CONFIG, SET_CONFIG = 24, 25
+F_PROTOCOL_FEATURES, PROTOCOL_CONFIG = 30, 9
+CONFIG = struct.Struct("<III")
 HEADER = struct.Struct("<III")
+QUEUE_REQUESTS = range(SET_VRING_NUM, SET_VRING_CALL + 1)
 
 PATTERN = b"swiotlb\n"
 
@@ -60,16 +67,33 @@ class Region:
         return self.view[start : start + length]
 
 
-class Model(Protocol):
+#: Does one request, given what it may read and write; how many bytes it wrote.
+Serve = Callable[[list[memoryview], list[memoryview]], int]
+
+
+class Model:
     """What kind of device it is."""
 
-    features: int
+    features = 0
+    #: None: the reference device has it.
+    config: bytes | None = None
 
     def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
-        """Does one request; how many bytes it wrote."""
+        """A request of a device that answers requests and does nothing else."""
+        raise NotImplementedError
+
+    def kicked(self, backend: "Backend", index: int) -> None:
+        """There is something new in a queue."""
+        backend.process(index, self.serve)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver has written to the configuration space."""
+
+    def attached(self, backend: "Backend") -> None:
+        """There is a new connection."""
 
 
-class Disk:
+class Disk(Model):
     """virtio-blk on a file."""
 
     features = bits(F_BLK_SEG_MAX, F_BLK_FLUSH)
@@ -113,7 +137,7 @@ class HalfDisk(Disk):
         return super()._act(kind, offset, out, into)
 
 
-class Entropy:
+class Entropy(Model):
     """virtio-rng, of a sort that can be recognised."""
 
     features = 0
@@ -133,18 +157,21 @@ class Queue:
         self.places = (0, 0, 0)
         self.next = 0
         self.running = False
+        self.kick: int | None = None
         self.call: int | None = None
 
-    def process(self, region: Region, model: Model) -> None:
-        done = False
-        while self.running and (head := self._available(region)):
+    def process(self, region: Region, serve: Serve, limit: int | None = None) -> bool:
+        """Serves what is there, or so many requests; whether there were any."""
+        done = 0
+        while self.running and done != limit and (head := self._available(region)):
             used, buffer_id, taken = head
-            length = model.serve(*used)
+            length = serve(*used)
             self._give_back(region, buffer_id, length, taken)
-            done = True
+            done += 1
         # Interrupts that the driver did not ask for do no harm, lost ones do.
         if done and self.call is not None:
             os.write(self.call, struct.pack("=Q", 1))
+        return done > 0
 
     def _view(self, region: Region, place: int, length: int) -> memoryview:
         return region.at(self.places[place] - region.host + region.guest, length)
@@ -248,10 +275,12 @@ class Backend:
     def __init__(self, connection: socket.socket, model: Model) -> None:
         self._connection = connection
         self._model = model
-        self._queue: SplitQueue | PackedQueue = SplitQueue()
+        self._packed = False
+        self._queues: dict[int, SplitQueue | PackedQueue] = {}
         self._region: Region | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(connection, selectors.EVENT_READ, self._message)
+        model.attached(self)
 
     def serve(self) -> None:
         """Until the other side hangs up."""
@@ -260,14 +289,17 @@ class Backend:
                 if not key.data(key.fd):
                     return
 
-    def _kicked(self, kick: int) -> bool:
-        os.read(kick, 8)
-        self._process()
-        return True
+    def watch(self, file: socket.socket, readable: Callable[[int], bool]) -> None:
+        """Calls `readable` when there is something to be read from `file`."""
+        self._selector.register(file, selectors.EVENT_READ, readable)
 
-    def _process(self) -> None:
-        if self._region:
-            self._queue.process(self._region, self._model)
+    def process(self, index: int, serve: Serve, limit: int | None = None) -> bool:
+        """Serves what is in a queue, or so many requests; whether there were any."""
+        return bool(self._region) and self._queue(index).process(self._region, serve, limit)
+
+    def _queue(self, index: int) -> SplitQueue | PackedQueue:
+        kind = PackedQueue if self._packed else SplitQueue
+        return self._queues.setdefault(index, kind())
 
     def _message(self, _: int) -> bool:
         data, files, _, _ = socket.recv_fds(self._connection, HEADER.size, 8)
@@ -281,17 +313,36 @@ class Backend:
         return True
 
     def _handle(self, request: int, body: bytes, files: list[int]) -> None:
-        queue = self._queue
         if request == GET_FEATURES:
             features = self._model.features | bits(F_INDIRECT, F_VERSION_1, F_PACKED)
+            if self._model.config is not None:
+                features |= bits(F_PROTOCOL_FEATURES)
             self._reply(request, struct.pack("<Q", features))
         elif request == SET_FEATURES:
             (features,) = struct.unpack("<Q", body)
-            self._queue = PackedQueue() if features >> F_PACKED & 1 else SplitQueue()
-            self._queue.call = queue.call
+            self._packed = bool(features >> F_PACKED & 1)
+            self._forget_queues()
+        elif request == GET_PROTOCOL_FEATURES:
+            self._reply(request, struct.pack("<Q", bits(PROTOCOL_CONFIG)))
+        elif request == GET_CONFIG:
+            offset, size, flags = CONFIG.unpack_from(body)
+            config = (self._model.config or b"").ljust(offset + size, b"\0")
+            header = CONFIG.pack(offset, size, flags)
+            self._reply(request, header + config[offset : offset + size])
+        elif request == SET_CONFIG:
+            offset, size, _ = CONFIG.unpack_from(body)
+            self._model.write_config(offset, body[CONFIG.size :][:size])
         elif request == SET_MEM_TABLE:
             self._region = Region(body, files.pop())
-        elif request == SET_VRING_NUM:
+        elif request in QUEUE_REQUESTS:
+            # The number of the queue is the low byte, with a flag behind it.
+            self._handle_queue(request, body[0], body, files)
+        for file in files:
+            os.close(file)
+
+    def _handle_queue(self, request: int, index: int, body: bytes, files: list[int]) -> None:
+        queue = self._queue(index)
+        if request == SET_VRING_NUM:
             queue.size = struct.unpack("<II", body)[1]
         elif request == SET_VRING_ADDR:
             queue.places = struct.unpack_from("<IIQQQ", body)[2:]
@@ -299,29 +350,50 @@ class Backend:
             queue.set_base(struct.unpack("<II", body)[1])
         elif request == GET_VRING_BASE:
             queue.running = False
-            self._reply(request, struct.pack("<II", 0, queue.base()))
+            self._reply(request, struct.pack("<II", index, queue.base()))
         elif request == SET_VRING_KICK:
-            for key in list(self._selector.get_map().values()):
-                if key.data == self._kicked:
-                    self._selector.unregister(key.fd)
-                    os.close(key.fd)
-            self._selector.register(files.pop(), selectors.EVENT_READ, self._kicked)
+            self._listen(index, files.pop())
             queue.running = True
-            self._process()
+            self._model.kicked(self, index)
         elif request == SET_VRING_CALL:
             if queue.call is not None:
                 os.close(queue.call)
             queue.call = files.pop()
-        for file in files:
-            os.close(file)
+
+    def _forget_queues(self) -> None:
+        for queue in self._queues.values():
+            if queue.kick is not None:
+                self._selector.unregister(queue.kick)
+                os.close(queue.kick)
+            if queue.call is not None:
+                os.close(queue.call)
+        self._queues.clear()
+
+    def _listen(self, index: int, kick: int) -> None:
+        queue = self._queue(index)
+        if queue.kick is not None:
+            self._selector.unregister(queue.kick)
+            os.close(queue.kick)
+        queue.kick = kick
+
+        def kicked(_: int) -> bool:
+            os.read(kick, 8)
+            self._model.kicked(self, index)
+            return True
+
+        self._selector.register(kick, selectors.EVENT_READ, kicked)
 
     def _reply(self, request: int, body: bytes) -> None:
         self._connection.sendall(HEADER.pack(request, 1 | 1 << 2, len(body)) + body)
 
 
-def main(kind: str, path: str, *image: str) -> None:
+def main(kind: str, path: str, *arguments: str) -> None:
     models = {"disk": Disk, "half": HalfDisk, "entropy": Entropy}
-    model: Model = models[kind](*image)
+    if kind not in models:
+        import models as others
+
+        models = others.MODELS
+    model: Model = models[kind](*arguments)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -332,4 +404,6 @@ def main(kind: str, path: str, *image: str) -> None:
 
 
 if __name__ == "__main__":
+    # What models.py imports is this module, and no second one.
+    sys.modules["backend"] = sys.modules["__main__"]
     main(*sys.argv[1:])

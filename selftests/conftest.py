@@ -22,6 +22,7 @@ _PRODUCTS = {
     "module/stock/virtio_swiotlb.ko": "scripts/build module stock",
     "target/release/swiotlb-device": "scripts/build device",
     "backends/bin/vhost-device-vsock": "scripts/build backends",
+    "drivers/i2c-virtio.ko": "scripts/build drivers",
     "bench/swiotlb_bench.ko": "scripts/build bench",
 }
 

@@ -11,12 +11,15 @@ import hashlib
 import http.server
 import os
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import Boot, assert_confined, numbers
+from harness import HERE, Boot, assert_confined, numbers
+from guestlib import Restricted
+from guestlib.devices import BACKENDS, Backend
 from guestlib.process import Process
 from guestlib.result import key_values
 
@@ -35,6 +38,17 @@ sha() {
 	sum <"$1"
 }
 """
+
+
+def modelled(model: str, *arguments: str, **options: object) -> Restricted:
+    """A restricted device with one of models.py behind it."""
+
+    def command(_: Restricted, _image: Path | None, socket: Path) -> list[str | Path]:
+        return [sys.executable, "-B", HERE / "backend.py", model, socket, *arguments]
+
+    kind = f"{model}-{len(BACKENDS)}"
+    BACKENDS[kind] = Backend(command)
+    return Restricted(kind, **options)
 
 
 def assert_driven(boot: Boot, device: str, *, forgets: bool = False) -> None:

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Devices for which no other backend is to be had, for backend.py: the smallest ones
+that a driver can prove something with."""
+
+import socket
+import struct
+from collections import deque
+
+from backend import Backend, Model, bits
+
+OK = 0
+
+
+def acknowledge(_: list[memoryview], writable: list[memoryview]) -> int:
+    """Whatever was asked."""
+    return fill(writable, bytes([OK]))
+
+
+def join(views: list[memoryview]) -> bytes:
+    return b"".join(bytes(view) for view in views)
+
+
+def fill(views: list[memoryview], data: bytes) -> int:
+    """Puts data into the views, one after the other; how much of it fitted."""
+    done = 0
+    for view in views:
+        part = data[done : done + len(view)]
+        view[: len(part)] = part
+        done += len(part)
+    return done
+
+
+# --- network ---
+
+
+class Net(Model):
+    """One end of a cable; the process at the other end is of the same sort. A frame goes
+    through as it is, with what its header says of checksums and segments.
+
+    cable    a path; the two ends are sockets CABLE.0 and CABLE.1
+    end      "0" or "1"
+    pairs    of queues; a control queue follows them
+    """
+
+    # Checksums and TCP segments, both ways; control queue; several pairs.
+    features = bits(0, 1, 7, 8, 11, 12, 17, 22)
+    #: Frames that wait for a buffer; as on a cable, more are lost.
+    BACKLOG = 256
+    LARGEST = 1 << 17
+
+    def __init__(self, cable: str, end: str, pairs: str) -> None:
+        self._pairs = int(pairs)
+        self._other = f"{cable}.{1 - int(end)}"
+        self._cable = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._cable.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        self._cable.bind(f"{cable}.{end}")
+        self._waiting: list[deque[bytes]] = [deque(maxlen=self.BACKLOG) for _ in range(self._pairs)]
+        self._backend: Backend
+
+    def attached(self, backend: Backend) -> None:
+        self._backend = backend
+        backend.watch(self._cable, self._came)
+
+    def kicked(self, backend: Backend, index: int) -> None:
+        if index == 2 * self._pairs:
+            backend.process(index, acknowledge)
+        elif index % 2:
+            backend.process(index, lambda readable, _: self._send(index // 2, join(readable)))
+        else:
+            self._deliver(index // 2)
+
+    def _send(self, pair: int, frame: bytes) -> int:
+        try:
+            self._cable.sendto(bytes([pair]) + frame, self._other)
+        except (BlockingIOError, FileNotFoundError, ConnectionRefusedError):
+            pass
+        return 0
+
+    def _came(self, _: int) -> bool:
+        pairs = set()
+        for _ in range(self.BACKLOG):
+            try:
+                data = self._cable.recv(self.LARGEST)
+            except BlockingIOError:
+                break
+            self._waiting[data[0]].append(data[1:])
+            pairs.add(data[0])
+        for pair in pairs:
+            self._deliver(pair)
+        return True
+
+    def _deliver(self, pair: int) -> None:
+        waiting = self._waiting[pair]
+
+        def put(_: list[memoryview], writable: list[memoryview]) -> int:
+            frame = waiting.popleft()
+            # struct virtio_net_hdr_v1, num_buffers.
+            return fill(writable, frame[:10] + b"\1\0" + frame[12:])
+
+        self._backend.process(2 * pair, put, len(waiting))
+
+
+# --- input ---
+
+
+class Keyboard(Model):
+    """virtio-input: a keyboard with one key and one lamp. Each time the lamp is switched,
+    the key is pressed and released."""
+
+    EV_SYN, EV_KEY, EV_LED = 0, 1, 17
+    KEY_A, LED_CAPSL = 30, 1
+    # virtio 1.4, 5.8.4: what can be selected, and what is there then.
+    CONFIG = {
+        (1, 0): b"swiotlb keyboard",
+        (0x11, EV_KEY): bytes(KEY_A // 8) + bytes([1 << KEY_A % 8]),
+        (0x11, EV_LED): bytes([1 << LED_CAPSL]),
+    }
+    EVENT = struct.Struct("<HHI")
+
+    def __init__(self) -> None:
+        self._events: deque[bytes] = deque()
+        self._select = bytearray(2)
+
+    @property
+    def config(self) -> bytes:
+        value = self.CONFIG.get((self._select[0], self._select[1]), b"")
+        return bytes(self._select) + bytes([len(value)]) + bytes(5) + value.ljust(128, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        self._select[offset : offset + len(data)] = data
+        del self._select[2:]
+
+    def kicked(self, backend: Backend, index: int) -> None:
+        if index == 1:
+            backend.process(1, self._status)
+        backend.process(0, self._put, len(self._events))
+
+    def _status(self, readable: list[memoryview], _: list[memoryview]) -> int:
+        kind, code, _ = self.EVENT.unpack(join(readable))
+        if (kind, code) == (self.EV_LED, self.LED_CAPSL):
+            for pressed in (1, 0):
+                self._events.append(self.EVENT.pack(self.EV_KEY, self.KEY_A, pressed))
+                self._events.append(self.EVENT.pack(self.EV_SYN, 0, 0))
+        return 0
+
+    def _put(self, _: list[memoryview], writable: list[memoryview]) -> int:
+        return fill(writable, self._events.popleft())
+
+
+# --- buses and lines ---
+
+
+class I2c(Model):
+    """virtio-i2c: a memory of 256 bytes at address 0x50. A write sets the place, and
+    puts there what follows."""
+
+    # VIRTIO_I2C_F_ZERO_LENGTH_REQUEST
+    features = bits(0)
+    ADDRESS = 0x50
+    ERROR = 1
+
+    def __init__(self) -> None:
+        self._memory = bytearray(256)
+        self._place = 0
+
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        address, _, _ = struct.unpack("<HHI", bytes(readable[0]))
+        *into, status = writable
+        status[0] = OK if address >> 1 == self.ADDRESS else self.ERROR
+        if status[0] != OK:
+            return 1
+        out = join(readable[1:])
+        if out:
+            self._place = out[0]
+            for byte in out[1:]:
+                self._memory[self._next()] = byte
+        wanted = sum(map(len, into))
+        return fill(into, bytes(self._memory[self._next()] for _ in range(wanted))) + 1
+
+    def _next(self) -> int:
+        place = self._place
+        self._place = (place + 1) % len(self._memory)
+        return place
+
+
+class Gpio(Model):
+    """virtio-gpio: eight lines, of which line N + 4 is wired to line N."""
+
+    LINES = 8
+    DIRECTION, SET_DIRECTION, VALUE, SET_VALUE = 2, 3, 4, 5
+    ERROR = 1
+
+    def __init__(self) -> None:
+        self._directions = [0] * self.LINES
+        self._values = [0] * self.LINES
+
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        request, line, value = struct.unpack("<HHI", join(readable))
+        answer = self._act(request, line, value)
+        return fill(writable, bytes([self.ERROR, 0] if answer is None else [OK, answer]))
+
+    def _act(self, request: int, line: int, value: int) -> int | None:
+        if request == self.DIRECTION:
+            return self._directions[line]
+        if request == self.SET_DIRECTION:
+            self._directions[line] = value
+            return 0
+        if request == self.SET_VALUE:
+            self._values[line] = value
+            return 0
+        if request == self.VALUE:
+            return self._values[line % 4]
+        return None
+
+
+MODELS = {
+    "net": Net,
+    "keyboard": Keyboard,
+    "i2c": I2c,
+    "gpio": Gpio,
+}
