@@ -49,7 +49,9 @@ pub enum Reason {
     OwnMapping,
     /// The bit is offered and there is no region: the device is wrong (R8).
     NoRegion,
-    /// This device type hands addresses to the device that are no buffers.
+    /// The driver of this device type hands addresses to the device that are no buffers, or
+    /// maps what the device writes more than once in a request: of the copies that come back
+    /// the last one wins, and it may be the one that was not written.
     Type(u32),
     /// There is a region without the bit, and parameter `hint` is off.
     HintOff,
@@ -82,6 +84,9 @@ impl fmt::Display for Reason {
             Self::OwnMapping => f.write_str("the transport maps buffers in its own way"),
             Self::NoRegion => {
                 f.write_str("the device offers VIRTIO_F_SWIOTLB but brings no region")
+            }
+            Self::Type(device_type::CRYPTO) => {
+                f.write_str("the driver of crypto devices maps twice what the device writes")
             }
             Self::Type(kind) => write!(
                 f,
@@ -228,6 +233,7 @@ fn can_bounce(kind: u32) -> bool {
     !matches!(
         kind,
         device_type::BALLOON
+            | device_type::CRYPTO
             | device_type::GPU
             | device_type::IOMMU
             | device_type::MEM
@@ -438,7 +444,7 @@ mod tests {
 
     #[test]
     fn types_that_cannot_be_bounced() {
-        for kind in [5, 16, 23, 24, 27] {
+        for kind in [5, 16, 20, 23, 24, 27] {
             for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
                 let mut facts = facts(BIT, finding);
                 facts.device_type = kind;

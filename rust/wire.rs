@@ -424,6 +424,7 @@ pub mod device_type {
     pub const BALLOON: u32 = 5;
     pub const SCSI: u32 = 8;
     pub const GPU: u32 = 16;
+    pub const CRYPTO: u32 = 20;
     pub const IOMMU: u32 = 23;
     pub const MEM: u32 = 24;
     pub const PMEM: u32 = 27;
