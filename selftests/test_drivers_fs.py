@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+"""virtiofs on a device that can reach its region only, with virtiofsd behind it."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drivers import STEPS, assert_driven, passed
+from harness import BUILD, Boot, booted
+from guestlib import Restricted
+
+#: Parts of the kernel's source that are copied, some thousand files.
+PARTS = ("include/linux", "kernel")
+STRESS_SECONDS = 20
+
+SCRIPT = STEPS + f"""
+insmod "$MODULE"
+mkdir -p /run/fs /run/copy
+mount -t virtiofs restricted0 /run/fs
+cp -r /run/fs/tree /run/copy/tree
+cp -r /run/copy/tree /run/fs/back
+sync
+umount /run/fs
+mount -t virtiofs restricted0 /run/fs
+fact diff diff -r /run/copy/tree /run/fs/back
+fact count sh -c 'find /run/copy/tree -type f | wc -l'
+fact big sh -c 'head -c 64M /dev/urandom | tee /run/fs/big | sha256sum'
+fact direct sh -c 'dd if=/run/fs/big bs=1M iflag=direct status=none | sha256sum'
+mkdir /run/fs/stress
+fact stress stress-ng --temp-path /run/fs/stress --verify --timeout {STRESS_SECONDS} \\
+	--hdd 1 --hdd-bytes 8M --dir 1 --dirdeep 1 --rename 1 --link 1 --symlink 1 --dentry 1 \\
+	--fallocate 1 --fallocate-bytes 4M --seek 1 --seek-size 4M --chmod 1 --utime 1
+fact left ls /run/fs/stress
+umount /run/fs
+done_with restricted0 virtiofs
+"""
+
+
+def sums(tree: Path) -> dict[str, str]:
+    """Of all files below a directory."""
+    files = (path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    return {
+        str(path.relative_to(tree)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.mark.full
+@pytest.mark.driver("virtiofs", backend="virtiofsd")
+class TestVirtiofsd:
+    @pytest.fixture(scope="class")
+    def shared(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="shared") as directory:
+            source = (BUILD / "kernel/stock/Makefile").resolve().parent
+            for part in PARTS:
+                shutil.copytree(source / part, Path(directory) / "tree" / part, symlinks=True)
+            yield Path(directory)
+
+    @pytest.fixture(scope="class")
+    def boot(self, shared: Path) -> Iterator[Boot]:
+        device = Restricted("fs", file=shared)
+        with booted("stock", [device], SCRIPT, timeout=900, memory="768M") as boot:
+            yield boot
+
+    def test_tree(self, boot: Boot, shared: Path) -> None:
+        """a tree of the kernel's source copied in and out, sha256 of each file equal"""
+        passed(boot, "diff")
+        tree = sums(shared / "tree")
+        assert len(tree) > 2000 and sums(shared / "back") == tree
+        assert int(boot.fact("count")) == len(tree)
+
+    def test_large_file(self, boot: Boot, shared: Path) -> None:
+        """64 MiB written through the page cache, read past it"""
+        digest = hashlib.sha256((shared / "big").read_bytes()).hexdigest()
+        assert boot.fact("big").split()[0] == boot.fact("direct").split()[0] == digest
+
+    def test_stress(self, boot: Boot) -> None:
+        """stress-ng --verify with eleven of its stressors of file systems"""
+        passed(boot, "stress")
+        assert boot.fact("left") == ""
+
+    def test_is_confined_and_leaves_nothing(self, boot: Boot) -> None:
+        """nothing outside the region, nothing left"""
+        assert_driven(boot, "restricted0")
