@@ -285,7 +285,7 @@ impl Seen {
         if live != 0 {
             dev_err!(
                 dev.as_device(),
-                "swiotlb: the driver left {live} mappings in the region: not answered, or forgotten\n"
+                "swiotlb: the driver left {live} mappings in the region, unanswered or forgotten\n"
             );
         }
         let counters = bounce.counters();
