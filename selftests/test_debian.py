@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A Debian system whose root file system is on a restricted disk, with the module
+that DKMS has built: installed, upgraded, booted, updated, booted again."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from debian import Console, System
+from harness import BUILD, SWIOTLB, accepted, assert_memory_private, events, summary
+
+TOP = Path(__file__).resolve().parent.parent
+
+
+#: A package that makes the initial RAM file system of the newest kernel anew. (To install
+#: the kernel again would do that, too, but DKMS builds the module again then: half an hour,
+#: emulated.)
+UPDATE = " && ".join(
+    (
+        "mkdir -p update/DEBIAN",
+        r"printf 'Package: update\nVersion: 1\nArchitecture: all\nMaintainer: root\n"
+        r"Description: an update\n' >update/DEBIAN/control",
+        r"printf '#!/bin/sh\nupdate-initramfs -u\n' >update/DEBIAN/postinst",
+        "chmod 755 update/DEBIAN/postinst",
+        "dpkg-deb --build update",
+        "apt-get install -y ./update.deb </dev/null",
+    )
+)
+
+
+@dataclass
+class Life:
+    """What became of it."""
+
+    system: System
+    dkms: str
+    releases: list[str]
+    facts: list[dict[str, str]]
+
+
+def look(console: Console) -> dict[str, str]:
+    """What is asked after each boot."""
+    console.login()
+    return {
+        "release": console.run("uname -r").strip(),
+        "root": console.run("findmnt -no SOURCE,FSTYPE /").strip(),
+        "module": console.run("modinfo -F filename virtio_swiotlb").strip(),
+        "devices": console.run("cat /sys/kernel/debug/virtio_swiotlb/devices"),
+        "log": console.run("dmesg"),
+        "failed": console.run("systemctl list-units --failed --plain --no-legend").strip(),
+    }
+
+
+@pytest.fixture(scope="module")
+def life() -> Iterator[Life]:
+    (BUILD / "debian").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD / "debian", prefix="system-") as name:
+        directory = Path(name)
+        deb = subprocess.run(
+            ["packaging/deb", "0.1", directory], cwd=TOP, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.strip()
+        image = directory / "disk"
+        subprocess.run(["scripts/debian", "system", deb, image], cwd=TOP, check=True)
+        dkms = Path(f"{image}.dkms").read_text()
+        releases = sorted(re.findall(r", (\d+\.\S+), x86_64: installed", dkms))
+        system = System(directory, image)
+        facts = []
+
+        def first(console: Console) -> None:
+            facts.append(look(console))
+            made = f"stat -c %Y /boot/initrd.img-{releases[-1]}"
+            facts[-1]["made"] = console.run(made)
+            console.run(UPDATE)
+            facts[-1]["made anew"] = console.run(made)
+            console.leave("systemctl reboot")
+
+        def second(console: Console) -> None:
+            facts.append(look(console))
+            console.leave("systemctl poweroff")
+
+        system.boot(releases[0], first)
+        system.boot(releases[-1], second)
+        yield Life(system, dkms, releases, facts)
+
+
+@pytest.mark.full
+class TestDebian:
+    def test_dkms_built_it_for_each_kernel(self, life: Life) -> None:
+        assert [release[:3] for release in life.releases] == ["7.2", "7.3"], life.dkms
+
+    def test_both_kernels_booted_from_the_disk(self, life: Life) -> None:
+        assert [fact["release"] for fact in life.facts] == life.releases
+        assert all(fact["root"] == "/dev/vda ext4" for fact in life.facts)
+
+    def test_the_second_boot_was_with_what_the_guest_made(self, life: Life) -> None:
+        first = life.facts[0]
+        assert int(first["made anew"]) > int(first["made"])
+
+    def test_the_module_is_that_of_dkms(self, life: Life) -> None:
+        for fact in life.facts:
+            assert f"/lib/modules/{fact['release']}/updates/dkms/" in fact["module"]
+
+    def test_the_disk_is_bounced(self, life: Life) -> None:
+        for fact in life.facts:
+            assert re.search(r"^virtio\d+ virtio_blk bounced ", fact["devices"], re.M), fact
+
+    def test_nothing_failed(self, life: Life) -> None:
+        for fact in life.facts:
+            assert fact["failed"] == ""
+            assert "Call Trace" not in fact["log"]
+
+    def test_the_device_saw_no_other_address(self, life: Life) -> None:
+        for report in life.system.reports:
+            end = summary(report)
+            assert (end["violations"], end["malformed"], end["needs_resets"]) == (0, 0, 0)
+            assert end["descriptors_checked"] > 0
+            assert SWIOTLB in accepted(report)
+            assert all(queue["inside"] for queue in events(report, "queue"))
+            assert_memory_private(report)
+
+    def test_the_file_system_is_clean(self, life: Life) -> None:
+        checked = life.system.fsck()
+        assert checked.returncode == 0, checked.stdout
