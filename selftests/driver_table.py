@@ -34,9 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Results of tests that are no more go, before any test is deselected."""
+    """Results of tests that are no more go, before any test is deselected. Which there
+    are is not known if only some of a file were asked for."""
     known = {item.nodeid for item in items}
-    files = {nodeid.split("::")[0] for nodeid in known}
+    parts = any("::" in argument for argument in config.args)
+    files = set() if parts else {nodeid.split("::")[0] for nodeid in known}
     old = _read()
     config.driver_results = {  # type: ignore[attr-defined]
         nodeid: result
@@ -92,15 +94,15 @@ Drivers
 What was proved with each of the kernel's virtio drivers, on a device that can
 reach its own region only, and with which backend behind it. Drivers and backends
 are unmodified, as Debian or crates.io has them, unless it says *of our own*: that
-is ``selftests/backend.py``, for which the reason is given below. Each of the tests
+is ``selftests/models.py``, for which the reason is given below. Each of the tests
 also holds three witnesses together: the module's counters (nothing refused, all
 buffers given back when the driver is unbound), the device's report (no address
 outside the region), and what the backend's process had mapped (the region and
 nothing else of anybody's memory).
 
 The table was written by the tests themselves (``selftests/driver_table.py``) as
-they ran, last on {day}, on Debian's kernel {kernel} with QEMU {qemu}. To have it
-written anew::
+they ran, last on {day}, on Debian's kernel
+{kernel} with QEMU {qemu}. To have it written anew::
 
 	make check check-full
 	make check-full TEST_ARGS=--drivers-rst
