@@ -207,7 +207,7 @@ def run(
     """Runs a script after guest/steps. An emulated kernel that stops while it boots,
     before any program runs, is given a second chance, and a warning."""
     result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
-    if result.timed_out and "Run /init" not in result.kernel_log:
+    if result.timed_out and "as init process" not in result.kernel_log:
         end = result.kernel_log.splitlines()[-1:]
         warnings.warn(f"a guest stopped while it booted, and was booted again: {end}", stacklevel=2)
         result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
