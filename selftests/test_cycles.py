@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Over and over: bound and unbound, loaded and unloaded. What the kernel has afterwards is
+what it had before.
+
+A first part of the rounds is not counted: caches fill, and files get their entries.
+"""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from harness import Boot, assert_confined, booted, disk, entropy, events
+from guestlib.result import key_values
+
+WARM_UP = 10
+#: What a slab may have more of after so many rounds: half an object in each, and what others
+#: in the guest had just made.
+OBJECTS, OTHERS = 0.5, 200
+
+SCRIPT = """
+measure() { # NAME: what is in use, when nothing is on its way to be freed
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	sleep 2
+	echo 3 >/proc/sys/vm/drop_caches
+	fact "$1-slab" cat /proc/slabinfo
+	fact "$1-vmalloc" cat /proc/vmallocinfo
+	fact "$1-memory" cat /proc/meminfo
+	fact "$1-iomem" cat /proc/iomem
+	fact "$1-modules" cat /proc/modules
+	fact "$1-debugfs" find /sys/kernel/debug/virtio_swiotlb
+	fact "$1-sysfs" find /sys/bus/virtio/devices/ /sys/bus/virtio/drivers/
+}
+# What takes no process: a thousand rounds are to be done in minutes.
+bind_rounds() { # COUNT
+	local round
+	for ((round = 0; round < $1; round++)); do
+		echo "$name" >/sys/bus/virtio/drivers/virtio_rng/unbind
+		echo "$name" >/sys/bus/virtio/drivers/virtio_rng/bind
+	done
+}
+load_rounds() { # COUNT
+	local round
+	for ((round = 0; round < $1; round++)); do
+		echo "$name" >/sys/bus/virtio/drivers/virtio_rng/unbind
+		echo "$other" >/sys/bus/virtio/drivers/virtio_blk/unbind
+		rmmod virtio_swiotlb
+		insmod "$MODULE"
+	done
+}
+load
+data restricted1 1048576 65536
+unbind_driver restricted1
+name=$(virtio restricted0) other=$(virtio restricted1)
+bind_rounds WARM_UP
+measure before_binding
+bind_rounds ROUNDS
+measure after_binding
+bind_driver restricted1
+load_rounds WARM_UP
+measure before_loading
+load_rounds ROUNDS
+measure after_loading
+data restricted1 2097152 65536
+"""
+
+
+@pytest.fixture(
+    scope="module", params=[50, pytest.param(1000, marks=pytest.mark.full)], ids=["50", "1000"]
+)
+def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
+    script = SCRIPT.replace("WARM_UP", str(WARM_UP)).replace("ROUNDS", str(request.param))
+    timeout = 300 + 2 * request.param
+    with booted("test", [entropy(), disk()], script, timeout=timeout) as boot:
+        boot.rounds = request.param
+        yield boot
+
+
+PARTS = pytest.mark.parametrize("part", ["binding", "loading"])
+
+
+def slabs(boot: Boot, name: str) -> dict[str, int]:
+    """Objects in use by cache."""
+    lines = [line.split() for line in boot.fact(f"{name}-slab").splitlines()[2:]]
+    return {line[0]: int(line[1]) for line in lines}
+
+
+@PARTS
+def test_slabs(boot: Boot, part: str) -> None:
+    before, after = (slabs(boot, f"{when}_{part}") for when in ("before", "after"))
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert not {n: g for n, g in grown.items() if g > OBJECTS * boot.rounds + OTHERS}, grown
+
+
+@PARTS
+def test_memory(boot: Boot, part: str) -> None:
+    """By what it is used for: not more by half a page in each round."""
+    before, after = (
+        key_values(boot.fact(f"{when}_{part}-memory")) for when in ("before", "after")
+    )
+    for key in ("Slab", "VmallocUsed", "KernelStack", "PageTables"):
+        grown = int(after[key].split()[0]) - int(before[key].split()[0])
+        assert grown < 2 * boot.rounds + 512, (key, before[key], after[key])
+
+
+@PARTS
+def test_mappings(boot: Boot, part: str) -> None:
+    """Ranges of the kernel's address space, by who made them."""
+
+    def made(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for line in boot.fact(name).splitlines():
+            maker = re.sub(r"0x[0-9a-f]+-0x[0-9a-f]+ +|phys=\S+|N\d+=\d+", "", line)
+            found[maker] = found.get(maker, 0) + 1
+        return found
+
+    before, after = (made(f"{when}_{part}-vmalloc") for when in ("before", "after"))
+    more = {maker: n - before.get(maker, 0) for maker, n in after.items()}
+    # Stacks and tables of processes that come and go.
+    assert not {maker: n for maker, n in more.items() if n > 8}, more
+
+
+@PARTS
+@pytest.mark.parametrize("what", ["iomem", "debugfs", "sysfs"])
+def test_names(boot: Boot, part: str, what: str) -> None:
+    """Claims, files, devices: the same ones."""
+    assert boot.fact(f"after_{part}-{what}") == boot.fact(f"before_{part}-{what}")
+
+
+@PARTS
+def test_references(boot: Boot, part: str) -> None:
+    """The module is used once by each device that is bound."""
+    for when in ("before", "after"):
+        (line,) = [
+            line.split()
+            for line in boot.fact(f"{when}_{part}-modules").splitlines()
+            if line.startswith("virtio_swiotlb ")
+        ]
+        assert line[2] == ("1" if part == "binding" else "2")
+
+
+def test_every_round_was_bounced(boot: Boot) -> None:
+    """Each driver was bound to a device that had agreed."""
+    report = boot.report("restricted0")
+    assert len([e for e in events(report, "accepted") if e["swiotlb"]]) >= 2 * boot.rounds
+    assert not events(report, "violation")
+    assert_confined(boot, "restricted1")
+    assert {b.offset for b in boot.blocks_of("restricted1")} == {1048576, 2097152}
