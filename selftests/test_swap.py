@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The guest's memory goes through a restricted disk, while there is next to none left.
+
+Each mapping is made in the midst of reclaim; if it needed memory, or waited for some, the
+guest would stand still.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from harness import Boot, assert_confined, booted, disk
+
+pytestmark = pytest.mark.full
+
+MEMORY_MB, HOG_MB = 320, 272
+
+#: Fills more memory than there is, and reads it back in another order, twice.
+HOG = f"""
+import mmap
+size, page = {HOG_MB} << 20, 4096
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+seed = bytes(range(256)) * 15
+for at in range(0, size, page):
+    memory[at : at + 8] = (at * 0x9E3779B97F4A7C15 & (1 << 64) - 1).to_bytes(8, "little")
+    memory[at + 8 : at + 8 + len(seed)] = seed
+wrong = 0
+for step in (7 * page, 3 * page):
+    for start in range(0, step, page):
+        for at in range(start, size, step):
+            right = (at * 0x9E3779B97F4A7C15 & (1 << 64) - 1).to_bytes(8, "little")
+            wrong += memory[at : at + 8] != right or memory[at + 8 : at + 8 + len(seed)] != seed
+print("pages", size // page, "wrong", wrong)
+"""
+
+SCRIPT = f"""
+load
+path=$(disk restricted0)
+mkswap "$path" >/dev/null
+swapon "$path"
+cat >/tmp/hog.py <<'END'
+{HOG}
+END
+keep restricted0 before
+fact hog timeout -s KILL 240 python3 -I -S /tmp/hog.py
+fact events grep -E '^(pswpin|pswpout|allocstall|pgsteal_direct|oom_kill)' /proc/vmstat
+keep restricted0 after
+swapoff "$path"
+data restricted1 1048576 65536
+"""
+
+
+@pytest.fixture(scope="module")
+def boot() -> Iterator[Boot]:
+    # Without event indices the device looks at each request before the backend does.
+    devices = [disk(size="512M", region_size="1M", event_idx=False), disk()]
+    memory = f"{MEMORY_MB}M"
+    with booted("stock", devices, SCRIPT, memory=memory, timeout=500) as boot:
+        yield boot
+
+
+def test_data_outlive_the_swap(boot: Boot) -> None:
+    """Every page is as it was, and the guest never stood still."""
+    assert boot.status("hog") == 0, boot.fact("hog")
+    assert boot.fact("hog").split()[-1] == "0"
+
+
+def test_it_was_swapped(boot: Boot) -> None:
+    """Out and in, tens of MiB through a region of one, also by those who wanted memory."""
+    counts: dict[str, int] = {}
+    for line in boot.fact("events").splitlines():
+        name, count = line.split()
+        counts[name] = int(count)
+    assert min(counts["pswpin"], counts["pswpout"]) > 32 << 8, counts
+    assert sum(n for name, n in counts.items() if name.startswith("allocstall")) > 0, counts
+    assert counts["oom_kill"] == 0
+    before, after = boot.kept("before"), boot.kept("after")
+    for key in ("bytes_to_device", "bytes_from_device"):
+        assert after[key] - before[key] >= 32 << 20
+
+
+def test_nothing_is_left(boot: Boot) -> None:
+    after = boot.counters("restricted0")
+    assert after["maps"] == after["unmaps"] and after["bad_handle"] == after["too_large"] == 0
+    assert_confined(boot, "restricted0")
+    assert boot.blocks_of("restricted1")
