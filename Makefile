@@ -17,7 +17,7 @@ VERSION ?= 0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
-	device bench bench-check clean distclean install dkms patches
+	device bench bench-check mutants clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
@@ -80,6 +80,10 @@ bench: test-kernel device
 ## bench-check: compare instruction counts with those that were kept
 bench-check: BENCH_ARGS := --check
 bench-check: bench
+
+## mutants: break the rules of the wire format one by one, and see the tests fail (20 minutes)
+mutants: test-kernel
+	@scripts/mutants
 
 ## docs: build the documentation as HTML, into $(BUILD)/docs
 docs: toolbox

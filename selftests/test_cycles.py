@@ -66,7 +66,7 @@ data restricted1 2097152 65536
 
 
 @pytest.fixture(
-    scope="module", params=[50, pytest.param(1000, marks=pytest.mark.full)], ids=["50", "1000"]
+    scope="module", params=[50, pytest.param(1000, marks=pytest.mark.full(minutes=15))], ids=["50", "1000"]
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = SCRIPT.replace("WARM_UP", str(WARM_UP)).replace("ROUNDS", str(request.param))

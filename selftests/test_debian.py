@@ -87,7 +87,7 @@ def life() -> Iterator[Life]:
         yield Life(system, dkms, releases, facts)
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=35)
 class TestDebian:
     def test_dkms_built_it_for_each_kernel(self, life: Life) -> None:
         assert [release[:3] for release in life.releases] == ["7.2", "7.3"], life.dkms

@@ -32,7 +32,7 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
         yield boot
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=10)
 class TestKernel:
     def test_it_is_that_kernel(self, boot: Boot, request: pytest.FixtureRequest) -> None:
         mark = request.node.callspec.params["boot"].removeprefix("stock-")

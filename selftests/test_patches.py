@@ -78,7 +78,7 @@ def test_nothing_speaks_of_this_repository(patches: list[Path]) -> None:
         assert not lost, f"{patch.name}: {lost}"
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=25)
 class TestTree:
     """One tree and one build directory for all of it."""
 
