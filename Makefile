@@ -17,7 +17,7 @@ VERSION ?= 0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
-	device bench bench-check mutants soak clean distclean install dkms patches
+	device bench bench-check mutants soak fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
@@ -92,6 +92,11 @@ soak: stock test-kernel device
 	@$(TOOLBOX) env SOAK_SECONDS="$(SECONDS)" SOAK_SEED="$(SEED)" python3 -B -m pytest -q -s \
 		--tb=short -m full selftests/test_soak.py
 
+## fuzz: libFuzzer on the module's pure files, SECONDS= (60) for each
+fuzz: SECONDS ?= 60
+fuzz: toolbox
+	@$(TOOLBOX) scripts/fuzz $(SECONDS)
+
 ## docs: build the documentation as HTML, into $(BUILD)/docs
 docs: toolbox
 	@$(TOOLBOX) scripts/build docs
@@ -118,7 +123,7 @@ device: toolbox
 
 ## clean: remove what is built of this project; the toolbox and the kernels stay
 clean:
-	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/bench" "$(BUILD)/docs" "$(BUILD)/run" "$(BUILD)/log"
+	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/bench" "$(BUILD)/docs" "$(BUILD)/fuzz" "$(BUILD)/run" "$(BUILD)/log"
 	rm -rf *.o *.ko *.mod *.mod.c .*.cmd rust/*.o rust/.*.cmd rust/bindings_generated.rs \
 		Module.symvers modules.order .module-common.o
 

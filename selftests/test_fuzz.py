@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The module's pure files under libFuzzer, for a short time (`make fuzz` takes longer)."""
+
+import re
+import subprocess
+
+import pytest
+from harness import HERE
+
+SECONDS = 20
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", ["wire", "policy", "pool"])
+def test_fuzz(target: str) -> None:
+    command = [str(HERE.parent / "scripts/fuzz"), str(SECONDS), target]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (executed,) = re.findall(r"number_of_executed_units: (\d+)", result.stdout)
+    assert int(executed) > 1000
