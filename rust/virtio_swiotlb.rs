@@ -54,7 +54,7 @@ macro_rules! declare {
             type: VirtioSwiotlb,
             name: "virtio_swiotlb",
             authors: ["The virtio_swiotlb authors"],
-            description: "Bounce buffers in a region that the virtio device brings",
+            description: "VIRTIO_F_SWIOTLB: bounce buffers in a region that the device brings",
             license: "GPL",
             params: {
                 hint: $flag {
