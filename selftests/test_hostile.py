@@ -113,26 +113,13 @@ NAMES = {case.fault: f"restricted{index + 1}" for index, case in enumerate(CASES
 # In builtins of the shell where it can be: a process costs a tenth of a second.
 SCRIPT = f"""
 devices="{" ".join(NAMES.values())}"
-virtio_pci() {{ # bind|unbind DEVICE
-	echo "$(address "$2")" >"/sys/bus/pci/drivers/virtio-pci/$1"
-}}
-
 for device in $devices; do
 	virtio_pci unbind $device
 done
 load
 
 # The honest ones, all the time.
-beside() {{
-	local round
-	for ((round = 0; ; round++)); do
-		data restricted0 $((1048576 + round % 16 * 65536)) 65536
-		data ordinary0 $((1048576 + round % 16 * 65536)) 65536
-		[ ! -e /tmp/over ] || return 0
-		sleep 4
-	done
-}}
-beside &
+data_until /tmp/over 4 restricted0 ordinary0 &
 
 look() {{ # DEVICE first|second: what has become of it
 	local virtio path=/sys/bus/pci/devices/$(address "$1")

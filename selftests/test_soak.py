@@ -21,25 +21,12 @@ ROUNDS = 5
 HOSTILE = [f"restricted{index + 1}" for index in range(DEVICES)]
 
 SCRIPT = f"""
-virtio_pci() {{ # bind|unbind DEVICE
-	echo "$(address "$2")" >"/sys/bus/pci/drivers/virtio-pci/$1"
-}}
-
 for device in {" ".join(HOSTILE)}; do
 	virtio_pci unbind $device
 done
 load
 
-beside() {{
-	local round
-	for ((round = 0; ; round++)); do
-		data restricted0 $((1048576 + round % 16 * 65536)) 65536
-		data ordinary0 $((1048576 + round % 16 * 65536)) 65536
-		[ ! -e /tmp/over ] || return 0
-		sleep 3
-	done
-}}
-beside &
+data_until /tmp/over 3 restricted0 ordinary0 &
 
 for round in {{1..{ROUNDS}}}; do
 	for device in {" ".join(HOSTILE)}; do
