@@ -40,7 +40,7 @@ pub const CAP_DEVICE: u8 = 4;
 pub const CAP_PCI_CFG: u8 = 5;
 pub const CAP_SWIOTLB: u8 = 10;
 
-const CAP_ID_VENDOR: u8 = 0x09;
+pub const CAP_ID_VENDOR: u8 = 0x09;
 const CAP_ID_MSIX: u8 = 0x11;
 
 const VENDOR_ID: u16 = 0x1af4;
@@ -49,8 +49,10 @@ const MODERN_DEVICE_ID: u16 = 0x1040;
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const BARS: usize = 0x10;
-const CAP_POINTER: usize = 0x34;
+pub const CAP_POINTER: usize = 0x34;
 const FIRST_CAP: usize = 0x40;
+/// Where in a `struct virtio_pci_cap` its type stands.
+pub const CFG_TYPE: usize = 3;
 
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
@@ -301,7 +303,7 @@ impl ConfigSpace {
     pub fn capability(&self, cfg_type: u8) -> Option<usize> {
         let mut at = usize::from(self.bytes[CAP_POINTER]);
         while at != 0 {
-            if self.bytes[at] == CAP_ID_VENDOR && self.bytes[at + 3] == cfg_type {
+            if self.bytes[at] == CAP_ID_VENDOR && self.bytes[at + CFG_TYPE] == cfg_type {
                 return Some(at);
             }
             at = usize::from(self.bytes[at + 1]);

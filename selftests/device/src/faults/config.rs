@@ -5,7 +5,9 @@
 //! QEMU keeps the links of the capability list as they were when the client
 //! connected; everything else goes to the guest as it is read here.
 
-use crate::pci::{self, ConfigSpace, BOUNCE_BAR, CAP_SWIOTLB, CONFIG_SIZE, CONTROL_BAR};
+use crate::pci::{
+    self, ConfigSpace, BOUNCE_BAR, CAP_POINTER, CAP_SWIOTLB, CFG_TYPE, CONFIG_SIZE, CONTROL_BAR,
+};
 
 use super::random::Random;
 use super::{Fault, FaultSet};
@@ -17,13 +19,10 @@ pub const HUGE_BAR: usize = 2;
 
 /// `struct virtio_pci_cap`.
 const CAP_LEN: usize = 2;
-const CFG_TYPE: usize = 3;
 const BAR: usize = 4;
 const OFFSET: usize = 8;
 const LENGTH: usize = 12;
 const CAP_BYTES: usize = 16;
-
-const CAP_POINTER: usize = 0x34;
 
 /// A type that no driver knows.
 const NO_TYPE: u8 = 0xff;
@@ -208,7 +207,7 @@ mod tests {
             if at == 0 {
                 break;
             }
-            if bytes[at] == 9 && bytes[at + CFG_TYPE] == CAP_SWIOTLB {
+            if bytes[at] == pci::CAP_ID_VENDOR && bytes[at + CFG_TYPE] == CAP_SWIOTLB {
                 let cap = Cap { bytes, at };
                 // Of the last of many there is only the head.
                 if at + CAP_BYTES <= CONFIG_SIZE {
