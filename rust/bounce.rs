@@ -21,7 +21,8 @@ use super::{
         Handle,
         Map, //
     },
-    wire::Bound, //
+    wire::Bound,
+    work::Work, //
 };
 use core::{
     ops::AddAssign,
@@ -33,13 +34,19 @@ use core::{
 use kernel::{
     device,
     prelude::*,
-    sync::{
-        aref::ARef,
-        atomic::{
-            Atomic,
-            Relaxed, //
-        }, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     }, //
+};
+
+mod complaints;
+
+use self::complaints::{
+    Bad,
+    Complaints,
+    Full,
+    TooLarge, //
 };
 
 /// What a mapping that the device only writes begins with: the parameter `from_device`.
@@ -145,11 +152,6 @@ impl Tally {
     }
 }
 
-/// Whether this is the first call for `said`. Does not write the cache line again.
-fn first(said: &Atomic<bool>) -> bool {
-    !said.load(Relaxed) && !said.xchg(true, Relaxed)
-}
-
 /// The bounce buffers of one device. The contexts are those of [`Map`].
 pub(crate) struct Bounce {
     region: Region,
@@ -163,10 +165,7 @@ pub(crate) struct Bounce {
     // The most segments of a request, by the device; 1 as long as the driver has not asked.
     segments: Atomic<u32>,
     max_mapping: Atomic<usize>,
-    said_full: Atomic<bool>,
-    said_too_large: Atomic<bool>,
-    said_bad: Atomic<bool>,
-    dev: ARef<device::Device>,
+    complaints: Pin<KBox<Work<Complaints>>>,
 }
 
 impl From<Direction> for pool::Direction {
@@ -210,10 +209,7 @@ impl Bounce {
             kind,
             segments: Atomic::new(1),
             max_mapping: Atomic::new(limits.max_mapping),
-            said_full: Atomic::new(false),
-            said_too_large: Atomic::new(false),
-            said_bad: Atomic::new(false),
-            dev: dev.into(),
+            complaints: Complaints::new(dev)?,
         })
     }
 
@@ -340,48 +336,35 @@ impl Bounce {
         }
     }
 
-    /// Says once, while the driver is bound, that something did not fit.
+    /// Complains that something did not fit.
     #[cold]
-    fn say_refused(&self, len: usize, refusal: Refusal) {
-        match refusal {
-            Refusal::Full | Refusal::HeldBack => {
-                if first(&self.said_full) {
-                    let stats = self.pool.stats();
-                    dev_warn!(
-                        self.dev,
-                        "swiotlb: the region of {} bytes is full: {} used, {} free in one piece, {} wanted; the driver waits. A larger region, or fewer or shorter queues, make room (said once)\n",
-                        stats.pool_bytes,
-                        stats.used_bytes,
-                        stats.largest_free_bytes,
-                        len
-                    );
+    fn refused(&self, len: usize, refusal: Refusal) {
+        let first = match refusal {
+            Refusal::Full | Refusal::HeldBack => self.complaints.full.note(|| {
+                let usage = self.usage();
+                Full {
+                    pool: usage.pool_bytes,
+                    used: usage.used_bytes,
+                    largest_free: usage.largest_free_bytes,
+                    wanted: len,
                 }
-            }
-            Refusal::Empty | Refusal::TooLarge => {
-                if first(&self.said_too_large) {
-                    dev_warn!(
-                        self.dev,
-                        "swiotlb: a mapping of {} bytes was refused: the region of {} bytes takes 1 to {}. A larger region takes larger ones (said once)\n",
-                        len,
-                        self.region.bytes(),
-                        self.pool.largest_mapping()
-                    );
-                }
-            }
+            }),
+            Refusal::Empty | Refusal::TooLarge => self.complaints.too_large.note(|| TooLarge {
+                pool: self.region.bytes(),
+                largest: self.pool.largest_mapping(),
+                wanted: len,
+            }),
+        };
+        if first {
+            self.complaints.queue();
         }
     }
 
-    /// Says once, while the driver is bound, that the driver gave back what it did not have.
+    /// Complains that the driver gave back what it did not have.
     #[cold]
-    fn say_bad(&self, handle: Handle, len: usize, bad: pool::BadHandle) {
-        if first(&self.said_bad) {
-            dev_err!(
-                self.dev,
-                "swiotlb: handle {:#x} of {} bytes was refused ({:?}): the device has rewritten a ring, or the driver is at fault; unbind and bind the driver (said once)\n",
-                handle,
-                len,
-                bad
-            );
+    fn bad(&self, handle: Handle, len: usize, why: pool::BadHandle) {
+        if self.complaints.bad.note(|| Bad { handle, len, why }) {
+            self.complaints.queue();
         }
     }
 
@@ -400,7 +383,7 @@ impl Bounce {
                 tally.syncs.fetch_add(1, Relaxed);
                 copy(offset, mapping.orig + inside, tally, mapping.direction);
             }
-            Err(bad) => self.say_bad(handle, len, bad),
+            Err(bad) => self.bad(handle, len, bad),
         }
     }
 }
@@ -421,7 +404,7 @@ impl Map for Bounce {
                 Some(self.region.bus() + offset as u64)
             }
             Err(refusal) => {
-                self.say_refused(len, refusal);
+                self.refused(len, refusal);
                 None
             }
         }
@@ -441,7 +424,7 @@ impl Map for Bounce {
         match ended {
             Ok(()) => true,
             Err(bad) => {
-                self.say_bad(handle, len, bad);
+                self.bad(handle, len, bad);
                 false
             }
         }
@@ -470,7 +453,7 @@ impl Map for Bounce {
         let offset = self
             .pool
             .alloc(self.cpu(), len)
-            .inspect_err(|refusal| self.say_refused(len, *refusal))
+            .inspect_err(|refusal| self.refused(len, *refusal))
             .ok()?;
         // SAFETY: The pool gave out whole pages for `len` bytes of the region.
         let vaddr = unsafe { self.region.base().add(offset) };
@@ -482,7 +465,7 @@ impl Map for Bounce {
 
     fn free(&self, handle: Handle, len: usize) {
         if let Err(bad) = self.pool.free(self.offset(handle), len) {
-            self.say_bad(handle, len, bad);
+            self.bad(handle, len, bad);
         }
     }
 
