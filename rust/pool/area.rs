@@ -250,7 +250,7 @@ impl<P: Platform> Area<P> {
         let first = self.queues[kind.index()].first_or_none();
         match self.fill_slot(first, request, counters) {
             Some(offset) => Ok(offset),
-            None => self.map_next_slot(request.orig, request.len, request.direction, counters),
+            None => self.map_next_slot(request.orig, request.len, kind, counters),
         }
     }
 
@@ -274,15 +274,14 @@ impl<P: Platform> Area<P> {
         &mut self,
         orig: u64,
         len: usize,
-        direction: Direction,
+        kind: Kind,
         counters: &Counters,
     ) -> Result<usize, Short> {
         let request = &Request {
             orig,
             len,
-            direction,
+            direction: kind.direction(),
         };
-        let kind = request.kind().ok_or(Short::Space)?;
         let queue = &mut self.queues[kind.index()];
         if let Some(full) = queue.first() {
             queue.remove(&mut self.runs.pages, full);
@@ -354,9 +353,9 @@ impl<P: Platform> Area<P> {
 
     /// Ends the mapping of exactly `len` bytes that begins at `offset`.
     ///
-    /// `f` sees the mapping before its room is given back, and returns how many bytes it has copied
-    /// out. If these may be more than a page it is left to the caller, without the lock: then the
-    /// mapping is [`Leaving`], out of use but not yet free.
+    /// `f` sees the mapping before anybody else can have its room, and returns how many bytes it
+    /// has copied out. If these may be more than a page it is left to the caller, without the lock:
+    /// then the mapping is [`Leaving`], out of use but not yet free.
     #[inline(always)]
     pub(super) fn unmap(
         &mut self,
@@ -406,21 +405,18 @@ impl<P: Platform> Area<P> {
                 if record.skew() != byte % GRANULE || record.len() != len {
                     return Err(self.why_bad(offset));
                 }
-                let bytes_out = f(&Mapping {
+                let mapping = Mapping {
                     offset,
                     len,
                     orig: record.orig(),
                     direction: slots.kind().direction(),
-                });
-                counters.unmapped(slots.bytes(), bytes_out);
+                };
+                let bytes = slots.bytes();
                 table[at as usize] = Record::NONE.into();
                 let kind = slots.kind();
                 let was_full = slots.is_full();
                 slots.give(at);
                 let empty = slots.is_empty();
-                if !was_full && !empty {
-                    return Ok(None);
-                }
                 let queue = &mut self.queues[kind.index()];
                 if was_full && queue.first() != Some(page) {
                     queue.push(&mut self.runs.pages, page);
@@ -428,6 +424,8 @@ impl<P: Platform> Area<P> {
                 if empty && !Queue::is_only(&self.runs.pages, page) {
                     self.close(page, kind, counters);
                 }
+                // Last, so that little has to be kept meanwhile; the lock keeps the room.
+                counters.unmapped(bytes, f(&mapping));
                 Ok(None)
             }
             _ => Err(self.why_bad(offset)),
