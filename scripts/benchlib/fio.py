@@ -32,6 +32,8 @@ from pathlib import Path
 
 from guestlib import Guest, GuestError, Module, Restricted, Result
 
+from .counts import CPU
+
 REGION_BYTES = 64 << 20
 #: The kernel's own pool has as much by default.
 _MEMORY = "1G"
@@ -145,6 +147,7 @@ def run(
         "conditions": {
             "kernel": boots[0]["facts"]["kernel"][0],
             "accel": boots[0]["accel"],
+            "cpu": CPU[-1],
             "cpus": 1,
             "host_cpus": os.cpu_count(),
             "on_one_host_cpu": one_cpu,
@@ -181,6 +184,7 @@ def _boot(name: str, image: Path, seconds: float) -> dict:
         cpus=1,
         module=None if way.module is None else Module(parameters=way.module),
         devices=devices,
+        qemu=CPU,
         **way.guest,
     ) as guest:
         result = _run(guest, seconds)
