@@ -29,6 +29,7 @@ use super::{
         Facts,
         Reason, //
     },
+    queues,
     region::{
         self,
         Region, //
@@ -448,6 +449,16 @@ impl Hooks for Negotiator {
                     );
                     told = told.without(Features::RING_PACKED);
                 }
+                let too_much = policy::too_much(seen.kind, told, extent.bytes);
+                if too_much != Features(0) {
+                    dev_info!(
+                        dev.as_device(),
+                        "swiotlb: features {:#x} are not used: the region of {} bytes has no room for what they put into it\n",
+                        too_much.0,
+                        extent.bytes
+                    );
+                    told = told.without(too_much);
+                }
                 if matches!(decision, Decision::Accept(_)) {
                     told = told.with(Features::SWIOTLB);
                 }
@@ -469,6 +480,22 @@ impl Hooks for Negotiator {
                 dev.set_features(kept.with(Features::ACCESS_PLATFORM).0);
                 Ok(())
             }
+        }
+    }
+
+    fn queues(&self, dev: &Device, count: u32) {
+        let state = self.0.state.lock();
+        let Some(bytes) = state.bounce().map(|bounce| bounce.region().bytes()) else {
+            return;
+        };
+        drop(state);
+        let features = Features(dev.features());
+        let longest = |index| policy::longest_queue(self.0.kind, features, count, index, bytes);
+        if let Some((queues, entries)) = queues::shorten(dev, count, longest) {
+            dev_info!(
+                dev.as_device(),
+                "swiotlb: shortened {queues} queues, to {entries} entries: what the driver puts there has to leave room in the region of {bytes} bytes\n"
+            );
         }
     }
 

@@ -254,6 +254,74 @@ pub fn may_pack(kind: u32, bytes: u64) -> bool {
     bounds(kind).is_empty() || bytes >= MIN_PACKED_BYTES
 }
 
+/// Regions of fewer bytes have no room for packets of 64 KiB among others.
+const MIN_SEGMENTS_BYTES: u64 = 1 << 20;
+
+/// What a driver would accept of `features`, and may not with a region of `bytes` bytes: what makes
+/// virtio-net use more of it than there is.
+///
+/// Packets of several segments come into buffers of 18 pages each, or into that many bytes of
+/// several. A packet that leaves is one request, and one that does not fit is lost, over and over.
+/// Several pairs of queues share the room for receive buffers ([`longest_queue`]).
+pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
+    let mut too_much = Features(0);
+    if kind == device_type::NET && bytes < MIN_PACKED_BYTES {
+        too_much = too_much.with(Features::NET_GUEST_GSO);
+    }
+    if kind == device_type::NET && bytes < MIN_SEGMENTS_BYTES {
+        too_much = too_much
+            .with(Features::NET_HOST_GSO)
+            .with(Features::NET_PAIRS);
+    }
+    features.only(too_much)
+}
+
+/// How many entries queue `index` of the `queues` of a driver may have in a pool of `pool_bytes`,
+/// if that matters; a power of two.
+///
+/// Receive buffers are posted until the queue is full, and stay there. With a pool that is full
+/// before, virtio-net of Linux 7.3 never stops trying: `virtnet_receive()` has itself called
+/// again at once, and each queue keeps a CPU busy. vsock and console stop, and there is nothing
+/// left for a packet that leaves, nor for other queues. So the receive buffers of all queues
+/// together get half of the pool, each queue the same.
+///
+/// virtiofs makes requests of as many pages as its queue has entries, less four, and tries for
+/// ever those that do not fit. They get a quarter of the pool.
+pub fn longest_queue(
+    kind: u32,
+    features: Features,
+    queues: u32,
+    index: u32,
+    pool_bytes: usize,
+) -> Option<u16> {
+    const FUSE_HEADERS: usize = 4;
+    // A header, its page and MAX_SKB_FRAGS more (`add_recvbuf_big()`).
+    const LARGE_PAGES: usize = 18;
+    const LARGE_PIECES: usize = LARGE_PAGES + 1;
+
+    let pages = pool_bytes / Limits::PAGE;
+    // Even queues receive; the odd ones, and the last of an odd number, do not.
+    let receives = index % 2 == 0 && index < queues & !1;
+    let share = pages / 2 / (queues as usize / 2).max(1);
+    let entries = match kind {
+        device_type::NET if receives => {
+            let large = !features.has(Features::NET_MERGEABLE)
+                && features.only(Features::NET_GUEST_GSO.with(Features::NET_MTU)) != Features(0);
+            match (large, features.has(Features::INDIRECT_DESC)) {
+                (false, _) => share,
+                (true, true) => share / LARGE_PAGES,
+                (true, false) => share / LARGE_PAGES * LARGE_PIECES,
+            }
+        }
+        device_type::CONSOLE if receives => share,
+        device_type::VSOCK if index == 0 => pages / 2,
+        device_type::FS => pages / 4 + FUSE_HEADERS,
+        _ => return None,
+    };
+    // The next lower power of two, of what a queue can have.
+    Some(1 << entries.clamp(2, 1 << 15).ilog2())
+}
+
 /// What a driver is told, so that every request it can build fits an empty pool.
 ///
 /// virtio-blk and virtio-scsi requeue a request that could not be mapped, for ever. The data of
@@ -315,7 +383,7 @@ impl Limits {
 mod tests {
     use super::*;
 
-    const NET: u32 = 1;
+    const NET: u32 = device_type::NET;
     const MODERN: Features = Features::VERSION_1;
     const BIT: Features = MODERN.with(Features::SWIOTLB);
     const REGION: Extent = Extent {
@@ -382,6 +450,76 @@ mod tests {
         assert_eq!(
             decide_on(MODERN, Finding::Usable(SMALL)),
             Decision::Ignore(Reason::TooSmall(SMALL.bytes))
+        );
+    }
+
+    #[test]
+    fn receive_buffers_of_all_queues_have_half_the_pool() {
+        const SMALLEST: usize = MIN_REGION_BYTES as usize;
+        let longest = |kind, queues, index, bytes| longest_queue(kind, BIT, queues, index, bytes);
+        // One pair, with a control queue and without.
+        assert_eq!(longest(NET, 2, 0, SMALLEST), Some(8));
+        assert_eq!(longest(NET, 3, 0, SMALLEST), Some(8));
+        // What is sent is not bounded, and control is not.
+        assert_eq!(longest(NET, 3, 1, SMALLEST), None);
+        assert_eq!(longest(NET, 3, 2, SMALLEST), None);
+        // Eight pairs share.
+        for index in [0, 2, 14] {
+            assert_eq!(longest(NET, 17, index, 1 << 20), Some(16));
+        }
+        assert_eq!(longest(NET, 17, 16, 1 << 20), None);
+        assert_eq!(longest(device_type::CONSOLE, 4, 2, 1 << 20), Some(64));
+        assert_eq!(longest(device_type::VSOCK, 3, 0, 1 << 20), Some(128));
+        assert_eq!(longest(device_type::VSOCK, 3, 2, 1 << 20), None);
+        assert_eq!(longest(device_type::BLK, 4, 0, 1 << 20), None);
+        // Always a queue, and never one that is too long.
+        assert_eq!(longest(NET, 1 << 12, 0, SMALLEST), Some(2));
+        assert_eq!(longest(NET, 2, 0, 1 << 31), Some(1 << 15));
+    }
+
+    #[test]
+    fn large_receive_buffers_are_fewer() {
+        let longest = |features: Features| longest_queue(NET, features, 2, 0, 4 << 20);
+        let large = BIT.with(Features(1 << 7));
+        assert_eq!(longest(BIT), Some(512));
+        assert_eq!(longest(large.with(Features::INDIRECT_DESC)), Some(16));
+        // Without indirect tables each takes as many entries as it has pieces.
+        assert_eq!(longest(large), Some(512));
+        assert_eq!(longest(large.with(Features::NET_MERGEABLE)), Some(512));
+        let mtu = BIT.with(Features::NET_MTU).with(Features::INDIRECT_DESC);
+        assert_eq!(longest(mtu), Some(16));
+    }
+
+    #[test]
+    fn largest_request_of_virtiofs_fits() {
+        for (bytes, entries) in [
+            (64 << 10, 8),
+            (128 << 10, 8),
+            (1 << 20, 64),
+            (16 << 20, 1024),
+        ] {
+            let longest = longest_queue(device_type::FS, BIT, 2, 1, bytes);
+            assert_eq!(longest, Some(entries));
+            assert!((usize::from(entries) - 4) * 4096 <= bytes / 4);
+        }
+    }
+
+    #[test]
+    fn small_regions_have_no_large_packets() {
+        let all = Features(u64::MAX);
+        assert_eq!(too_much(NET, all, MIN_PACKED_BYTES), Features(0));
+        assert_eq!(
+            too_much(NET, all, MIN_SEGMENTS_BYTES),
+            Features::NET_GUEST_GSO
+        );
+        let less = too_much(NET, all, MIN_SEGMENTS_BYTES - 1);
+        assert!(less.has(Features::NET_PAIRS.with(Features::NET_HOST_GSO)));
+        assert_eq!(less.only(BIT), Features(0));
+        // Nothing that was not accepted, and nothing of other devices.
+        assert_eq!(too_much(NET, BIT, MIN_REGION_BYTES), Features(0));
+        assert_eq!(
+            too_much(device_type::BLK, all, MIN_REGION_BYTES),
+            Features(0)
         );
     }
 

@@ -136,6 +136,13 @@ pub(crate) fn find(dev: &Device) -> Finding {
     ConfigSpace::new(&source.config_space()).region(&source.bars())
 }
 
+/// The CPU physical address of the common configuration of `dev`, if that is in a PCI device's
+/// memory. May sleep.
+pub(crate) fn common(dev: &Device) -> Option<u64> {
+    let source = Source::Pci(dev.pci_parent()?);
+    ConfigSpace::new(&source.config_space()).common(&source.bars())
+}
+
 /// A device's region, mapped. It is claimed (/proc/iomem) and mapped until this is dropped.
 ///
 /// The device sees and changes all of it at any moment: nothing here makes a reference to its

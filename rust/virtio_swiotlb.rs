@@ -13,6 +13,7 @@
 //! | `pool.rs` | the allocator of a region |
 //! | `region.rs` | a device's region: found, checked, claimed, mapped |
 //! | `bounce.rs` | region and pool: map, unmap, sync, alloc, free |
+//! | `queues.rs` | how long a device's queues are |
 //! | `attach.rs` | one device's life |
 //! | `virtio.rs` | safe layer over the C side of virtio |
 //! | `lock.rs`, `work.rs` | what the kernel crate lacks |
@@ -34,6 +35,7 @@ mod bounce;
 mod compat;
 mod debugfs;
 mod lock;
+mod queues;
 mod region;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;

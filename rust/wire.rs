@@ -28,6 +28,21 @@ impl Features {
     pub const ACCESS_PLATFORM: Self = Self(1 << 33);
     /// Rings are packed, not split (virtio 1.4, 2.8).
     pub const RING_PACKED: Self = Self(1 << 34);
+    /// A chain of descriptors takes one entry of its ring (virtio 1.4, 2.7.5.3).
+    pub const INDIRECT_DESC: Self = Self(1 << 28);
+
+    /// Of network devices (virtio 1.4, 5.1.3): packets of several segments come, whole (TSO, ECN,
+    /// UFO, USO, and what needs these).
+    pub const NET_GUEST_GSO: Self =
+        Self(1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 54 | 1 << 55 | 1 << 61);
+    /// ... and go, whole.
+    pub const NET_HOST_GSO: Self = Self(1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 56);
+    /// ... the device says how long a packet may be.
+    pub const NET_MTU: Self = Self(1 << 3);
+    /// ... a packet may be scattered over several receive buffers.
+    pub const NET_MERGEABLE: Self = Self(1 << 15);
+    /// ... there are several pairs of queues, and ways to spread packets over them.
+    pub const NET_PAIRS: Self = Self(1 << 22 | 1 << 57 | 1 << 60);
 
     /// Whether all of `other` is in the set.
     pub const fn has(self, other: Self) -> bool {
@@ -74,6 +89,13 @@ const TYPE_ISR: u8 = 3;
 const TYPE_DEVICE: u8 = 4;
 const TYPE_SHARED_MEMORY: u8 = 8;
 const TYPE_SWIOTLB: u8 = 10;
+
+/// How much there is of `struct virtio_pci_common_cfg` up to the size of a queue, in bytes.
+pub const COMMON_BYTES: usize = COMMON_QUEUE_SIZE + 2;
+/// Where a queue is chosen there, and where its size is.
+pub const COMMON_QUEUE_SELECT: usize = 22;
+/// See [`COMMON_QUEUE_SELECT`].
+pub const COMMON_QUEUE_SIZE: usize = 24;
 
 /// Length of `struct virtio_pci_cap` and of `struct virtio_pci_cap64`, in bytes.
 const CAP_BYTES: usize = 16;
@@ -381,6 +403,22 @@ impl<'a> ConfigSpace<'a> {
         })
     }
 
+    /// The CPU physical address of the common configuration, through which the core drives the
+    /// device, if it is in memory. `bars` are the device's own, in their order.
+    pub fn common(&self, bars: &[Bar; BARS]) -> Option<u64> {
+        self.capabilities()
+            .filter(|cap| self.virtio_type(*cap) == Some(TYPE_COMMON))
+            .find_map(|cap| {
+                let window = self.virtio_window(cap, false)?;
+                let Some(Bar::Memory { start, bytes }) = bars.get(usize::from(window.bar)) else {
+                    return None;
+                };
+                let needed = COMMON_BYTES as u64;
+                let fits = window.bytes >= needed && window.offset + needed <= *bytes;
+                (fits && window.offset % 4 == 0).then(|| start.wrapping_add(window.offset))
+            })
+    }
+
     /// Finds the device's region. `bars` are the device's own, in their order.
     pub fn region(&self, bars: &[Bar; BARS]) -> Finding {
         let mut first_fault = None;
@@ -420,13 +458,17 @@ pub fn bounds(kind: u32) -> &'static [(u32, Bound)] {
 /// Device types that are told apart here (virtio 1.4, 5).
 pub mod device_type {
     #![allow(missing_docs)]
+    pub const NET: u32 = 1;
     pub const BLK: u32 = 2;
+    pub const CONSOLE: u32 = 3;
     pub const BALLOON: u32 = 5;
     pub const SCSI: u32 = 8;
     pub const GPU: u32 = 16;
+    pub const VSOCK: u32 = 19;
     pub const CRYPTO: u32 = 20;
     pub const IOMMU: u32 = 23;
     pub const MEM: u32 = 24;
+    pub const FS: u32 = 26;
     pub const PMEM: u32 = 27;
 }
 
@@ -521,6 +563,28 @@ mod tests {
             Finding::Usable(extent) => Some((extent.start, extent.bytes)),
             _ => None,
         }
+    }
+
+    #[test]
+    fn common_configuration_is_found_in_memory_only() {
+        let common = |device: &Device| ConfigSpace::new(&device.bytes).common(&device.bars);
+        let mut device = Device::new();
+        assert_eq!(common(&device), Some(BAR0));
+        // The first that is whole, aligned, and in memory.
+        device.bars[0] = Bar::Io;
+        assert_eq!(common(&device), None);
+        for (bar, offset, bytes) in [
+            (7, 0, 64),
+            (2, 0, 64),
+            (4, 2, 64),
+            (4, 0, 25),
+            (4, 0xf_fffc, 64),
+        ] {
+            device.virtio(TYPE_COMMON, bar, offset, bytes);
+            assert_eq!(common(&device), None);
+        }
+        device.virtio(TYPE_COMMON, 4, 0x40, 64);
+        assert_eq!(common(&device), Some(BAR4 + 0x40));
     }
 
     #[test]

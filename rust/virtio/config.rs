@@ -30,6 +30,9 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     /// An error keeps the driver from being bound, or resumed.
     fn finalize(&self, dev: &Device, original: Original<'_>) -> Result;
 
+    /// The driver is about to make its queues, so many; none exists yet.
+    fn queues(&self, dev: &Device, count: u32);
+
     /// The core resets the device, which begins a negotiation or ends a binding.
     fn reset(&self, dev: &Device);
 
@@ -122,6 +125,9 @@ impl<T: Hooks> Interposer<T> {
         }
         if ops.get_extended_features.is_some() {
             ops.get_extended_features = Some(Self::get_extended_features);
+        }
+        if ops.find_vqs.is_some() {
+            ops.find_vqs = Some(Self::find_vqs);
         }
         if ops.finalize_features.is_some() {
             ops.finalize_features = Some(Self::finalize_features);
@@ -280,6 +286,26 @@ impl<T: Hooks> Interposer<T> {
             // SAFETY: The original has filled `VIRTIO_FEATURES_U64S` words.
             this.hooks.offered(dev, unsafe { *features });
         }
+    }
+
+    /// # Safety
+    ///
+    /// As `virtio_config_ops::find_vqs`, for a device with this copy.
+    unsafe extern "C" fn find_vqs(
+        vdev: *mut bindings::virtio_device,
+        count: c_uint,
+        queues: *mut *mut bindings::virtqueue,
+        infos: *mut bindings::virtqueue_info,
+        affinity: *mut kernel::bindings::irq_affinity,
+    ) -> c_int {
+        // SAFETY: This function is reached through the copy of a live `Self`.
+        let (this, dev) = unsafe { Self::of(vdev) };
+        let Some(find) = this.original().find_vqs else {
+            return EINVAL.to_errno();
+        };
+        this.hooks.queues(dev, count);
+        // SAFETY: The arguments are the caller's.
+        unsafe { find(vdev, count, queues, infos, affinity) }
     }
 
     /// # Safety
