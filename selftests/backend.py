@@ -89,6 +89,9 @@ class Model:
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver has written to the configuration space."""
 
+    def negotiated(self, features: int) -> None:
+        """The driver has accepted these."""
+
     def attached(self, backend: "Backend") -> None:
         """There is a new connection."""
 
@@ -322,6 +325,7 @@ class Backend:
             (features,) = struct.unpack("<Q", body)
             self._packed = bool(features >> F_PACKED & 1)
             self._forget_queues()
+            self._model.negotiated(features)
         elif request == GET_PROTOCOL_FEATURES:
             self._reply(request, struct.pack("<Q", bits(PROTOCOL_CONFIG)))
         elif request == GET_CONFIG:

@@ -39,23 +39,27 @@ class Net(Model):
 
     cable    a path; the two ends are sockets CABLE.0 and CABLE.1
     end      "0" or "1"
-    pairs    of queues; a control queue follows them
+    pairs    of queues, if the driver wants more than one; a control queue follows them
     """
 
+    F_MQ = 22
     # Checksums and TCP segments, both ways; control queue; several pairs.
-    features = bits(0, 1, 7, 8, 11, 12, 17, 22)
+    features = bits(0, 1, 7, 8, 11, 12, 17, F_MQ)
     #: Frames that wait for a buffer; as on a cable, more are lost.
     BACKLOG = 256
     LARGEST = 1 << 17
 
     def __init__(self, cable: str, end: str, pairs: str) -> None:
-        self._pairs = int(pairs)
+        self._most = self._pairs = int(pairs)
         self._other = f"{cable}.{1 - int(end)}"
         self._cable = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._cable.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
         self._cable.bind(f"{cable}.{end}")
-        self._waiting: list[deque[bytes]] = [deque(maxlen=self.BACKLOG) for _ in range(self._pairs)]
+        self._waiting: list[deque[bytes]] = [deque(maxlen=self.BACKLOG) for _ in range(self._most)]
         self._backend: Backend
+
+    def negotiated(self, features: int) -> None:
+        self._pairs = self._most if features >> self.F_MQ & 1 else 1
 
     def attached(self, backend: Backend) -> None:
         self._backend = backend
@@ -83,8 +87,9 @@ class Net(Model):
                 data = self._cable.recv(self.LARGEST)
             except BlockingIOError:
                 break
-            self._waiting[data[0]].append(data[1:])
-            pairs.add(data[0])
+            pair = data[0] % self._pairs
+            self._waiting[pair].append(data[1:])
+            pairs.add(pair)
         for pair in pairs:
             self._deliver(pair)
         return True
