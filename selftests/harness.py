@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -56,6 +57,7 @@ def _packed_backend(kind: str) -> Backend:
 
 BACKENDS["packed-disk"] = _packed_backend("disk")
 BACKENDS["half-disk"] = _packed_backend("half")
+BACKENDS["held-disk"] = _packed_backend("held")
 BACKENDS["entropy"] = _packed_backend("entropy")
 
 
@@ -164,11 +166,25 @@ class Boot:
         return sum(b.bytes for b in self.blocks_of(device, since))
 
 
+def hostile_lines(boot: Boot, device: str) -> list[str]:
+    """The kernel's log between the marks "hostile: DEVICE" and "hostile: -"."""
+    log = boot.result.kernel_log
+    begin = log.index(f"hostile: {device}\n")
+    return log[begin : log.index("hostile: -", begin)].splitlines()[1:-1]
+
+
 def numbers(text: str) -> dict[str, int]:
     return {key: int(value) for key, value in key_values(text).items() if value.isdigit()}
 
 
 # --- booting ---
+
+
+def make_kernel(kernel: str) -> None:
+    """A kernel that is not made for every day, and the module for it: test-sanitize..."""
+    for what in (f"kernel {kernel.replace('-', ' ')}", f"build module {kernel}"):
+        script, *arguments = what.split()
+        subprocess.run([HERE.parent / "scripts" / script, *arguments], check=True)
 
 
 @contextlib.contextmanager
@@ -179,18 +195,22 @@ def booted(
     *,
     timeout: float = BOOT_SECONDS,
     complaints: Callable[[str], bool] = lambda line: False,
+    powers_off: bool = True,
     on: Mapping[str, Callable[[Guest], object]] | None = None,
     **guest_options: object,
 ) -> Iterator[Boot]:
     """Runs a script in a guest, and checks what holds for every run.
 
     complaints   which complaints of the kernel belong to what is tested
+    powers_off   whether the guest has to; a driver that waits for its device keeps it from it
     """
     with contextlib.ExitStack() as stack:
         images = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="images")))
         guest = stack.enter_context(Guest(kernel=kernel, devices=devices, **guest_options))
         seeds = _make_images(devices, guest.names, images)
         result = run(guest, script, timeout, on)
+        if not powers_off:
+            result.problems = [p for p in result.problems if "did not power off" not in p]
         boot = Boot(result, devices, guest.names, _blocks(result), seeds)
         assert result.ok, result
         assert not [line for line in result.complaints() if not complaints(line)], result
@@ -295,6 +315,15 @@ def assert_memory_private(report: Sequence[Event]) -> None:
     assert any(mapping["region"] for look in looks for mapping in look["mappings"])
     assert all(len(look["table"]) == 1 for look in looks)
     assert end["backend_foreign_mappings"] == 0
+
+
+def assert_attack_confined(report: Sequence[Event]) -> None:
+    """Of a device that attacks its rings: it was never given an address outside, nor memory.
+    It may have driven its backend away before that was looked at."""
+    assert not events(report, "violation")
+    assert all(queue["inside"] for queue in events(report, "queue"))
+    end = summary(report)
+    assert (end["dma_map_fds"], end["backend_foreign_mappings"]) == (0, 0)
 
 
 def assert_idle(counters: Mapping[str, int], region_bytes: int = REGION_BYTES) -> None:

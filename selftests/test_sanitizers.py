@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from harness import HERE, Boot, assert_bounced, booted, disk, entropy
+from harness import HERE, Boot, assert_bounced, booted, disk, entropy, make_kernel
 
 TOP = HERE.parent
 KERNEL = "test-sanitize"
@@ -62,22 +62,13 @@ bind_driver restricted1 virtio_rng
 fact random head -c 64 /dev/hwrng
 data restricted0 3145728 65536
 
-for _ in 1 2; do
-	sleep 6
-	echo scan >/sys/kernel/debug/kmemleak
-done
-fact leaks cat /sys/kernel/debug/kmemleak
+fact leaks leaks
 """
-
-
-def make(command: str) -> None:
-    subprocess.run([TOP / "scripts" / command.split()[0], *command.split()[1:]], check=True)
 
 
 @pytest.fixture(scope="module")
 def module() -> None:
-    make("kernel test sanitize")
-    make(f"build module {KERNEL}")
+    make_kernel(KERNEL)
 
 
 @pytest.fixture(scope="module")

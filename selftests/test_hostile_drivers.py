@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A device that attacks its rings, under drivers that rely on an answer: virtio_blk and
+virtio_net. test_hostile.py has all faults, under virtio_rng.
+
+What becomes of the driver's own users is documented (hostile-device.rst): who waits for a
+request that is never answered, waits. But the kernel stays up, says what happened once,
+and goes on with the devices beside it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from harness import (
+    Boot,
+    assert_attack_confined,
+    assert_bounced,
+    booted,
+    disk,
+    hostile_lines,
+    ordinary_disk,
+)
+from guestlib import Restricted
+from guestlib.result import key_values
+
+FAULTS = [
+    "used-wrong-id",
+    "used-long",
+    "used-jumps",
+    "used-twice",
+    "descriptors-rewritten",
+    "descriptors-linked",
+    "indirect-rewritten",
+    "available-rewritten",
+    "data-rewritten",
+    "scribble",
+]
+#: The honest disk comes first.
+NAMES = {fault: f"restricted{index + 1}" for index, fault in enumerate(FAULTS)}
+
+
+@dataclass(frozen=True)
+class Driver:
+    name: str
+    #: The device, and how it is used: a function of DEVICE, which may never return.
+    kind: str
+    use: str
+    #: Lines of the kernel's log that one device may cause.
+    most_lines: int
+
+    def device(self, fault: str) -> Restricted:
+        # Good until the kernel without the module has been refused.
+        return Restricted(self.kind, region_size="1M", fault=fault, fault_after=1)
+
+
+DRIVERS = [
+    Driver(
+        "virtio_blk",
+        "blk",
+        """
+		virtio_pci bind "$1"
+		dd if="$(disk "$1")" of=/dev/null bs=64k count=16 iflag=direct status=none
+		""",
+        # Each request that fails has lines of the block layer's.
+        most_lines=16,
+    ),
+    Driver(
+        "virtio_net",
+        "net",
+        """
+		virtio_pci bind "$1"
+		local link=$(ls "/sys/bus/virtio/devices/$(virtio "$1")/net") status=0
+		ip addr add 10.0.2.15/24 dev $link
+		ip link set $link up
+		# Nobody listens there: to be refused is an answer.
+		timeout -s KILL 3 bash -c ': </dev/tcp/10.0.2.2/9' || status=$?
+		ip addr flush dev $link
+		ip link set $link down
+		[ $status != 137 ]
+		""",
+        most_lines=12,
+    ),
+]
+
+SCRIPT = f"""
+# Who waits for a hostile device may wait for ever.
+echo 0 >/proc/sys/kernel/hung_task_timeout_secs
+for device in {" ".join(NAMES.values())}; do
+	virtio_pci unbind $device
+done
+load
+
+data_until /tmp/over 4 restricted0 ordinary0 &
+honest=$!
+
+for device in {" ".join(NAMES.values())}; do
+	echo "hostile: $device" >/dev/kmsg
+	(
+		status=0
+		use $device || status=$?
+		echo $status >"$SHARE/facts/$device-used"
+	) 2>/dev/null &
+	for _ in {{1..100}}; do
+		[ ! -e "$SHARE/facts/$device-used" ] || break
+		sleep 0.1
+	done
+	echo "hostile: -" >/dev/kmsg
+done
+
+: >/tmp/over
+wait $honest
+for device in {" ".join(NAMES.values())}; do
+	fact $device-state cat "$debugfs/$(virtio $device)/state"
+done
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name, scope="class")
+class TestRings:
+    @pytest.fixture(scope="class")
+    def boot(self, driver: Driver) -> Iterator[Boot]:
+        """That it came to its end, and the kernel had nothing to complain about, is the most
+        important of all. Only a reader may be left, and who waits for the device at shutdown."""
+        devices = [disk(), *(driver.device(fault) for fault in FAULTS), ordinary_disk()]
+        script = f"use() {{{driver.use}}}\n{SCRIPT}"
+        with booted("test", devices, script, timeout=600, powers_off=False) as boot:
+            yield boot
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_is_bounced(self, boot: Boot, fault: str) -> None:
+        assert key_values(boot.fact(f"{NAMES[fault]}-state"))["mode"] == "bounced"
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_log_says_it_once(self, boot: Boot, driver: Driver, fault: str) -> None:
+        said = hostile_lines(boot, NAMES[fault])
+        assert len([line for line in said if ": swiotlb: bounced: " in line]) == 1
+        refused = [line for line in said if "the device has rewritten a ring" in line]
+        # What is read when decides whether the others are noticed.
+        assert len(refused) == 1 or not refused and fault != "descriptors-linked", said
+        # A disk that raises interrupts of its configuration has its driver say its size.
+        said = [line for line in said if "] new size: " not in line]
+        assert len(said) <= driver.most_lines, "\n".join(said)
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_guest_memory_stays_private(self, boot: Boot, fault: str) -> None:
+        assert_attack_confined(boot.report(NAMES[fault]))
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_network_never_waits(self, boot: Boot, driver: Driver, fault: str) -> None:
+        """Packets may be lost, and are; taking the link down is never held up."""
+        if driver.name == "virtio_net":
+            boot.fact(f"{NAMES[fault]}-used")
+
+    def test_others_do_not_notice(self, boot: Boot, driver: Driver) -> None:
+        """All the time, and each block was checked by the guest and in the file."""
+        assert_bounced(boot, "restricted0")
+        for device in ("restricted0", "ordinary0"):
+            assert len(boot.blocks_of(device)) > 2
