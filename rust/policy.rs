@@ -381,7 +381,10 @@ impl Limits {
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_policy))]
 mod tests {
-    use super::*;
+    use super::{
+        super::wire::is_shown_as,
+        *, //
+    };
 
     const NET: u32 = device_type::NET;
     const MODERN: Features = Features::VERSION_1;
@@ -614,6 +617,81 @@ mod tests {
             Decision::Hint(REGION).failed(Reason::Claimed),
             Decision::Ignore(Reason::Claimed)
         );
+    }
+
+    #[test]
+    fn decisions_are_told_apart() {
+        const WHY: Reason = Reason::Claimed;
+        for (decision, mode, reason, extent) in [
+            (Decision::Accept(REGION), "bounced", None, Some(REGION)),
+            (Decision::Hint(REGION), "hint", None, Some(REGION)),
+            (Decision::Decline(WHY), "declined", Some(WHY), None),
+            (Decision::Refuse(WHY), "refused", Some(WHY), None),
+            (Decision::Ignore(WHY), "ignored", Some(WHY), None),
+        ] {
+            assert_eq!(decision.mode(), mode);
+            assert_eq!(decision.reason(), reason);
+            assert_eq!(decision.extent(), extent);
+        }
+        // What is not bounced anyway has not failed.
+        let declined = Decision::Decline(Reason::NoRegion);
+        assert_eq!(declined.failed(WHY), declined);
+    }
+
+    #[test]
+    fn reasons_are_told_apart() {
+        for (reason, text) in [
+            (Reason::NotConcerned, "neither the feature bit nor a region"),
+            (
+                Reason::Legacy,
+                "legacy interface, where bit 27 means ANY_LAYOUT",
+            ),
+            (
+                Reason::NoRegion,
+                "the device offers VIRTIO_F_SWIOTLB but brings no region",
+            ),
+            (Reason::Malformed(Fault::Empty), "the region is empty"),
+            (
+                Reason::TooSmall(4096),
+                "the region has 4096 bytes, at least 65536 are needed",
+            ),
+            (
+                Reason::Type(device_type::CRYPTO),
+                "the driver of crypto devices maps twice what the device writes",
+            ),
+            (Reason::NoDriver, "no driver is bound"),
+        ] {
+            assert!(is_shown_as(reason, text));
+        }
+        for (kind, name) in [
+            (device_type::BALLOON, "balloon"),
+            (device_type::GPU, "gpu"),
+            (device_type::IOMMU, "iommu"),
+            (device_type::MEM, "mem"),
+            (device_type::PMEM, "pmem"),
+            (NET, "virtio"),
+        ] {
+            assert_eq!(type_name(kind), name);
+        }
+        assert!(is_shown_as(
+            Reason::Type(device_type::GPU),
+            "a gpu device uses guest addresses that are no buffers"
+        ));
+    }
+
+    #[test]
+    fn limits_of_disks() {
+        let limits = |pool, largest, segments| {
+            let limits = Limits::new(device_type::BLK, pool, largest, segments);
+            (limits.max_mapping, limits.max_segments, limits.max_sectors)
+        };
+        // As many segments of a page, and the page that each may need more, as go into a quarter.
+        assert_eq!(limits(1 << 20, 1 << 18, 254), (4096, 32, 256));
+        // Few segments are the longer, in whole pages.
+        assert_eq!(limits(16 << 20, 4 << 20, 3), (340 * 4096, 3, 8168));
+        assert_eq!(limits(16 << 20, 1 << 16, 3), (1 << 16, 3, 8168));
+        // A device that says nothing has one.
+        assert_eq!(limits(16 << 20, 4 << 20, 0), (1023 * 4096, 1, 8184));
     }
 
     #[test]

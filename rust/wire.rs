@@ -472,6 +472,22 @@ pub mod device_type {
     pub const PMEM: u32 = 27;
 }
 
+/// Whether `what` is shown as `text`, for a test.
+#[cfg(any(test, CONFIG_KUNIT))]
+pub fn is_shown_as(what: impl fmt::Display, text: &str) -> bool {
+    struct Rest<'a>(&'a str);
+
+    impl fmt::Write for Rest<'_> {
+        fn write_str(&mut self, s: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(s).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+
+    let mut rest = Rest(text);
+    fmt::write(&mut rest, format_args!("{what}")).is_ok() && rest.0.is_empty()
+}
+
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_wire))]
 mod tests {
@@ -583,8 +599,8 @@ mod tests {
             device.virtio(TYPE_COMMON, bar, offset, bytes);
             assert_eq!(common(&device), None);
         }
-        device.virtio(TYPE_COMMON, 4, 0x40, 64);
-        assert_eq!(common(&device), Some(BAR4 + 0x40));
+        device.virtio(TYPE_COMMON, 4, 0xf_ff00, 26);
+        assert_eq!(common(&device), Some(BAR4 + 0xf_ff00));
     }
 
     #[test]
@@ -755,6 +771,35 @@ mod tests {
     }
 
     #[test]
+    fn a_shared_memory_region_is_as_far_as_64_bits_say() {
+        let mut device = with_region(4, 0x1000, 0x4000);
+        let mut cap = [0; CAP64_BYTES];
+        cap[0] = ID_VENDOR;
+        cap[2] = CAP64_BYTES as u8;
+        cap[3] = TYPE_SHARED_MEMORY;
+        cap[4] = 4;
+        cap[9] = 0x10; // at 0x1000
+        cap[13] = 0x20; // 0x2000 long
+        let at = device.link(&cap);
+        assert!(usable(device.region()).is_none());
+        device.bytes[at + 16] = 1; // and 4 GiB
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn a_vector_takes_16_bytes() {
+        let mut device = with_region(4, 0x1000, 0x4000);
+        device.msix(17, 0x0ef8 | 4, 0x8000);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::MsixTable))
+        );
+        let mut device = with_region(4, 0x1000, 0x4000);
+        device.msix(16, 0x0f00 | 4, 0x8000);
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
     fn overlap_with_msix() {
         let mut device = with_region(4, 0x1000, 0x4000);
         device.msix(65, 0x4ff8 | 4, 0x8000);
@@ -815,5 +860,73 @@ mod tests {
         assert!(both.has(Features::SWIOTLB));
         assert!(!Features::SWIOTLB.has(both));
         assert_eq!(both.without(Features::VERSION_1), Features(0x0800_0000));
+        assert_eq!(both.with(Features::SWIOTLB), both);
+        assert_eq!(both.only(Features(u64::MAX)), both);
+        assert_eq!(both.only(Features::VERSION_1), Features::VERSION_1);
+        assert_eq!(both.only(Features(1)), Features(0));
+    }
+
+    #[test]
+    fn features_have_their_numbers() {
+        assert_eq!(Features::SWIOTLB.0, 0x0800_0000);
+        assert_eq!(Features::INDIRECT_DESC.0, 0x1000_0000);
+        assert_eq!(Features::VERSION_1.0, 0x1_0000_0000);
+        assert_eq!(Features::ACCESS_PLATFORM.0, 0x2_0000_0000);
+        assert_eq!(Features::RING_PACKED.0, 0x4_0000_0000);
+        assert_eq!(Features::NET_MTU.0, 0x8);
+        assert_eq!(Features::NET_MERGEABLE.0, 0x8000);
+        assert_eq!(Features::NET_GUEST_GSO.0, 0x20c0_0000_0000_0780);
+        assert_eq!(Features::NET_HOST_GSO.0, 0x0100_0000_0000_7800);
+        assert_eq!(Features::NET_PAIRS.0, 0x1200_0000_0040_0000);
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        for (fault, text) in [
+            (Fault::Truncated, "the SWIOTLB capability is truncated"),
+            (
+                Fault::NoSuchBar(6),
+                "the SWIOTLB capability names BAR 6, there are 0 to 5",
+            ),
+            (Fault::BarAbsent(3), "the region's BAR 3 does not exist"),
+            (
+                Fault::BarIsIo(1),
+                "the region's BAR 1 is I/O ports, not memory",
+            ),
+            (
+                Fault::BarUnassigned(2),
+                "the region's BAR 2 was given no address",
+            ),
+            (Fault::Empty, "the region is empty"),
+            (Fault::OutsideBar(4), "the region does not fit in its BAR 4"),
+            (Fault::NoWholePage, "the region holds no whole page"),
+            (
+                Fault::Overlaps(Structure::Isr),
+                "the region overlaps the ISR status",
+            ),
+        ] {
+            assert!(is_shown_as(fault, text));
+        }
+        for (structure, text) in [
+            (Structure::Common, "the common configuration"),
+            (Structure::Notify, "the notification area"),
+            (Structure::Device, "the device configuration"),
+            (Structure::SharedMemory, "a shared memory region"),
+            (Structure::MsixTable, "the MSI-X table"),
+            (Structure::MsixPba, "the MSI-X pending bits"),
+        ] {
+            assert!(is_shown_as(structure, text));
+        }
+        assert!(!is_shown_as(Fault::Empty, "the region is empty, and more"));
+    }
+
+    #[test]
+    fn fields_that_bound_requests() {
+        assert_eq!(bounds(device_type::BLK), [(12, Bound::Segments)]);
+        assert_eq!(
+            bounds(device_type::SCSI),
+            [(4, Bound::Segments), (8, Bound::Sectors)]
+        );
+        assert_eq!(bounds(device_type::NET), []);
     }
 }

@@ -16,17 +16,19 @@
 #[path = "../../../rust/policy.rs"]
 #[allow(unreachable_pub)]
 mod policy;
+#[cfg(feature = "pool")]
 #[path = "../../../rust/pool.rs"]
 mod pool;
 #[path = "../../../rust/wire.rs"]
 #[allow(unreachable_pub)]
 mod wire;
 
+#[cfg(feature = "pool")]
 mod platform;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "pool"))]
 mod capacity;
-#[cfg(test)]
+#[cfg(all(test, feature = "pool"))]
 mod model;
-#[cfg(test)]
+#[cfg(all(test, feature = "pool"))]
 mod threads;
