@@ -258,20 +258,29 @@ pub fn may_pack(kind: u32, bytes: u64) -> bool {
 const MIN_SEGMENTS_BYTES: u64 = 1 << 20;
 
 /// What a driver would accept of `features`, and may not with a region of `bytes` bytes: what makes
-/// virtio-net use more of it than there is.
+/// it use more of it than there is.
 ///
-/// Packets of several segments come into buffers of 18 pages each, or into that many bytes of
-/// several. A packet that leaves is one request, and one that does not fit is lost, over and over.
-/// Several pairs of queues share the room for receive buffers ([`longest_queue`]).
+/// virtio-net: packets of several segments come into buffers of 18 pages each, or into that many
+/// bytes of several. A packet that leaves is one request, and one that does not fit is lost, over
+/// and over. Several pairs of queues share the room for receive buffers ([`longest_queue`]).
+///
+/// virtiofs: without indirect tables a request takes as many entries of its queue as it has
+/// pieces, and few fit the short queue that it gets.
 pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
+    let (below_4_mib, below_1_mib) = match kind {
+        device_type::NET => (
+            Features::NET_GUEST_GSO,
+            Features::NET_HOST_GSO.with(Features::NET_PAIRS),
+        ),
+        device_type::FS => (Features(0), Features::INDIRECT_DESC),
+        _ => return Features(0),
+    };
     let mut too_much = Features(0);
-    if kind == device_type::NET && bytes < MIN_PACKED_BYTES {
-        too_much = too_much.with(Features::NET_GUEST_GSO);
+    if bytes < MIN_PACKED_BYTES {
+        too_much = too_much.with(below_4_mib);
     }
-    if kind == device_type::NET && bytes < MIN_SEGMENTS_BYTES {
-        too_much = too_much
-            .with(Features::NET_HOST_GSO)
-            .with(Features::NET_PAIRS);
+    if bytes < MIN_SEGMENTS_BYTES {
+        too_much = too_much.with(below_1_mib);
     }
     features.only(too_much)
 }
@@ -285,8 +294,10 @@ pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
 /// left for a packet that leaves, nor for other queues. So the receive buffers of all queues
 /// together get half of the pool, each queue the same.
 ///
-/// virtiofs makes requests of as many pages as its queue has entries, less four, and tries for
-/// ever those that do not fit. They get a quarter of the pool.
+/// virtiofs waits for room in its queue; a request for which there is none in the pool fails, and so
+/// does what the application wanted (`virtio_fs_send_req()`). A request has as many pages as the
+/// queue has entries, less four, and there are up to 12 in the background at once
+/// (FUSE_DEFAULT_MAX_BACKGROUND): each gets a 32nd of the pool.
 pub fn longest_queue(
     kind: u32,
     features: Features,
@@ -315,7 +326,7 @@ pub fn longest_queue(
         }
         device_type::CONSOLE if receives => share,
         device_type::VSOCK if index == 0 => pages / 2,
-        device_type::FS => pages / 4 + FUSE_HEADERS,
+        device_type::FS => (pages / 32 + FUSE_HEADERS).max(2 * FUSE_HEADERS),
         _ => return None,
     };
     // The next lower power of two, of what a queue can have.
@@ -494,17 +505,21 @@ mod tests {
     }
 
     #[test]
-    fn largest_request_of_virtiofs_fits() {
-        for (bytes, entries) in [
-            (64 << 10, 8),
-            (128 << 10, 8),
-            (1 << 20, 64),
-            (16 << 20, 1024),
-        ] {
+    fn requests_of_virtiofs_fit() {
+        let indirect = Features::INDIRECT_DESC;
+        for (mib_16ths, entries) in [(1, 8), (16, 8), (64, 32), (256, 128)] {
+            let bytes = mib_16ths * (64 << 10);
             let longest = longest_queue(device_type::FS, BIT, 2, 1, bytes);
             assert_eq!(longest, Some(entries));
-            assert!((usize::from(entries) - 4) * 4096 <= bytes / 4);
+            let entries = usize::from(entries);
+            // Without indirect tables each takes four entries at least.
+            let at_once = match too_much(device_type::FS, indirect, bytes as u64) {
+                Features(0) => entries.min(12),
+                _ => entries / 4,
+            };
+            assert!(at_once * (entries - 4) * 4096 <= bytes / 2);
         }
+        assert_eq!(too_much(device_type::BLK, indirect, 64 << 10), Features(0));
     }
 
     #[test]
