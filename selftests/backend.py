@@ -5,6 +5,7 @@ split ones, for a driver that does not take them.
 
     backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
     backend.py half SOCKET IMAGE    the same, but only the first half of each buffer is read into
+    backend.py held SOCKET IMAGE    ... but what is in the first queue can be left unanswered
     backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
     backend.py MODEL SOCKET [ARGUMENT]...
                                     types that have no other backend: models.py
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 # virtio 1.4, 2.8 and 5.2
-F_BLK_SEG_MAX, F_BLK_FLUSH = 2, 9
+F_BLK_SEG_MAX, F_BLK_FLUSH, F_BLK_MQ = 2, 9, 12
 F_INDIRECT, F_VERSION_1, F_PACKED = 28, 32, 34
 NEXT, WRITE, INDIRECT, AVAIL, USED = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 15
 DESCRIPTOR = struct.Struct("<QIHH")
@@ -138,6 +139,33 @@ class HalfDisk(Disk):
         if kind == BLK_IN:
             into = [view[: len(view) // 2] for view in into]
         return super()._act(kind, offset, out, into)
+
+
+class HeldDisk(Disk):
+    """A disk of several queues. What is in the first is left unanswered from when the
+    socket IMAGE.held is told "hold" until it is told something else."""
+
+    features = Disk.features | bits(F_BLK_MQ)
+
+    def __init__(self, image: str) -> None:
+        super().__init__(image)
+        self._held = False
+        self._orders = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._orders.bind(f"{image}.held")
+        self._backend: Backend
+
+    def attached(self, backend: "Backend") -> None:
+        self._backend = backend
+        backend.watch(self._orders, self._order)
+
+    def kicked(self, backend: "Backend", index: int) -> None:
+        if index or not self._held:
+            super().kicked(backend, index)
+
+    def _order(self, _: int) -> bool:
+        self._held = self._orders.recv(16) == b"hold"
+        self.kicked(self._backend, 0)
+        return True
 
 
 class Entropy(Model):
@@ -392,7 +420,7 @@ class Backend:
 
 
 def main(kind: str, path: str, *arguments: str) -> None:
-    models = {"disk": Disk, "half": HalfDisk, "entropy": Entropy}
+    models = {"disk": Disk, "half": HalfDisk, "held": HeldDisk, "entropy": Entropy}
     if kind not in models:
         import models as others
 

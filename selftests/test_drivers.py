@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,16 +196,22 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     host = Host(tmp_path_factory.mktemp("host"))
-    devices = [
-        Restricted("rng", file=host.entropy),
-        Restricted("vsock", file=host.vsock),
-        Restricted("console", port=host.port),
-        Restricted("scsi"),
-        Restricted("sound"),
-    ]
-    actions = {"connect": host.connect, "listen": host.listen}
-    with booted("stock", devices, SCRIPT, on=actions) as boot:
+    with booted("stock", devices(host), SCRIPT, on=actions(host)) as boot:
         yield Run(boot, host)
+
+
+def devices(host: Host, **options: object) -> list[Restricted]:
+    return [
+        Restricted("rng", file=host.entropy, **options),
+        Restricted("vsock", file=host.vsock, **options),
+        Restricted("console", port=host.port, **options),
+        Restricted("scsi", **options),
+        Restricted("sound", **options),
+    ]
+
+
+def actions(host: Host) -> dict[str, Callable[[Guest], object]]:
+    return {"connect": host.connect, "listen": host.listen}
 
 
 @pytest.mark.driver("virtio_rng", backend="vhost-device-rng")

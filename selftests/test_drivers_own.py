@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from drivers import STEPS, assert_driven, modelled, passed
 from harness import BUILD, Boot, booted
+from guestlib import Restricted
 
 PRESSES = 20
 
@@ -60,16 +61,17 @@ done
 done_with restricted2 gpio_virtio
 """
 
-DEVICES = [
-    modelled("keyboard", type="input", queues=2),
-    modelled("i2c", type="i2c", queues=1),
-    modelled("gpio", type="gpio", queues=2, config="0800" "0000" "00000000"),
-]
+def devices(**options: object) -> list[Restricted]:
+    return [
+        modelled("keyboard", type="input", queues=2, **options),
+        modelled("i2c", type="i2c", queues=1, **options),
+        modelled("gpio", type="gpio", queues=2, config="0800" "0000" "00000000", **options),
+    ]
 
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
-    with booted("stock", DEVICES, SCRIPT) as boot:
+    with booted("stock", devices(), SCRIPT) as boot:
         yield boot
 
 

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Regions that are full, or too small for what a driver would put there: nobody starves,
+no CPU spins, and what does not fit at all is said.
+
+test_limits.py has the smallest region behind a disk.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import test_drivers
+import test_drivers_own
+from drivers import STEPS, assert_driven, modelled, passed
+from harness import Boot, assert_confined, booted, packed_disk
+from guestlib import Guest, Restricted
+from guestlib.paths import parse_bytes
+
+#: The smallest region, one that is odd, and some between.
+SIZES = ("64K", "68K", "128K", "1M")
+SMALL = {size: f"restricted{index}" for index, size in enumerate(SIZES)}
+
+
+def says_full(boot: Boot, device: str) -> list[str]:
+    """The kernel's messages that the device's region is full."""
+    return boot.log(device, " is full: ")
+
+
+# --- network: receive buffers, and what else there is ---
+
+PAIRS = 8
+FLOWS, BYTES = 96, 1400
+
+ECHO = """
+import socket
+peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+peer.bind(("0.0.0.0", 7))
+while True:
+    peer.sendto(*peer.recvfrom(2000))
+"""
+
+# From many ports, so that all queues are used; a datagram may be lost.
+ASK = f"""
+import os, socket, sys
+answers = 0
+for _ in range({FLOWS}):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.connect((sys.argv[1], 7))
+        peer.settimeout(5)
+        data = os.urandom({BYTES})
+        for _ in range(3):
+            peer.send(data)
+            try:
+                answers += peer.recv(2000) == data
+            except TimeoutError:
+                continue
+            break
+print(answers)
+"""
+
+NETWORK = STEPS + f"""
+insmod "$MODULE"
+modprobe virtio_net
+cat >/tmp/echo.py <<'END'
+{ECHO}
+END
+cat >/tmp/ask.py <<'END'
+{ASK}
+END
+
+inside() {{ # DEVICE COMMAND...
+	local namespace=$1
+	shift
+	ip netns exec "$namespace" "$@"
+}}
+
+up() {{ # DEVICE ADDRESS
+	local link
+	link=$(ls "/sys/bus/virtio/devices/$(virtio "$1")/net")
+	ip netns add "$1"
+	ip link set "$link" netns "$1" name net0
+	inside "$1" ip addr add "$2/24" dev net0
+	inside "$1" ip link set net0 up
+	# As many pairs as there are, and by flow, though there are two CPUs.
+	inside "$1" ethtool -L net0 combined {PAIRS} || :
+	inside "$1" sh -c 'for tx in /sys/class/net/net0/queues/tx-*; do echo 0 >$tx/xps_cpus; done'
+}}
+
+times() {{
+	grep "^cpu " /proc/stat
+}}
+
+for index in {{0..{len(SIZES) - 1}}}; do
+	near=restricted$index far=restricted$((index + {len(SIZES)}))
+	up $far 10.0.0.2
+	inside $far python3 -I -S /tmp/echo.py &
+	keep $near $near-down
+	up $near 10.0.0.1
+	fact $near-ring inside $near ethtool -g net0
+	sleep 1
+	fact $near-idle-before times
+	sleep 3
+	fact $near-idle-after times
+	keep $near $near-idle
+	fact $near-answers inside $near timeout 120 python3 -I -S /tmp/ask.py 10.0.0.2
+	fact $near-queues inside $near ethtool -S net0
+	kill $!
+	ip netns del $near
+	ip netns del $far
+	done_with $near virtio_net
+	unbind_driver $far virtio_net
+done
+"""
+
+
+@pytest.mark.full
+class TestNetwork:
+    """What receives gets half of a region, and what is sent finds room in the other; with
+    buffers of 18 pages each, and of less than one."""
+
+    @pytest.fixture(scope="class", params=["large", "mergeable"])
+    def boot(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Boot]:
+        features = {"large": "5+16", "mergeable": "5+15+16"}[request.param]
+        cables = tmp_path_factory.mktemp("cables")
+        devices = [
+            modelled(
+                "net",
+                str(cables / size),
+                str(end),
+                str(PAIRS),
+                type="net",
+                queues=2 * PAIRS + 1,
+                region_size="16M" if end else size,
+                config=f"52540012340{end}" "0100" f"0{PAIRS}00" "dc05",
+                add_features=features,
+            )
+            for end in range(2)
+            for size in SIZES
+        ]
+        with booted("stock", devices, NETWORK, timeout=600, memory="768M") as boot:
+            yield boot
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_all_is_answered(self, boot: Boot, size: str) -> None:
+        passed(boot, f"{SMALL[size]}-answers")
+        assert boot.fact(f"{SMALL[size]}-answers") == str(FLOWS)
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_all_queues_receive(self, boot: Boot, size: str) -> None:
+        """Each has its buffers, whoever came first. Small regions have one pair of queues."""
+        counts = re.findall(r"rx\D*(\d+)_packets: (\d+)", boot.fact(f"{SMALL[size]}-queues"))
+        assert len(counts) == (PAIRS if parse_bytes(size) >= 1 << 20 else 1)
+        assert all(int(packets) > 0 for _, packets in counts), counts
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_receive_buffers_are_posted(self, boot: Boot, size: str) -> None:
+        """At least half of what the queues have room for, and they take half of the region at
+        most."""
+        device = SMALL[size]
+        current = boot.fact(f"{device}-ring").split("Current")[1]
+        entries = int(current.split("RX:")[1].split()[0])
+        pairs = PAIRS if parse_bytes(size) >= 1 << 20 else 1
+        down, idle = boot.kept(f"{device}-down"), boot.kept(f"{device}-idle")
+        assert idle["maps"] - idle["unmaps"] >= pairs * entries / 2
+        assert 0 < idle["used_bytes"] - down["used_bytes"] <= parse_bytes(size) / 2 + 8192
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_cpus_are_idle(self, boot: Boot, size: str) -> None:
+        """virtio-net would try without end to post more buffers than there is room for."""
+        before, after = (
+            [int(ticks) for ticks in boot.fact(f"{SMALL[size]}-idle-{when}").split()[1:]]
+            for when in ("before", "after")
+        )
+        spent = [late - early for early, late in zip(before, after)]
+        idle = spent[3] + spent[4]
+        assert idle > sum(spent) * 2 / 3, spent
+        assert boot.kept(f"{SMALL[size]}-idle")["full"] == 0
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_log_tells(self, boot: Boot, size: str) -> None:
+        """That queues are shorter than the device has them, and what is not used."""
+        device = SMALL[size]
+        assert len(boot.log(device, "swiotlb: shortened ")) == 1
+        (features,) = boot.log(device, "swiotlb: features 0x")
+        assert f"the region of {parse_bytes(size)} bytes" in features
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_is_confined_and_leaves_nothing(self, boot: Boot, size: str) -> None:
+        assert_driven(boot, SMALL[size])
+
+
+# --- all other drivers, in the smallest region ---
+
+SMALLEST = SIZES[0]
+
+FILES = STEPS + """
+insmod "$MODULE"
+mkdir -p /run/fs
+mount -t virtiofs restricted0 /run/fs
+fact written sh -c 'head -c 4M /dev/urandom | tee /run/fs/file | sha256sum'
+umount /run/fs
+mount -t virtiofs restricted0 /run/fs
+fact read sh -c 'timeout 60 sha256sum </run/fs/file'
+fact direct sh -c 'timeout 60 dd if=/run/fs/file bs=1M iflag=direct status=none | sha256sum'
+umount /run/fs
+done_with restricted0 virtiofs
+"""
+
+#: What is played has to fit: the driver hands over all that is in the player's buffer.
+SOUND = {
+    f"head -c {test_drivers.PLAYED} ": "head -c 8000 ",
+    "--buffer-size=24000 --period-size=4000": "--buffer-size=2000 --period-size=500",
+}
+
+
+@pytest.mark.full
+class TestSmallest:
+    """In 64 KiB each driver works: data go through, nothing is refused for its length, and
+    all ends in time."""
+
+    @pytest.fixture(scope="class")
+    def several(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+        host = test_drivers.Host(tmp_path_factory.mktemp("host"))
+        script = test_drivers.SCRIPT
+        for large, small in SOUND.items():
+            assert large in script
+            script = script.replace(large, small)
+        devices = test_drivers.devices(host, region_size=SMALLEST)
+        with booted("stock", devices, script, on=test_drivers.actions(host), timeout=500) as boot:
+            yield boot
+
+    def test_entropy(self, several: Boot) -> None:
+        passed(several, "entropy")
+        assert_driven(several, "restricted0")
+
+    def test_vsock(self, several: Boot) -> None:
+        """Both ways, in calls of 8 KiB."""
+        passed(several, "vsock-end")
+        assert_driven(several, "restricted1", forgets=True)
+
+    def test_console(self, several: Boot) -> None:
+        passed(several, "console-end")
+        assert_driven(several, "restricted2")
+
+    def test_scsi(self, several: Boot) -> None:
+        passed(several, "fio", "scsi", "scsi-read")
+        assert several.fact("scsi") == several.fact("scsi-read").split()[0]
+        assert_driven(several, "restricted3", forgets=True)
+
+    def test_sound(self, several: Boot) -> None:
+        passed(several, "aplay")
+        assert_driven(several, "restricted4", forgets=True)
+
+    def test_log_is_not_flooded(self, several: Boot) -> None:
+        assert all(len(says_full(several, name)) <= 1 for name in several.names)
+
+    @pytest.fixture(scope="class")
+    def own(self) -> Iterator[Boot]:
+        devices = test_drivers_own.devices(region_size=SMALLEST)
+        with booted("stock", devices, test_drivers_own.SCRIPT, timeout=500) as boot:
+            yield boot
+
+    def test_input(self, own: Boot) -> None:
+        passed(own, "keyboard")
+        assert_driven(own, "restricted0", forgets=True)
+
+    def test_i2c_and_gpio(self, own: Boot) -> None:
+        passed(own, "i2c-write", "i2c-read", "gpio-0", "gpio-1")
+        for device in ("restricted1", "restricted2"):
+            assert_driven(own, device)
+
+    @pytest.fixture(scope="class")
+    def files(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+        directory = tmp_path_factory.mktemp("shared")
+        device = Restricted("fs", file=directory, region_size=SMALLEST)
+        with booted("stock", [device], FILES, timeout=500) as boot:
+            yield boot
+
+    def test_files(self, files: Boot) -> None:
+        """virtiofs makes requests that fit, of the shorter queue."""
+        passed(files, "written", "read", "direct")
+        assert len({files.fact(name).split()[0] for name in ("written", "read", "direct")}) == 1
+        assert len(files.log("restricted0", "swiotlb: shortened ")) == 1
+        assert_driven(files, "restricted0")
+
+
+# --- disks: reads and writes ---
+
+#: By the region, what is read, or written, while the other direction has all it can get.
+HELD = {"1M": "16k", "4M": "64k"}
+AREA = 1 << 20
+#: Requests of 256 KiB.
+AT_ONCE = 20
+
+DISK = f"""
+load
+modprobe -q virtio_blk || :
+data restricted0 0 65536
+keep restricted0 quiet
+path=$(disk restricted0)
+# The CPUs of both queues; the first is the one that is held.
+held_cpu=$(cat "/sys/block/${{path#/dev/}}/mq/0/cpu_list")
+other_cpu=$(cat "/sys/block/${{path#/dev/}}/mq/1/cpu_list")
+
+full() {{
+	awk '$1 == "full" {{ print $2 }}' "$debugfs/$(virtio restricted0)/counters"
+}}
+
+# hold NAME seek|skip OPTION...: requests to the first queue, none of which is answered, until
+# there is no room.
+hold() {{
+	local name=$1 side=$2 before number
+	shift 2
+	before=$(full)
+	host hold
+	held=()
+	for ((number = 0; number < {AT_ONCE}; number++)); do
+		taskset -c "$held_cpu" dd bs=256k count=1 conv=notrunc "$@" "$side"=$((32 + number)) status=none &
+		held+=($!)
+	done
+	for number in {{1..600}}; do
+		[ "$(full)" = "$before" ] || break
+		sleep 0.1
+	done
+	keep restricted0 "$name-held"
+}}
+
+release() {{ # NAME
+	host release
+	fact "$1-end" wait_for "${{held[@]}}"
+}}
+
+wait_for() {{ # PID...
+	local pid
+	for pid; do wait "$pid"; done
+}}
+
+head -c {AREA} /dev/urandom >/tmp/block
+hold reads skip if=$path of=/dev/null iflag=direct
+fact writes timeout 120 taskset -c "$other_cpu" dd if=/tmp/block of=$path bs=BLOCK seek={AREA} \\
+	oflag=direct,seek_bytes conv=notrunc
+release reads
+written=$(sum </tmp/block)
+echo "restricted0 {AREA} {AREA} $written $(sum_of $path {AREA} {AREA} 64k)" >"$SHARE/blocks/writes"
+
+hold writes seek if=/dev/zero of=$path oflag=direct
+fact reads timeout 120 taskset -c "$other_cpu" dd if=$path of=/tmp/read bs=BLOCK skip={AREA} count={AREA} \\
+	iflag=direct,skip_bytes,count_bytes
+release writes
+echo "restricted0 {AREA} {AREA} $written $(sum </tmp/read)" >"$SHARE/blocks/reads"
+keep restricted0 end
+"""
+
+
+class TestDirections:
+    """One CPU's requests hold all of the region that they may. Those of another, in the other
+    direction and on another queue, go on."""
+
+    @pytest.fixture(scope="class", params=HELD)
+    def boot(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Boot]:
+        image = tmp_path_factory.mktemp("held") / "image"
+        with open(image, "wb") as file:
+            file.truncate(32 << 20)
+        # Capacity, segments, two queues.
+        config = bytearray(60)
+        config[0:8] = (32 << 11).to_bytes(8, "little")
+        config[12:16] = (126).to_bytes(4, "little")
+        config[34:36] = (2).to_bytes(2, "little")
+        device = packed_disk(
+            kind="held-disk",
+            file=image,
+            packed=False,
+            queues=2,
+            config=config.hex(),
+            region_size=request.param,
+        )
+        actions = {word: order(image, word) for word in ("hold", "release")}
+        script = DISK.replace("BLOCK", HELD[request.param])
+        with booted("test", [device], script, on=actions) as boot:
+            yield boot
+
+    @pytest.mark.parametrize("others", ["reads", "writes"])
+    def test_region_was_full(self, boot: Boot, others: str) -> None:
+        """Of mappings that stayed, until they were answered: else nothing was tested."""
+        held = boot.kept(f"{others}-held")
+        assert held["full"] > 0 and held["maps"] - held["unmaps"] > 0
+        assert held["used_bytes"] > held["pool_bytes"] * 3 / 4
+
+    def test_writes_go_on_while_reads_have_the_region(self, boot: Boot) -> None:
+        passed(boot, "writes")
+
+    def test_reads_go_on_while_writes_have_the_region(self, boot: Boot) -> None:
+        passed(boot, "reads")
+
+    def test_those_that_waited_are_served(self, boot: Boot) -> None:
+        passed(boot, "reads-end", "writes-end")
+
+    def test_all_is_given_back(self, boot: Boot) -> None:
+        quiet, end = boot.kept("quiet"), boot.kept("end")
+        assert end["maps"] == end["unmaps"] > quiet["maps"]
+        assert end["used_bytes"] == quiet["used_bytes"]
+        assert end["bad_handle"] == end["too_large"] == 0
+        assert_confined(boot, "restricted0")
+
+    def test_log_tells_once(self, boot: Boot) -> None:
+        """Of the first time, with its sizes and what would help."""
+        (line,) = says_full(boot, "restricted0")
+        assert f"the region of {boot.kept('end')['pool_bytes']} bytes is full: " in line
+        assert re.search(r"full: \d+ used, \d+ free in one piece, \d+ wanted; the driver waits", line)
+        assert "A larger region, or fewer or shorter queues, make room" in line
+
+
+def order(image: Path, word: str) -> Callable[[Guest], object]:
+    """Tells the disk of `image` something."""
+
+    def action(_: Guest) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+            peer.sendto(word.encode(), f"{image}.held")
+
+    return action
