@@ -85,8 +85,10 @@ def boot() -> Iterator[Boot]:
         "freeze": freeze,
         "kill_busy": kill(1),
     }
-    # Without event indices a request under way is known to have been announced.
-    devices = [disk(event_idx=False), disk(event_idx=False), disk(), ordinary_disk()]
+    # Without event indices a request under way is known to have been announced. Out of
+    # its sandbox the first can look at its second backend, too.
+    idle = disk(event_idx=False, sandbox=False)
+    devices = [idle, disk(event_idx=False), disk(), ordinary_disk()]
     with booted("test", devices, SCRIPT, on=actions) as boot:
         yield boot
 

@@ -28,6 +28,8 @@ devices:
       queues=N     virtqueues
       hotplug=yes  a slot of its own, where it can be unplugged; plugged=no: it is
                    not there yet
+      relay=yes    behind a relay that lets no DMA through
+      alone=yes    the device in namespaces of its own
       others       options of the reference device: region-size=16M, packed=yes,
                    mode=optional... (swiotlb-device --help)
   --ordinary TYPE[,KEY=VALUE]...     TYPE: blk, net, rng, scsi, balloon...

@@ -13,6 +13,9 @@ from .paths import BUILD, parse_bytes, yes
 from .process import Process
 
 SWIOTLB_DEVICE = BUILD / "target/release/swiotlb-device"
+SWIOTLB_RELAY = BUILD / "target/release/swiotlb-relay"
+#: Namespaces for a device to be alone in; it stays the process that was started.
+_ALONE = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--ipc", "--uts", "--cgroup"]
 
 
 # --- backends ---
@@ -153,6 +156,9 @@ class Restricted:
     hotplug   whether it has a root port of its own, and can be unplugged and
               plugged: see Guest.plug()
     plugged   whether it is there when the guest boots; if not, it needs `hotplug`
+    relay     whether swiotlb-relay stands between it and QEMU, and lets no DMA through
+    alone     whether the device is in namespaces of its own, a user namespace among
+              them; there it may not look at what its backend has mapped
     others    any option of swiotlb-device: region_size="16M", packed=True,
               mode="optional", offer_swiotlb=False...
     """
@@ -170,6 +176,8 @@ class Restricted:
         queues: int | str | None = None,
         hotplug: bool | str = False,
         plugged: bool | str = True,
+        relay: bool | str = False,
+        alone: bool | str = False,
         **options: object,
     ) -> None:
         if kind not in BACKENDS:
@@ -189,6 +197,8 @@ class Restricted:
         self.hotplug = yes(hotplug)
         if not self.plugged and not self.hotplug:
             raise GuestError("a device that is not plugged needs hotplug=yes")
+        self.relay = yes(relay)
+        self.alone = yes(alone)
         self.options = options
 
     def start(self, name: str, image: Path | None, sockets: Path, logs: Path) -> "Running":
@@ -214,6 +224,8 @@ class Restricted:
                 logs / f"{name}.log",
             )
             running.device.wait_listening(running.socket)
+            if self.relay:
+                running.start_relay(sockets, logs)
         except BaseException:
             running.stop()
             raise
@@ -230,7 +242,7 @@ class Restricted:
             **({"queues": self.queues} if self.queues else {}),
             **self.options,
         }
-        command: list[str | Path] = [SWIOTLB_DEVICE]
+        command: list[str | Path] = [*(_ALONE if self.alone else []), SWIOTLB_DEVICE]
         for key, value in options.items():
             if isinstance(value, bool):
                 value = "yes" if value else "no"
@@ -247,12 +259,25 @@ class Running:
         self.report = report
         self.backend: Process | None = None
         self.device: Process | None = None
+        self.relay: Process | None = None
         #: (name, bytes) of all shared memory ever seen in the backend.
         self.backend_mappings: set[tuple[str, int]] = set()
 
     @property
     def processes(self) -> list[Process]:
-        return [process for process in (self.device, self.backend) if process]
+        return [process for process in (self.relay, self.device, self.backend) if process]
+
+    def start_relay(self, sockets: Path, logs: Path) -> None:
+        """QEMU meets the relay where it would have met the device. Its report is
+        NAME-relay.report beside the device's."""
+        before, self.socket = self.socket, sockets / f"{self.name}-relay.sock"
+        report = logs / f"{self.name}-relay.report"
+        self.relay = Process(
+            f"swiotlb-relay of {self.name}",
+            [SWIOTLB_RELAY, "--socket", self.socket, "--device", before, "--report", report],
+            logs / f"{self.name}-relay.log",
+        )
+        self.relay.wait_listening(self.socket)
 
     def look(self) -> None:
         """Note what the backend has mapped at this moment."""

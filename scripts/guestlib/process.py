@@ -90,7 +90,7 @@ class Process:
     def wait_listening(self, socket: Path, seconds: float = 20) -> None:
         """Wait until the process listens on a Unix socket, without connecting."""
         deadline = time.monotonic() + seconds
-        while not _is_listening(socket):
+        while not self._is_listening(socket):
             if self.status is not None:
                 raise GuestError(
                     f"{self.name} ended with status {self.status} before it was ready:\n"
@@ -102,6 +102,15 @@ class Process:
                     + self.last_words()
                 )
             time.sleep(0.01)
+
+    def _is_listening(self, socket: Path) -> bool:
+        # As the process itself sees it: it may be in a network namespace of its own.
+        try:
+            lines = Path(f"/proc/{self.pid}/net/unix").read_text().splitlines()
+        except OSError:
+            return False
+        words = (line.split() for line in lines)
+        return any(w[-1] == str(socket) and w[3] == "00010000" for w in words)
 
     def shared_mappings(self) -> set[tuple[str, int]]:
         """(name, bytes) of everything it has mapped MAP_SHARED at this moment."""
@@ -116,14 +125,6 @@ class Process:
                 start, end = (int(part, 16) for part in addresses.split("-"))
                 found.add((name[0] if name else "", end - start))
         return found
-
-
-def _is_listening(socket: Path) -> bool:
-    for line in Path("/proc/net/unix").read_text().splitlines():
-        words = line.split()
-        if words[-1] == str(socket) and words[3] == "00010000":
-            return True
-    return False
 
 
 def tail(file: Path, lines: int) -> str:

@@ -3,8 +3,8 @@
 //! The vhost-user backend: somebody else's device model. It is given the
 //! region, and has no way to ask for more.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -114,6 +114,9 @@ pub struct Backend {
     features: u64,
     protocol: VhostUserProtocolFeatures,
     pid: Option<i32>,
+    /// What it has mapped. Opened when it connects: a sandbox lets the device look
+    /// at what is open, and open no other.
+    maps: io::Result<File>,
 }
 
 impl Backend {
@@ -169,6 +172,7 @@ impl Backend {
             features,
             protocol,
             pid,
+            maps: open_maps(pid),
         })
     }
 
@@ -344,13 +348,20 @@ impl Backend {
     /// What the backend's process has mapped shared and writable; an error if
     /// it cannot be known.
     pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
-        let pid = self
-            .pid
-            .ok_or_else(|| io::Error::other("the backend's process ID is not known"))?;
-        Ok(shared_mappings(&fs::read_to_string(format!(
-            "/proc/{pid}/maps"
-        ))?))
+        let mut maps = match &self.maps {
+            Ok(maps) => maps,
+            Err(error) => return Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        let mut text = String::new();
+        maps.rewind()?;
+        maps.read_to_string(&mut text)?;
+        Ok(shared_mappings(&text))
     }
+}
+
+fn open_maps(pid: Option<i32>) -> io::Result<File> {
+    let pid = pid.ok_or_else(|| io::Error::other("the backend's process ID is not known"))?;
+    File::open(format!("/proc/{pid}/maps"))
 }
 
 /// Whether a notification has not been read yet.

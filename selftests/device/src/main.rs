@@ -13,14 +13,17 @@ mod backend;
 mod device;
 mod faults;
 mod guest_memory;
+mod lines;
 mod options;
 mod pci;
 mod region;
 mod report;
 mod ring;
+mod sandbox;
 mod server;
 mod types;
 mod virtio;
+mod watcher;
 
 use std::error::Error;
 use std::io;
@@ -38,7 +41,7 @@ use thiserror::Error;
 
 use crate::device::Device;
 use crate::faults::FaultSet;
-use crate::options::Options;
+use crate::options::{HexBytes, Options};
 use crate::report::Report;
 use crate::server::Shared;
 
@@ -90,8 +93,22 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     report.event("start", start(&options));
 
     let device = Device::new(Arc::clone(&options), Arc::clone(&report))?;
-    let device = Arc::new(Mutex::new(device));
     let listener = server::listen(&options.socket)?;
+    // Threads are in the sandbox if they are started in it.
+    if options.sandbox {
+        let directory = options.socket.parent().filter(|d| *d != Path::new(""));
+        let entered = sandbox::enter(directory.unwrap_or(Path::new(".")))?;
+        report.event("sandbox", entered);
+    }
+    if !options.watch.is_empty() {
+        watcher::start(
+            device.region().map_again()?,
+            &options.watch,
+            Arc::clone(&report),
+        )
+        .map_err(SetupError::Threads)?;
+    }
+    let device = Arc::new(Mutex::new(device));
     let outcome = watch(signals, &options.socket, &device, &report)
         .map_err(|e| SetupError::Threads(e).into())
         .and_then(|()| server::serve(&options, listener, &device).map_err(Into::into));
@@ -123,6 +140,8 @@ fn start(options: &Options) -> serde_json::Value {
         "faults": FaultSet::from_iter(options.fault.iter().copied()).names(),
         "fault_after": options.fault_after,
         "chaos": options.chaos,
+        "sandbox": options.sandbox,
+        "watch": options.watch.iter().map(HexBytes::hex).collect::<Vec<_>>(),
     })
 }
 

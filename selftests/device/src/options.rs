@@ -16,6 +16,9 @@ pub const MAX_QUEUES: u16 = 256;
 
 const PAGE: u64 = 4096;
 
+/// Fewer bytes are in a region by chance, sooner or later.
+const FEWEST_WATCHED: usize = 4;
+
 /// A virtio PCI device that cannot touch guest memory.
 ///
 /// Presents a modern virtio device over vfio-user, with VIRTIO_F_SWIOTLB and a
@@ -118,7 +121,17 @@ pub struct Options {
 
     /// Configuration space in hexadecimal, for a backend that offers none
     #[arg(long, value_name = "HEX", value_parser = parse_hex)]
-    pub config: Option<ConfigBytes>,
+    pub config: Option<HexBytes>,
+
+    /// Bytes, in hexadecimal, that must never be in the region: it is searched for
+    /// them all the time (more than one with commas)
+    #[arg(long, value_name = "HEX", value_parser = parse_hex, value_delimiter = ',')]
+    pub watch: Vec<HexBytes>,
+
+    /// Give up what the device does not need once it listens: system calls and
+    /// the file system
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
+    pub sandbox: bool,
 
     /// Write a report to FILE (JSON lines)
     #[arg(long, value_name = "FILE")]
@@ -144,7 +157,13 @@ pub enum Mode {
 
 /// A newtype, so that clap takes a vector as one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigBytes(pub Vec<u8>);
+pub struct HexBytes(pub Vec<u8>);
+
+impl HexBytes {
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OptionsError {
@@ -158,6 +177,8 @@ pub enum OptionsError {
     QueueSize(u16),
     #[error("--idle-queues {0} leaves no virtqueue to the backend")]
     IdleQueues(u16),
+    #[error("--watch has a pattern of less than {FEWEST_WATCHED} bytes")]
+    Watch,
     #[error("--add-features has bits that neither a device type nor this device has")]
     AddFeatures,
 }
@@ -187,6 +208,13 @@ impl Options {
         }
         if self.add_features & !ADDABLE != 0 {
             return Err(OptionsError::AddFeatures);
+        }
+        if self
+            .watch
+            .iter()
+            .any(|bytes| bytes.0.len() < FEWEST_WATCHED)
+        {
+            return Err(OptionsError::Watch);
         }
         Ok(())
     }
@@ -247,13 +275,13 @@ fn parse_bits(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "not numbers from 0 to 63 with + between them".into())
 }
 
-fn parse_hex(text: &str) -> Result<ConfigBytes, String> {
+fn parse_hex(text: &str) -> Result<HexBytes, String> {
     let digits: Option<Vec<u8>> = text
         .chars()
         .map(|c| c.to_digit(16).map(|d| d as u8))
         .collect();
     match digits {
-        Some(d) if d.len() % 2 == 0 && d.len() <= 512 => Ok(ConfigBytes(
+        Some(d) if d.len() % 2 == 0 && d.len() <= 512 => Ok(HexBytes(
             d.chunks(2).map(|pair| (pair[0] << 4) | pair[1]).collect(),
         )),
         _ => Err("not an even number of hexadecimal digits, 512 at most".into()),
@@ -288,7 +316,7 @@ mod tests {
 
     #[test]
     fn hex() {
-        assert_eq!(parse_hex("00ff"), Ok(ConfigBytes(vec![0, 255])));
+        assert_eq!(parse_hex("00ff"), Ok(HexBytes(vec![0, 255])));
         assert!(parse_hex("0").is_err());
         assert!(parse_hex("zz").is_err());
     }
@@ -303,6 +331,15 @@ mod tests {
         let added = |text| parse(&["--add-features", text]).validate();
         assert_eq!(added("5+40"), Ok(()));
         assert_eq!(added("27"), Err(OptionsError::AddFeatures));
+    }
+
+    #[test]
+    fn patterns() {
+        let options = parse(&["--watch", "00112233,445566778899"]);
+        assert_eq!(options.validate(), Ok(()));
+        assert_eq!(options.watch[1].0, [0x44, 0x55, 0x66, 0x77, 0x88, 0x99]);
+        let short = parse(&["--watch", "00112233,445566"]);
+        assert_eq!(short.validate(), Err(OptionsError::Watch));
     }
 
     #[test]

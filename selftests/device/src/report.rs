@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The report: one JSON object a line, written as things happen, so that the
-//! file is whole up to the last event even when the program is killed. The
-//! events and their keys are described in README.md.
+//! The report: what happens, as JSON lines, and counters. The events and their
+//! keys are described in README.md.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use serde_json::{json, Value};
 
+use crate::lines::Lines;
 use crate::virtio::bits;
 
 /// What the summary counts.
@@ -37,6 +35,10 @@ pub struct Counters {
     pub dma_unmaps: u64,
     pub backend_losses: u64,
     pub backend_foreign_mappings: u64,
+    pub watch_passes: u64,
+    pub watch_bytes: u64,
+    pub watch_hits: u64,
+    pub watch_longest_us: u64,
 }
 
 impl Counters {
@@ -62,12 +64,16 @@ impl Counters {
             "dma_unmaps": self.dma_unmaps,
             "backend_losses": self.backend_losses,
             "backend_foreign_mappings": self.backend_foreign_mappings,
+            "watch_passes": self.watch_passes,
+            "watch_bytes": self.watch_bytes,
+            "watch_hits": self.watch_hits,
+            "watch_longest_us": self.watch_longest_us,
         })
     }
 }
 
 struct Inner {
-    out: Option<Box<dyn Write + Send>>,
+    lines: Lines,
     counters: Counters,
     /// Stands beside the counters, so that nobody takes one report for another.
     allow_guest_memory: bool,
@@ -75,35 +81,25 @@ struct Inner {
 }
 
 /// Shared by all threads; a call is one line.
-pub struct Report {
-    inner: Mutex<Inner>,
-    start: Instant,
-}
+pub struct Report(Mutex<Inner>);
 
 impl Report {
     /// Without a path events go nowhere, but are counted.
     pub fn new(path: Option<&Path>, allow_guest_memory: bool) -> io::Result<Self> {
-        let out: Option<Box<dyn Write + Send>> = match path {
-            None => None,
-            Some(path) => Some(Box::new(File::create(path)?)),
-        };
-        Ok(Self::to(out, allow_guest_memory))
+        Ok(Self::to(Lines::create(path)?, allow_guest_memory))
     }
 
-    fn to(out: Option<Box<dyn Write + Send>>, allow_guest_memory: bool) -> Self {
-        Self {
-            inner: Mutex::new(Inner {
-                out,
-                counters: Counters::default(),
-                allow_guest_memory,
-                closed: false,
-            }),
-            start: Instant::now(),
-        }
+    fn to(lines: Lines, allow_guest_memory: bool) -> Self {
+        Self(Mutex::new(Inner {
+            lines,
+            counters: Counters::default(),
+            allow_guest_memory,
+            closed: false,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn count(&self, change: impl FnOnce(&mut Counters)) {
@@ -112,54 +108,33 @@ impl Report {
 
     /// `fields` is an object.
     pub fn event(&self, name: &str, fields: Value) {
-        let t = self.start.elapsed().as_secs_f64();
-        self.lock().line(name, t, fields);
+        self.lock().line(name, &fields);
     }
 
     /// An event that carries all counters.
     pub fn event_with_counters(&self, name: &str) {
-        let t = self.start.elapsed().as_secs_f64();
-        self.lock().line_with_counters(name, t);
+        self.lock().line_with_counters(name);
     }
 
     /// The last line: whatever other threads still have to say comes too late.
     pub fn close(&self) {
-        let t = self.start.elapsed().as_secs_f64();
         // Locked once: nobody gets a line in between.
         let mut inner = self.lock();
-        inner.line_with_counters("summary", t);
+        inner.line_with_counters("summary");
         inner.closed = true;
     }
 }
 
 impl Inner {
-    fn line_with_counters(&mut self, name: &str, t: f64) {
+    fn line_with_counters(&mut self, name: &str) {
         let mut counters = self.counters.json();
         counters["allow_guest_memory"] = json!(self.allow_guest_memory);
-        self.line(name, t, counters);
+        self.line(name, &counters);
     }
 
-    fn line(&mut self, name: &str, t: f64, fields: Value) {
-        log::info!("{name}: {fields}");
-        if self.closed {
-            return;
-        }
-        let Some(out) = &mut self.out else {
-            return;
-        };
-        // By hand, so that every line begins with what it is about.
-        let t = (t * 1000.0).round() / 1000.0;
-        let fields = fields.to_string();
-        let rest = match fields.strip_prefix('{') {
-            Some("}") | None => "}".to_string(),
-            Some(rest) => format!(",{rest}"),
-        };
-        let line = format!("{{\"event\":{},\"t\":{t}{rest}\n", json!(name));
-        // One write a line. A report that cannot be written is no reason to
-        // stop the device, but must not end in half a line either.
-        if let Err(error) = out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
-            log::error!("cannot write the report any more: {error}");
-            self.out = None;
+    fn line(&mut self, name: &str, fields: &Value) {
+        if !self.closed {
+            self.lines.line(name, fields);
         }
     }
 }
@@ -177,6 +152,7 @@ pub fn features(value: u64) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::sync::Arc;
 
     #[derive(Clone, Default)]
@@ -197,7 +173,7 @@ mod tests {
     #[test]
     fn every_line_is_an_object() {
         let sink = Sink::default();
-        let report = Report::to(Some(Box::new(sink.clone())), false);
+        let report = Report::to(Lines::to(Some(Box::new(sink.clone()))), false);
         report.event("queue", json!({"index": 1, "desc": hex(u64::MAX)}));
         report.count(|c| c.kicks += 3);
         report.close();

@@ -17,6 +17,7 @@ pub struct Machine {
     dir: TempDir,
     backend: Option<Child>,
     device: Option<Child>,
+    relay: Option<Child>,
 }
 
 /// Waits for something to become true.
@@ -46,6 +47,7 @@ impl Machine {
             dir: TempDir::new().expect("temporary directory"),
             backend: None,
             device: None,
+            relay: None,
         }
     }
 
@@ -147,11 +149,42 @@ impl Machine {
         self.path("device.sock")
     }
 
+    /// A relay before device.sock, at relay.sock.
+    pub fn start_relay(&mut self) {
+        let socket = self.path("relay.sock");
+        let child = Command::new(env!("CARGO_BIN_EXE_swiotlb-relay"))
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--device")
+            .arg(self.path("device.sock"))
+            .arg("--report")
+            .arg(self.path("relay.report"))
+            .spawn();
+        self.relay = Some(child.expect("the relay"));
+        wait_for("the relay's socket", || socket.exists());
+    }
+
+    /// Returns what it counted.
+    pub fn stop_relay(&mut self) -> Value {
+        let mut child = self.relay.take().expect("a relay");
+        terminate(&child);
+        assert!(child.wait().expect("wait").success());
+        assert!(!self.path("relay.sock").exists());
+        let mut report = read_report(&self.path("relay.report"));
+        let last = report.pop().expect("a last line");
+        assert_eq!(last["event"], "summary");
+        last
+    }
+
+    pub fn relay_events(&self, name: &str) -> Vec<Value> {
+        let mut events = read_report(&self.path("relay.report"));
+        events.retain(|e| e["event"] == name);
+        events
+    }
+
     /// Ends the device with SIGTERM; returns how it ended.
     pub fn stop_device(&mut self) -> ExitStatus {
-        let child = self.device.as_ref().expect("a device");
-        let pid = rustix::process::Pid::from_child(child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
+        terminate(self.device.as_ref().expect("a device"));
         self.wait_device()
     }
 
@@ -177,6 +210,11 @@ impl Machine {
     }
 }
 
+fn terminate(child: &Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
+}
+
 fn read_report(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path)
         .expect("report")
@@ -194,7 +232,8 @@ impl Drop for Machine {
                 std::fs::read_to_string(self.path("report")).unwrap_or_default()
             );
         }
-        for child in [&mut self.device, &mut self.backend].into_iter().flatten() {
+        let children = [&mut self.relay, &mut self.device, &mut self.backend];
+        for child in children.into_iter().flatten() {
             let _ = child.kill();
             let _ = child.wait();
         }

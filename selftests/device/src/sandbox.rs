@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the device gives up once it has its sockets and its region, for the
+//! case that a guest or a backend gets it to do what it was not written for.
+//!
+//! Landlock takes the file system away, and seccomp all system calls but those
+//! that are listed here. One that is not ends the program, with a message and
+//! [`STATUS`].
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::mem;
+use std::path::Path;
+use std::ptr;
+
+use landlock::{
+    Access, AccessFs, AccessNet, PathBeneath, PathFd, PathFdError, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, ABI,
+};
+use seccompiler::{
+    apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
+    SeccompCondition, SeccompFilter, SeccompRule,
+};
+use serde_json::{json, Value};
+use thiserror::Error;
+
+/// The exit status after a system call that is not allowed: as a shell has it
+/// for SIGSYS.
+const STATUS: libc::c_int = 128 + libc::SIGSYS;
+
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    #[error("no directory for the sandbox: {0}")]
+    Directory(#[from] PathFdError),
+    #[error("landlock: {0}")]
+    Landlock(#[from] RulesetError),
+    #[error("the filter of system calls: {0}")]
+    Filter(#[from] BackendError),
+    #[error("seccomp: {0}")]
+    Seccomp(#[from] seccompiler::Error),
+    #[error("no handler of SIGSYS: {0}")]
+    Handler(io::Error),
+}
+
+/// System calls whatever their arguments: of memory, threads, time, and files
+/// and sockets that are open. What opens files is bounded by landlock: it is
+/// here for the mappings of backends, and fails without ending anything.
+const ALLOWED: &[libc::c_long] = &[
+    // memory
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    // threads and their end
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    // time and chance
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_nanosleep,
+    // what is open
+    libc::SYS_close,
+    libc::SYS_dup,
+    libc::SYS_eventfd2,
+    libc::SYS_fallocate,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_statx,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // sockets
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    // the file system, as far as landlock lets it
+    libc::SYS_openat,
+    libc::SYS_unlink,
+    // where a panic looks for the names in its backtrace
+    libc::SYS_getcwd,
+    libc::SYS_readlink,
+];
+
+/// Enters the sandbox, with all threads that are started from now on. What is
+/// left of the file system is that files in `directory` can be removed.
+///
+/// Returns what the report says of it.
+pub fn enter(directory: &Path) -> Result<Value, SandboxError> {
+    let landlock = restrict_files(directory)?;
+    handle_violations().map_err(SandboxError::Handler)?;
+    let filter: BpfProgram = filter()?.try_into()?;
+    // It sets no_new_privs first.
+    apply_filter(&filter)?;
+    Ok(json!({ "landlock": landlock, "instructions": filter.len() }))
+}
+
+/// Says how much of it this kernel has.
+fn restrict_files(directory: &Path) -> Result<&'static str, SandboxError> {
+    let abi = ABI::V6;
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))?
+        .handle_access(AccessNet::from_all(abi))?
+        .scope(Scope::from_all(abi))?
+        .create()?
+        .add_rule(PathBeneath::new(
+            PathFd::new(directory)?,
+            AccessFs::RemoveFile,
+        ))?
+        .restrict_self()?;
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => "full",
+        RulesetStatus::PartiallyEnforced => "partial",
+        RulesetStatus::NotEnforced => "none",
+    })
+}
+
+fn filter() -> Result<SeccompFilter, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let only = |argument, operation, value| {
+        let length = SeccompCmpArgLen::Qword;
+        let condition = SeccompCondition::new(argument, length, operation, value)?;
+        Ok::<_, BackendError>(vec![SeccompRule::new(vec![condition])?])
+    };
+    // No memory becomes code, and no socket is of another family.
+    let no_code = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    rules.insert(libc::SYS_mmap, only(2, no_code.clone(), 0)?);
+    rules.insert(libc::SYS_mprotect, only(2, no_code, 0)?);
+    let unix = only(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+    rules.insert(libc::SYS_socket, unix);
+    // A new thread gets a name; nothing else about the process is changed.
+    let name = only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?;
+    rules.insert(libc::SYS_prctl, name);
+    // The C library sets a signal of its own up with the first thread.
+    let setxid = only(0, SeccompCmpOp::Eq, (libc::SIGRTMIN() - 1) as u64)?;
+    rules.insert(libc::SYS_rt_sigaction, setxid);
+    SeccompFilter::new(
+        rules,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        std::env::consts::ARCH.try_into()?,
+    )
+}
+
+/// The system call is not done: the filter raises SIGSYS instead, which nobody
+/// who is inside can have handled otherwise.
+#[allow(unsafe_code)]
+fn handle_violations() -> Result<(), io::Error> {
+    // SAFETY: All zeroes are a valid sigaction.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = violation as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: `action` is whole, and its handler does nothing that a handler must not.
+    match unsafe { libc::sigaction(libc::SIGSYS, &action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The part of siginfo_t that SIGSYS has, which libc does not name.
+#[repr(C)]
+struct SigSys {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    address: *const libc::c_void,
+    call: libc::c_int,
+}
+
+#[allow(unsafe_code)]
+extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const libc::c_void) {
+    // SAFETY: The kernel hands over the siginfo_t of a SIGSYS, of which this is the beginning.
+    let call = unsafe { (*info.cast::<SigSys>()).call };
+    // Not on the heap, which may be locked.
+    let mut text = [0; 80];
+    let mut rest = &mut text[..];
+    let _ = writeln!(
+        rest,
+        "swiotlb-device: ended by its sandbox: system call {call}"
+    );
+    let length = 80 - rest.len();
+    // SAFETY: The text is as long as that.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), length) };
+    signal_hook::low_level::exit(STATUS);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::net::TcpStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::process::{Command, Output};
+    use std::thread;
+
+    const DIRECTORY: &str = "SANDBOX_DIRECTORY";
+    const DEED: &str = "SANDBOX_DEED";
+
+    /// Runs the test `name` again in a process of its own, which enters the
+    /// sandbox and then does `deed`. In that process it does not return.
+    fn inside(name: &str, deed: &str) -> Output {
+        if let Ok(directory) = std::env::var(DIRECTORY) {
+            let told = enter(directory.as_ref()).expect("a sandbox");
+            println!("told {told}");
+            act(&std::env::var(DEED).expect("a deed"), directory.as_ref());
+            // Without the harness, which may want more than is allowed.
+            signal_hook::low_level::exit(0);
+        }
+        let directory = tempfile::tempdir().expect("directory");
+        File::create(directory.path().join("mine")).expect("file");
+        let _listener = UnixListener::bind(directory.path().join("socket")).expect("socket");
+        Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", &format!("sandbox::tests::{name}"), "--nocapture"])
+            .env(DIRECTORY, directory.path())
+            .env(DEED, deed)
+            .output()
+            .expect("a process")
+    }
+
+    fn act(deed: &str, directory: &Path) {
+        match deed {
+            "work" => {
+                let mut socket = UnixStream::connect(directory.join("socket")).expect("connect");
+                let write = move || socket.write_all(b"from a thread");
+                thread::spawn(write).join().expect("thread").expect("write");
+                std::fs::remove_file(directory.join("mine")).expect("remove");
+            }
+            "open" => {
+                for path in [&directory.join("mine"), Path::new("/proc/self/maps")] {
+                    let error = File::open(path).expect_err("not to be opened");
+                    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+                }
+            }
+            "connect" => drop(TcpStream::connect("127.0.0.1:9")),
+            "execute" => drop(Command::new("/bin/true").status()),
+            "create" => drop(std::fs::create_dir(directory.join("new"))),
+            other => unreachable!("{other}"),
+        }
+    }
+
+    fn stderr(output: &Output) -> String {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    #[test]
+    fn work_is_done_inside() {
+        let output = inside("work_is_done_inside", "work");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("told {"));
+    }
+
+    #[test]
+    fn files_are_out_of_reach() {
+        let output = inside("files_are_out_of_reach", "open");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        if told.contains(r#""landlock":"none""#) {
+            eprintln!("skipped: this kernel has no landlock");
+            return;
+        }
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+
+    #[test]
+    fn what_is_not_listed_ends_it() {
+        for (deed, call) in [("connect", libc::SYS_socket), ("create", libc::SYS_mkdir)] {
+            let output = inside("what_is_not_listed_ends_it", deed);
+            assert_eq!(output.status.code(), Some(STATUS), "{deed}");
+            let want = format!("ended by its sandbox: system call {call}\n");
+            assert!(
+                stderr(&output).contains(&want),
+                "{deed}: {}",
+                stderr(&output)
+            );
+        }
+    }
+
+    #[test]
+    fn no_program_is_started() {
+        let output = inside("no_program_is_started", "execute");
+        assert_eq!(output.status.code(), Some(STATUS));
+    }
+}
