@@ -292,7 +292,7 @@ pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
 /// before, virtio-net of Linux 7.3 never stops trying: `virtnet_receive()` has itself called
 /// again at once, and each queue keeps a CPU busy. vsock and console stop, and there is nothing
 /// left for a packet that leaves, nor for other queues. So the receive buffers of all queues
-/// together get half of the pool, each queue the same.
+/// together get a third of the pool, each queue the same. Rings have another third at most.
 ///
 /// virtiofs waits for room in its queue; a request for which there is none in the pool fails, and so
 /// does what the application wanted (`virtio_fs_send_req()`). A request has as many pages as the
@@ -313,7 +313,8 @@ pub fn longest_queue(
     let pages = pool_bytes / Limits::PAGE;
     // Even queues receive; the odd ones, and the last of an odd number, do not.
     let receives = index % 2 == 0 && index < queues & !1;
-    let share = pages / 2 / (queues as usize / 2).max(1);
+    let third = pages / 3;
+    let share = third / (queues as usize / 2).max(1);
     let entries = match kind {
         device_type::NET if receives => {
             let large = !features.has(Features::NET_MERGEABLE)
@@ -325,7 +326,7 @@ pub fn longest_queue(
             }
         }
         device_type::CONSOLE if receives => share,
-        device_type::VSOCK if index == 0 => pages / 2,
+        device_type::VSOCK if index == 0 => third,
         device_type::FS => (pages / 32 + FUSE_HEADERS).max(2 * FUSE_HEADERS),
         _ => return None,
     };
@@ -468,22 +469,22 @@ mod tests {
     }
 
     #[test]
-    fn receive_buffers_of_all_queues_have_half_the_pool() {
+    fn receive_buffers_of_all_queues_have_a_third_of_the_pool() {
         const SMALLEST: usize = MIN_REGION_BYTES as usize;
         let longest = |kind, queues, index, bytes| longest_queue(kind, BIT, queues, index, bytes);
         // One pair, with a control queue and without.
-        assert_eq!(longest(NET, 2, 0, SMALLEST), Some(8));
-        assert_eq!(longest(NET, 3, 0, SMALLEST), Some(8));
+        assert_eq!(longest(NET, 2, 0, SMALLEST), Some(4));
+        assert_eq!(longest(NET, 3, 0, SMALLEST), Some(4));
         // What is sent is not bounded, and control is not.
         assert_eq!(longest(NET, 3, 1, SMALLEST), None);
         assert_eq!(longest(NET, 3, 2, SMALLEST), None);
         // Eight pairs share.
         for index in [0, 2, 14] {
-            assert_eq!(longest(NET, 17, index, 1 << 20), Some(16));
+            assert_eq!(longest(NET, 17, index, 1 << 20), Some(8));
         }
         assert_eq!(longest(NET, 17, 16, 1 << 20), None);
-        assert_eq!(longest(device_type::CONSOLE, 4, 2, 1 << 20), Some(64));
-        assert_eq!(longest(device_type::VSOCK, 3, 0, 1 << 20), Some(128));
+        assert_eq!(longest(device_type::CONSOLE, 4, 2, 1 << 20), Some(32));
+        assert_eq!(longest(device_type::VSOCK, 3, 0, 1 << 20), Some(64));
         assert_eq!(longest(device_type::VSOCK, 3, 2, 1 << 20), None);
         assert_eq!(longest(device_type::BLK, 4, 0, 1 << 20), None);
         // Always a queue, and never one that is too long.
@@ -495,11 +496,11 @@ mod tests {
     fn large_receive_buffers_are_fewer() {
         let longest = |features: Features| longest_queue(NET, features, 2, 0, 4 << 20);
         let large = BIT.with(Features(1 << 7));
-        assert_eq!(longest(BIT), Some(512));
+        assert_eq!(longest(BIT), Some(256));
         assert_eq!(longest(large.with(Features::INDIRECT_DESC)), Some(16));
         // Without indirect tables each takes as many entries as it has pieces.
-        assert_eq!(longest(large), Some(512));
-        assert_eq!(longest(large.with(Features::NET_MERGEABLE)), Some(512));
+        assert_eq!(longest(large), Some(256));
+        assert_eq!(longest(large.with(Features::NET_MERGEABLE)), Some(256));
         let mtu = BIT.with(Features::NET_MTU).with(Features::INDIRECT_DESC);
         assert_eq!(longest(mtu), Some(16));
     }
