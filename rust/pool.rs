@@ -750,6 +750,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_given_back_where_nothing_is_mapped() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        // Beside it in its page there are free slots.
+        let offset = pool.map(0, 64, 0, ToDevice).unwrap_or(0);
+        assert_eq!(pool.unmap(offset + 64, 0), Err(BadHandle::Unmapped));
+        assert_eq!(pool.unmap(offset, 0), Err(BadHandle::Length));
+        assert_eq!(pool.stats().live, 1);
+        assert_eq!(pool.unmap(offset, 64), Ok(()));
+        assert_eq!(pool.unmap(offset, 0), Err(BadHandle::Unmapped));
+        Ok(())
+    }
+
+    #[test]
     fn nothing_and_too_much_are_refused() -> Result<(), NoMemory> {
         let pool = Pool::<Here>::new(SMALLEST, 1)?;
         let largest = pool.largest_mapping();

@@ -402,7 +402,8 @@ impl<P: Platform> Area<P> {
                     return Err(self.why_bad(offset));
                 };
                 let record = Record::from(table[at as usize]);
-                if record.skew() != byte % GRANULE || record.len() != len {
+                // Where nothing is mapped the length is 0, which is a length that can be asked for.
+                if record.is_none() || record.skew() != byte % GRANULE || record.len() != len {
                     return Err(self.why_bad(offset));
                 }
                 let mapping = Mapping {

@@ -83,6 +83,12 @@ impl Record {
         Self(orig | ((len as u64) << ADDRESS_BITS))
     }
 
+    /// Whether nothing is mapped.
+    #[inline(always)]
+    pub(super) fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
     /// The physical address of the buffer.
     #[inline(always)]
     pub(super) fn orig(self) -> u64 {
