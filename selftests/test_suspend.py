@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Suspend and resume: the core negotiates again, behind the driver's back.
+"""Suspend, hibernation and resume: the core negotiates again, behind the driver's back.
 
 The guest's root file system is on 9p, whose driver does not come back from a suspend.
 So what follows runs from memory, in busybox, speaks through the kernel's log, and
@@ -23,6 +23,7 @@ from harness import (
     assert_memory_private,
     disk,
     events,
+    ordinary_disk,
     run,
     summary,
 )
@@ -35,6 +36,10 @@ OFFSETS = (2 << 20, 3 << 20)
 
 PROLOGUE = f"""
 load
+if [ -e /proc/swaps ]; then
+	mkswap "$(disk ordinary0)" >/dev/null
+	swapon "$(disk ordinary0)"
+fi
 mkdir -p /run/memory
 cp /usr/bin/busybox /run/memory/busybox
 cat >/run/memory/after <<'END'
@@ -77,18 +82,26 @@ exec /run/memory/busybox sh /run/memory/after "$path" "$files"
 """
 
 #: What is done to sleep. Once in the life of a guest: who waits for its 9p then cannot be
-#: frozen a second time.
+#: frozen a second time. So what hibernates reads its own image again, in the same boot: all
+#: is frozen, thawed to write the image, frozen to read it, and restored.
 SLEEPS = {
     "devices": "echo devices >/sys/power/pm_test; echo mem >/sys/power/state",
     "mem": "echo mem >/sys/power/state",
+    "freeze": "echo devices >/sys/power/pm_test; echo disk >/sys/power/state",
+    "disk": "echo test_resume >/sys/power/disk; echo 0 >/sys/power/image_size;"
+    " echo disk >/sys/power/state",
 }
+#: What only the distribution's kernel can do.
+HIBERNATION = ("freeze", "disk")
 
 
 class Resumed:
     """What came of it."""
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: Result, sessions: int) -> None:
         self.result = result
+        #: How often the device was negotiated with.
+        self.sessions = sessions
         self.report: list[Event] = result.reports[0]
         said = re.findall(r"after: (.*)", result.kernel_log)
         self.said = {key: value.split()[0] for key, value in key_values("\n".join(said)).items()}
@@ -109,12 +122,24 @@ def wake(guest: Guest) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@pytest.fixture(scope="module", params=SLEEPS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(sleep, marks=pytest.mark.full if sleep in HIBERNATION else ())
+        for sleep in SLEEPS
+    ],
+)
 def resumed(request: pytest.FixtureRequest) -> Iterator[Resumed]:
     script = f"{PROLOGUE}\n{SLEEPS[request.param]}\nslept $?\n{EPILOGUE}"
+    hibernates = request.param in HIBERNATION
     with (
         tempfile.TemporaryDirectory() as directory,
-        Guest(kernel="test", devices=[disk()], append="no_console_suspend") as guest,
+        Guest(
+            kernel="stock" if hibernates else "test",
+            # The ordinary one is for the image.
+            devices=[disk(), *([ordinary_disk(size="1G")] if hibernates else [])],
+            append="no_console_suspend",
+        ) as guest,
     ):
         guest.devices[0].file = Path(directory) / "image"
         guest.devices[0].file.write_bytes(bytes(guest.devices[0].size))
@@ -123,7 +148,9 @@ def resumed(request: pytest.FixtureRequest) -> Iterator[Resumed]:
         assert result.complaints() == [], result
         in_firmware = "ACPI: PM: Waking up from system sleep state S3" in result.kernel_log
         assert in_firmware == (request.param == "mem"), result
-        yield Resumed(result)
+        from_image = "PM: Image loading done" in result.kernel_log
+        assert from_image == (request.param == "disk"), result
+        yield Resumed(result, 3 if from_image else 2)
 
 
 def test_data_outlive_the_sleep(resumed: Resumed) -> None:
@@ -148,9 +175,9 @@ def test_device_is_still_bounced(resumed: Resumed) -> None:
 
 
 def test_device_was_negotiated_with_again(resumed: Resumed) -> None:
-    """Both times the bit was accepted, and no address was outside."""
+    """Each time the bit was accepted, and no address was outside."""
     accepted = [event for event in events(resumed.report, "accepted") if event["swiotlb"]]
-    assert len(accepted) == len(events(resumed.report, "driver_ok")) == 2
+    assert len(accepted) == len(events(resumed.report, "driver_ok")) == resumed.sessions
     assert all(queue["inside"] for queue in events(resumed.report, "queue"))
     assert summary(resumed.report)["violations"] == 0
     assert_memory_private(resumed.report)
