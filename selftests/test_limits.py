@@ -16,7 +16,16 @@ from harness import (
 
 # --- several queues, several CPUs ---
 
-QUEUES = 4
+#: Kernels and how many CPUs, each of which has a queue.
+MACHINES = [
+    pytest.param(("test", 1), id="test-1"),
+    pytest.param(("test", 2), id="test-2"),
+    pytest.param(("test", 8), id="test-8"),
+    *(
+        pytest.param(("stock", cpus), id=f"stock-{cpus}", marks=pytest.mark.full)
+        for cpus in (1, 2, 8)
+    ),
+]
 AREA = 1 << 20
 
 #: One writer for each CPU, hence for each queue, at the same time; then all again in
@@ -26,9 +35,10 @@ load
 seed restricted0
 queues=$(disk restricted0)
 fact queues ls "/sys/block/${{queues#/dev/}}/mq"
+keep restricted0 quiet
 at_once() {{ # OFFSET BYTES BLOCK
 	local cpu pids=()
-	for cpu in {{0..{QUEUES - 1}}}; do
+	for ((cpu = 0; cpu < $(nproc); cpu++)); do
 		(
 			taskset -cp "$cpu" $BASHPID >/dev/null
 			data restricted0 $(($1 + cpu * {AREA})) "$2" "$3"
@@ -43,29 +53,32 @@ at_once {AREA + AREA // 2} 524288 512k
 
 
 class TestQueues:
-    @pytest.fixture(scope="class")
-    def boot(self) -> Iterator[Boot]:
-        devices = [disk(queues=QUEUES)]
-        with booted("test", devices, PARALLEL, cpus=QUEUES) as boot:
+    @pytest.fixture(scope="class", params=MACHINES)
+    def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
+        kernel, cpus = request.param
+        with booted(kernel, [disk(size="16M", queues=cpus)], PARALLEL, cpus=cpus) as boot:
             yield boot
 
     def test_driver_has_all_queues(self, boot: Boot) -> None:
-        assert boot.fact("queues").split() == [str(index) for index in range(QUEUES)]
+        count = boot.devices[0].queues
+        assert sorted(map(int, boot.fact("queues").split())) == list(range(count))
         queues = [
             event for event in events(boot.report("restricted0"), "queue") if event["inside"]
         ]
-        assert [queue["index"] for queue in queues] == list(range(QUEUES))
+        assert [queue["index"] for queue in queues] == list(range(count))
 
     def test_rings_do_not_overlap(self, boot: Boot) -> None:
         queues = events(boot.report("restricted0"), "queue")
         places = sorted(int(queue[area], 16) for queue in queues for area in ("desc", "used"))
-        assert len(set(places)) == 2 * QUEUES
-        assert boot.counters("restricted0")["allocs"] == QUEUES
+        assert len(set(places)) == 2 * boot.devices[0].queues
+        assert boot.counters("restricted0")["allocs"] == boot.devices[0].queues
 
     def test_each_writer_has_its_data(self, boot: Boot) -> None:
-        assert len([b for b in boot.blocks if b.written != "-"]) == 2 * QUEUES
+        assert len([b for b in boot.blocks if b.written != "-"]) == 2 * boot.devices[0].queues
         assert_bounced(boot, "restricted0")
-        assert boot.counters("restricted0")["full"] == 0
+        counters = boot.counters("restricted0")
+        assert counters["full"] == 0
+        assert counters["used_bytes"] == boot.kept("quiet")["used_bytes"]
 
 
 # --- the smallest region ---
