@@ -484,6 +484,7 @@ mod tests {
         }
         assert_eq!(longest(NET, 17, 16, 1 << 20), None);
         assert_eq!(longest(device_type::CONSOLE, 4, 2, 1 << 20), Some(32));
+        assert_eq!(longest(device_type::CONSOLE, 4, 3, 1 << 20), None);
         assert_eq!(longest(device_type::VSOCK, 3, 0, 1 << 20), Some(64));
         assert_eq!(longest(device_type::VSOCK, 3, 2, 1 << 20), None);
         assert_eq!(longest(device_type::BLK, 4, 0, 1 << 20), None);

@@ -778,9 +778,10 @@ mod tests {
         cap[2] = CAP64_BYTES as u8;
         cap[3] = TYPE_SHARED_MEMORY;
         cap[4] = 4;
-        cap[9] = 0x10; // at 0x1000
-        cap[13] = 0x20; // 0x2000 long
+        cap[13] = 0x10; // 0x1000 long
         let at = device.link(&cap);
+        assert!(usable(device.region()).is_some());
+        device.bytes[at + 9] = 0x10; // at 0x1000
         assert!(usable(device.region()).is_none());
         device.bytes[at + 16] = 1; // and 4 GiB
         assert!(usable(device.region()).is_some());

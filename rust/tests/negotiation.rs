@@ -31,6 +31,7 @@ use kernel::{
 const MODERN: Features = Features::VERSION_1;
 const BIT: Features = MODERN.with(Features::SWIOTLB);
 const PLATFORM: Features = Features::ACCESS_PLATFORM;
+const ORDER: Features = Features(1 << 36);
 
 /// VIRTIO_CONFIG_S_* (virtio 1.4, 2.1).
 const STATUS_FEATURES_OK: u8 = 8;
@@ -171,11 +172,13 @@ mod cases {
     fn device_is_told_what_it_offered() -> Result {
         // R11: bits 27 and 33 are independent.
         for offered in [MODERN, BIT, MODERN.with(PLATFORM), BIT.with(PLATFORM)] {
-            let fake = Fake::new(&offering(offered.with(DRIVER_FEATURE).with(INDIRECT)))?;
+            // R17: so does bit 36, ORDER_PLATFORM.
+            let offered = offered.with(DRIVER_FEATURE).with(INDIRECT).with(ORDER);
+            let fake = Fake::new(&offering(offered))?;
             let before = fake.sight();
             fake.bind()?;
             assert!(bound_with(&fake, &before));
-            assert_eq!(fake.told(), offered.with(DRIVER_FEATURE).with(INDIRECT));
+            assert_eq!(fake.told(), offered);
             works(&fake, 1, true)?;
             fake.unbind();
             assert!(same(&fake.sight(), &before));
