@@ -62,11 +62,11 @@ impl<T: Task> Work<T> {
 
     /// Asks for the task to be run; if that was asked for and has not begun, once is enough.
     pub(crate) fn queue(&self) {
-        // SAFETY: The system's queue is always there. `drop()` waits for what is queued.
+        // SAFETY: The system's queues are always there. `drop()` waits for what is queued.
         unsafe {
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                bindings::system_wq,
+                bindings::system_dfl_wq,
                 self.raw.get(),
             )
         };
