@@ -34,15 +34,15 @@ impl Features {
     /// Of network devices (virtio 1.4, 5.1.3): packets of several segments come, whole (TSO, ECN,
     /// UFO, USO, and what needs these).
     pub const NET_GUEST_GSO: Self =
-        Self(1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 54 | 1 << 55 | 1 << 61);
+        Self((1 << 7) | (1 << 8) | (1 << 9) | (1 << 10) | (1 << 54) | (1 << 55) | (1 << 61));
     /// ... and go, whole.
-    pub const NET_HOST_GSO: Self = Self(1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 56);
+    pub const NET_HOST_GSO: Self = Self((1 << 11) | (1 << 12) | (1 << 13) | (1 << 14) | (1 << 56));
     /// ... the device says how long a packet may be.
     pub const NET_MTU: Self = Self(1 << 3);
     /// ... a packet may be scattered over several receive buffers.
     pub const NET_MERGEABLE: Self = Self(1 << 15);
     /// ... there are several pairs of queues, and ways to spread packets over them.
-    pub const NET_PAIRS: Self = Self(1 << 22 | 1 << 57 | 1 << 60);
+    pub const NET_PAIRS: Self = Self((1 << 22) | (1 << 57) | (1 << 60));
 
     /// Whether all of `other` is in the set.
     pub const fn has(self, other: Self) -> bool {
