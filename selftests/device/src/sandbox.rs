@@ -155,6 +155,9 @@ fn filter() -> Result<SeccompFilter, BackendError> {
     // A new thread gets a name; nothing else about the process is changed.
     let name = only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?;
     rules.insert(libc::SYS_prctl, name);
+    // The watcher steps back behind all others.
+    let own = only(1, SeccompCmpOp::Eq, 0)?;
+    rules.insert(libc::SYS_setpriority, own);
     // The C library sets a signal of its own up with the first thread.
     let setxid = only(0, SeccompCmpOp::Eq, (libc::SIGRTMIN() - 1) as u64)?;
     rules.insert(libc::SYS_rt_sigaction, setxid);

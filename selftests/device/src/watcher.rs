@@ -2,7 +2,7 @@
 
 //! Looks for bytes in the region that nobody ever mapped: canaries that the
 //! guest keeps in the rest of its memory. A thread goes through all of the
-//! region, again and again, as fast as it can.
+//! region, again and again, as fast as others let it.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,11 +11,16 @@ use std::thread;
 use std::time::Instant;
 
 use memchr::memmem::Finder;
+use rustix::process::setpriority_process;
 use serde_json::json;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::options::HexBytes;
 use crate::report::Report;
+
+/// It takes what others leave of a machine, and they are many: a guest and what
+/// serves it, perhaps with a watcher each.
+const NICE: i32 = 15;
 
 /// What is copied out and searched at a time: it stays in the cache of a CPU.
 const WINDOW: usize = 256 << 10;
@@ -30,6 +35,10 @@ pub fn start(memory: MmapRegion, patterns: &[HexBytes], report: Arc<Report>) -> 
     thread::Builder::new()
         .name("watcher".into())
         .spawn(move || {
+            // On Linux this is about the thread that asks.
+            if let Err(error) = setpriority_process(None, NICE) {
+                log::warn!("the watcher keeps its priority: {error}");
+            }
             let mut places = HashSet::new();
             for pass in 1u64.. {
                 scan_once(&mut scanner, &memory, &report, pass, &mut places);
