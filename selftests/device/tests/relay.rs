@@ -125,7 +125,7 @@ fn messages_pass_both_ways_with_their_descriptors() {
 #[test]
 fn large_messages_and_messages_in_pieces_pass() {
     let mut ends = ends();
-    let body: Vec<u8> = (0..1_000_000u32).map(|n| (n * 31 >> 3) as u8).collect();
+    let body: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
     let bytes = message(1, REGION_READ, REPLY, &body);
     std::thread::scope(|scope| {
         let device = &mut ends.device;
