@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The module in the distribution's other kernels: the older series, other flavours."""
+"""The module in the distribution's other kernels: the older series, other flavours; and
+its KUnit suites in a realtime kernel, of which the distribution's has none."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Boot, assert_bounced, booted, disk, entropy
+from harness import Boot, assert_bounced, booted, disk, entropy, make_kernel
 
 TOP = Path(__file__).resolve().parent.parent
 KERNELS = ("stock-7.2", "stock-cloud", "stock-rt")
@@ -25,8 +27,7 @@ data restricted0 5242880 1048576 4k
 
 @pytest.fixture(scope="module", params=KERNELS)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    for command in (f"kernel {request.param.replace('-', ' ')}", f"build module {request.param}"):
-        subprocess.run(["scripts/" + command.split()[0], *command.split()[1:]], cwd=TOP, check=True)
+    make_kernel(request.param)
     unhinted = entropy(offer_swiotlb=False, mode="optional")
     with booted(request.param, [disk(), unhinted], SCRIPT) as boot:
         yield boot
@@ -47,3 +48,25 @@ class TestKernel:
 
     def test_parameters_are_understood(self, boot: Boot) -> None:
         assert boot.state("restricted1")["mode"] == "ignored"
+
+
+@pytest.mark.full(minutes=20)
+class TestRealtime:
+    """Spin locks sleep there, interrupts are threads, and lockdep watches over which lock is
+    taken inside which: a complaint of its is a failure."""
+
+    @pytest.fixture(scope="class")
+    def kernel(self) -> str:
+        make_kernel("test-rt")
+        return "test-rt"
+
+    def test_kunit(self, kernel: str) -> None:
+        command = [TOP / "scripts/kunit", "--kernel", kernel, "--timeout", "600"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert re.search(r"^[1-9]\d\d passed, 0 failed, 0 skipped$", done.stdout, re.M)
+
+    def test_bounced(self, kernel: str) -> None:
+        with booted(kernel, [disk()], SCRIPT, cpus=2) as boot:
+            assert "PREEMPT_RT" in boot.fact("kernel")
+            assert_bounced(boot, "restricted0", since=5242880)
