@@ -6,6 +6,7 @@ split ones, for a driver that does not take them.
     backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
     backend.py half SOCKET IMAGE    the same, but only the first half of each buffer is read into
     backend.py held SOCKET IMAGE    ... but what is in the first queue can be left unanswered
+    backend.py fails SOCKET IMAGE   as half, but reads beyond 4 MiB are errors in the end
     backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
     backend.py MODEL SOCKET [ARGUMENT]...
                                     types that have no other backend: models.py
@@ -166,6 +167,20 @@ class HeldDisk(Disk):
         self._held = self._orders.recv(16) == b"hold"
         self.kicked(self._backend, 0)
         return True
+
+
+class FailingDisk(HalfDisk):
+    """A disk of which all but the beginning is read to the half, and then fails."""
+
+    GOOD_BYTES = 4 << 20
+
+    def _act(
+        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
+    ) -> tuple[int, int]:
+        if kind != BLK_IN or offset < self.GOOD_BYTES:
+            return Disk._act(self, kind, offset, out, into)
+        super()._act(kind, offset, out, into)
+        return 0, BLK_IOERR
 
 
 class Entropy(Model):
@@ -420,7 +435,13 @@ class Backend:
 
 
 def main(kind: str, path: str, *arguments: str) -> None:
-    models = {"disk": Disk, "half": HalfDisk, "held": HeldDisk, "entropy": Entropy}
+    models = {
+        "disk": Disk,
+        "half": HalfDisk,
+        "fails": FailingDisk,
+        "held": HeldDisk,
+        "entropy": Entropy,
+    }
     if kind not in models:
         import models as others
 

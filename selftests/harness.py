@@ -57,6 +57,7 @@ def _packed_backend(kind: str) -> Backend:
 
 BACKENDS["packed-disk"] = _packed_backend("disk")
 BACKENDS["half-disk"] = _packed_backend("half")
+BACKENDS["fails-disk"] = _packed_backend("fails")
 BACKENDS["held-disk"] = _packed_backend("held")
 BACKENDS["entropy"] = _packed_backend("entropy")
 

@@ -2,6 +2,7 @@
 
 //! The command line, and what follows from it.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
@@ -161,7 +162,10 @@ pub struct HexBytes(pub Vec<u8>);
 
 impl HexBytes {
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 }
 

@@ -119,14 +119,14 @@ fn relay(client: &UnixStream, device: &UnixStream, report: &Report) -> io::Resul
     thread::scope(|scope| {
         let from_client = scope.spawn(|| {
             let outcome = forward(client, |message| {
-                report.from_client(message);
+                report.client_says(message);
                 message.send(*lock(&to_device))
             });
             hang_up();
             outcome
         });
         let from_device = forward(device, |message| {
-            if report.from_device(message) {
+            if report.device_may_say(message) {
                 return message.send(client);
             }
             match message.refusal() {
@@ -237,7 +237,7 @@ impl Message {
     }
 
     fn u32(&self, at: usize) -> u32 {
-        u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
+        u32::from(self.u16(at)) | (u32::from(self.u16(at + 2)) << 16)
     }
 
     fn command(&self) -> u16 {
@@ -299,7 +299,7 @@ impl Report {
     }
 
     /// Takes guest memory out of what the VMM says.
-    fn from_client(&self, message: &mut Message) {
+    fn client_says(&self, message: &mut Message) {
         let (lines, counts) = &mut *lock(&self.0);
         counts.from_client += 1;
         if message.command() == DMA_MAP && !message.descriptors.is_empty() {
@@ -312,7 +312,7 @@ impl Report {
 
     /// Whether what the device says may pass. All that a device has to ask for is
     /// DMA_READ and DMA_WRITE: its answers pass, and no command.
-    fn from_device(&self, message: &Message) -> bool {
+    fn device_may_say(&self, message: &Message) -> bool {
         let (lines, counts) = &mut *lock(&self.0);
         counts.from_device += 1;
         if message.flags() & KIND == REPLY {

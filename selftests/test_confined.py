@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Confinement that does not depend on what the device does: it is in its sandbox, in
+namespaces of its own, and behind a relay that lets no DMA through. All works as ever.
+
+That the relay refuses a device that asks for DMA, and that the sandbox ends one that
+does what is not listed, is in selftests/device (tests/relay.rs, src/sandbox.rs).
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from harness import (
+    KERNELS,
+    REGION_BYTES,
+    Boot,
+    assert_bounced,
+    assert_bytes_went_through,
+    assert_idle,
+    booted,
+    disk,
+    events,
+    summary,
+)
+from guestlib.result import read_report
+
+SCRIPT = """
+load
+for device in restricted0 restricted1; do
+	seed $device
+	data $device 1048576 1048576 4k
+	unbind_driver $device
+	bind_driver $device
+	data $device 2097152 1048576
+done
+"""
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
+    options = {"relay": True, "event_idx": False}
+    devices = [disk(**options), disk(alone=True, **options)]
+    with booted(request.param, devices, SCRIPT) as boot:
+        yield boot
+
+
+def relayed(boot: Boot, device: str) -> dict:
+    """What the relay counted."""
+    return summary(read_report(boot.result.logs / f"{device}-relay.report"))
+
+
+def test_works_behind_the_relay(boot: Boot) -> None:
+    """Data was checked in the guest and in the file, before and after it was bound anew."""
+    assert_bounced(boot, "restricted0", since=2097152)
+    assert len(boot.blocks_of("restricted0")) == 3
+
+
+def test_works_in_namespaces_of_its_own(boot: Boot) -> None:
+    """It cannot look at its backend there, but we can."""
+    counters = boot.counters("restricted1")
+    assert_idle(counters)
+    assert_bytes_went_through(boot, "restricted1", counters, since=2097152)
+    assert len(boot.blocks_of("restricted1")) == 3
+    report = boot.report("restricted1")
+    assert summary(report)["violations"] == summary(report)["dma_map_fds"] == 0
+    assert all(look["unknown"] for look in events(report, "backend_memory"))
+    names = {name for name, _ in boot.result.backend_mappings[1] if "[io_uring]" not in name}
+    assert names and all("swiotlb-region" in name for name in names)
+    assert {size for name, size in boot.result.backend_mappings[1] if name in names} == {
+        REGION_BYTES
+    }
+
+
+@pytest.mark.parametrize("device", ["restricted0", "restricted1"])
+def test_is_in_its_sandbox(boot: Boot, device: str) -> None:
+    """It ran to its end there, or the run would have failed; landlock is the host's to have."""
+    (event,) = events(boot.report(device), "sandbox")
+    assert event["landlock"] in ("full", "partial", "none") and event["instructions"] > 0
+
+
+@pytest.mark.parametrize("device", ["restricted0", "restricted1"])
+def test_nothing_had_to_be_refused(boot: Boot, device: str) -> None:
+    counts = relayed(boot, device)
+    assert counts["from_client"] > 100 and counts["from_device"] > 100
+    assert counts["refused"] == counts["descriptors_closed"] == 0
