@@ -84,6 +84,7 @@ bench-check: bench
 ## mutants: break the rules of the wire format one by one, and see the tests fail (20 minutes)
 mutants: test-kernel
 	@scripts/mutants
+
 ## soak: guests whose devices draw other faults at each reset; SECONDS= (300), SEED= to do it again
 soak: SECONDS ?= 300
 soak: stock test-kernel device
