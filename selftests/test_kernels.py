@@ -64,7 +64,8 @@ class TestRealtime:
         command = [TOP / "scripts/kunit", "--kernel", kernel, "--timeout", "600"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-4000:]
-        assert re.search(r"^[1-9]\d\d passed, 0 failed, 0 skipped$", done.stdout, re.M)
+        # Without the one that has interrupts off, which nobody may have there.
+        assert re.search(r"^[1-9]\d\d passed, 0 failed, 1 skipped$", done.stdout, re.M)
 
     def test_bounced(self, kernel: str) -> None:
         with booted(kernel, [disk()], SCRIPT, cpus=2) as boot:

@@ -704,6 +704,8 @@ mod cases {
         Ok(())
     }
 
+    // With PREEMPT_RT they may not: spin locks sleep there, and so nobody tries.
+    #[cfg(not(CONFIG_PREEMPT_RT))]
     #[test]
     fn interrupts_may_be_off() -> Result {
         let bench = Bench::new(64 << 10)?;

@@ -441,6 +441,7 @@ pub(crate) fn phys(buffer: &mut [u8]) -> u64 {
 }
 
 /// Calls `f` with interrupts off on this CPU. It must come back.
+#[cfg(not(CONFIG_PREEMPT_RT))]
 pub(crate) fn without_interrupts<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: A case of KUnit is called with interrupts on, and they are on again below.
     unsafe { bindings::virtio_swiotlb_fake_interrupts(false) };
