@@ -41,7 +41,7 @@ cat >/tmp/hog.py <<'END'
 {HOG}
 END
 keep restricted0 before
-fact hog timeout -s KILL 240 python3 -I -S /tmp/hog.py
+fact hog timeout -s KILL 800 python3 -I -S /tmp/hog.py
 fact events grep -E '^(pswpin|pswpout|allocstall|pgsteal_direct|oom_kill)' /proc/vmstat
 keep restricted0 after
 swapoff "$path"
@@ -54,7 +54,7 @@ def boot() -> Iterator[Boot]:
     # Without event indices the device looks at each request before the backend does.
     devices = [disk(size="512M", region_size="1M", event_idx=False), disk()]
     memory = f"{MEMORY_MB}M"
-    with booted("stock", devices, SCRIPT, memory=memory, timeout=500) as boot:
+    with booted("stock", devices, SCRIPT, memory=memory, timeout=1100) as boot:
         yield boot
 
 
