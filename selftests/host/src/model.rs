@@ -584,7 +584,7 @@ impl Random {
 
 /// How many operations the long tests do, in all.
 fn operations() -> usize {
-    std::env::var("POOL_OPERATIONS").map_or(400_000, |n| n.parse().expect("a number"))
+    std::env::var("POOL_OPERATIONS").map_or(4_000_000, |n| n.parse().expect("a number"))
 }
 
 fn random_operations<P: Platform>(bytes: usize, cpus: usize, share: usize) {
@@ -597,7 +597,8 @@ fn random_operations<P: Platform>(bytes: usize, cpus: usize, share: usize) {
         let fill = if i / 5000 % 3 == 2 { 30 } else { 52 };
         let op = random.op(bytes, fill);
         model.apply(op);
-        if i % 512 == 0 {
+        // All of a large pool takes long.
+        if bytes == SMALLEST || i % 512 == 0 {
             model.check_all();
         }
         refusals.set(model.pool.stats().full());
