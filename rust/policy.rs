@@ -294,8 +294,8 @@ pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
 /// left for a packet that leaves, nor for other queues. So the receive buffers of all queues
 /// together get a third of the pool, each queue the same. Rings have another third at most.
 ///
-/// virtiofs waits for room in its queue; a request for which there is none in the pool fails, and so
-/// does what the application wanted (`virtio_fs_send_req()`). A request has as many pages as the
+/// virtiofs waits for room in its queue; a request for which there is none in the pool fails, and
+/// so does what the application wanted (`virtio_fs_send_req()`). A request has as many pages as the
 /// queue has entries, less four, and there are up to 12 in the background at once
 /// (FUSE_DEFAULT_MAX_BACKGROUND): each gets a 32nd of the pool.
 pub fn longest_queue(
