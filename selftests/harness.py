@@ -214,7 +214,8 @@ def booted(
             result.problems = [p for p in result.problems if "did not power off" not in p]
         boot = Boot(result, devices, guest.names, _blocks(result), seeds)
         assert result.ok, result
-        assert not [line for line in result.complaints() if not complaints(line)], result
+        serious = [line for line in result.complaints() if not complaints(line)]
+        assert not serious, "\n".join([*serious, str(result)])
         _check_data(boot)
         yield boot
 

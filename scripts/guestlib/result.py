@@ -64,8 +64,13 @@ class Result:
     def __str__(self) -> str:
         lines = [f"status {self.status} after {self.seconds:.1f} s"]
         lines += [f"problem: {problem}" for problem in self.problems]
-        lines += ["output:", _end(self.output, 40)]
-        lines += ["kernel log:", _end(self.kernel_log, 25)]
+        lines += ["output:", _quoted(self.output.splitlines()[-40:])]
+        log = self.kernel_log.splitlines()
+        first = next((n for n, line in enumerate(log) if _COMPLAINT.search(line)), None)
+        if first is not None:
+            # Something like a title comes before the line that is known.
+            lines += ["kernel log, at the first complaint:", _quoted(log[max(first - 10, 0) :][:60])]
+        lines += ["the end of the kernel log:", _quoted(log[-25:])]
         return "\n".join(lines)
 
 
@@ -93,5 +98,5 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def _end(text: str, lines: int) -> str:
-    return "\n".join("  | " + line for line in text.splitlines()[-lines:])
+def _quoted(lines: list[str]) -> str:
+    return "\n".join("  | " + line for line in lines)
