@@ -5,6 +5,7 @@ Each mapping is made in the midst of reclaim; if it needed memory, or waited for
 guest would stand still.
 """
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -54,7 +55,9 @@ def boot() -> Iterator[Boot]:
     # Without event indices the device looks at each request before the backend does.
     devices = [disk(size="512M", region_size="1M", event_idx=False), disk()]
     memory = f"{MEMORY_MB}M"
-    with booted("stock", devices, SCRIPT, memory=memory, timeout=1100) as boot:
+    # The kernel says with a trace who went without memory: see below.
+    options = {"complaints": lambda line: line.endswith("Call Trace:"), "memory": memory}
+    with booted("stock", devices, SCRIPT, timeout=1100, **options) as boot:
         yield boot
 
 
@@ -76,6 +79,15 @@ def test_it_was_swapped(boot: Boot) -> None:
     before, after = boot.kept("before"), boot.kept("after")
     for key in ("bytes_to_device", "bytes_from_device"):
         assert after[key] - before[key] >= 32 << 20
+
+
+def test_only_others_went_without_memory(boot: Boot) -> None:
+    """At the bottom of reclaim the swap code does at times (swap_cluster_alloc_table()), and
+    goes on. This module must not."""
+    log = boot.result.kernel_log
+    traces = re.findall(r"page allocation failure:.*?</TASK>", log, re.DOTALL)
+    assert len(traces) == log.count("Call Trace:")
+    assert not [trace for trace in traces if "[virtio_swiotlb]" in trace]
 
 
 def test_nothing_is_left(boot: Boot) -> None:
