@@ -348,6 +348,7 @@ fn announce(dev: &Device, decision: &Decision) {
 mod status {
     pub(super) const ACKNOWLEDGE: u8 = 1;
     pub(super) const DRIVER: u8 = 2;
+    pub(super) const FEATURES_OK: u8 = 8;
     pub(super) const NEEDS_RESET: u8 = 64;
     pub(super) const FAILED: u8 = 128;
 }
@@ -507,13 +508,13 @@ impl Hooks for Negotiator {
         self.0.status_set.store(status.into(), Relaxed);
     }
 
-    /// All bits but one are the driver's to set (virtio 1.4, 2.1). A device that sets others would
-    /// have the core warn of itself.
+    /// All bits but one are the driver's to set, and only one is the device's to refuse (virtio
+    /// 1.4, 2.1 and 3.1.1). The core would warn of a device that says anything else.
     fn status(&self, _dev: &Device, said: u8) -> u8 {
         match self.0.status_set.load(Relaxed) as u8 {
             // Reset, and nobody there yet whom it could tell that it needs one.
             0 => 0,
-            set => said & (set | status::NEEDS_RESET),
+            set => (set & !status::FEATURES_OK) | said & (set | status::NEEDS_RESET),
         }
     }
 

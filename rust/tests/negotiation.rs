@@ -34,6 +34,8 @@ const PLATFORM: Features = Features::ACCESS_PLATFORM;
 const ORDER: Features = Features(1 << 36);
 
 /// VIRTIO_CONFIG_S_* (virtio 1.4, 2.1).
+const STATUS_DRIVER: u8 = 2;
+const STATUS_DRIVER_OK: u8 = 4;
 const STATUS_FEATURES_OK: u8 = 8;
 const STATUS_FAILED: u8 = 0x80;
 
@@ -372,6 +374,21 @@ mod cases {
             fake.unbind();
             assert_eq!(fake.mode(), "ignored");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn status_that_comes_and_goes() -> Result {
+        // The core would make a driver ready once more, and warn that it is already.
+        let fake = Fake::new(&offering(BIT))?;
+        let before = fake.sight();
+        fake.change(|setup| setup.status_late = STATUS_DRIVER_OK | STATUS_DRIVER);
+        fake.bind()?;
+        assert_eq!(fake.log().readied, 1);
+        assert!(bound_with(&fake, &before));
+        works(&fake, 1, false)?;
+        fake.unbind();
+        assert_eq!(fake.mode(), "ignored");
         Ok(())
     }
 

@@ -56,7 +56,11 @@ static void fake_set(struct virtio_device *vdev, unsigned int offset,
 
 static u8 fake_get_status(struct virtio_device *vdev)
 {
-	return to_fake(vdev)->log.status | to_fake(vdev)->setup.status_noise;
+	struct virtio_swiotlb_fake *fake = to_fake(vdev);
+	u8 late = fake->log.status_read ? 0 : fake->setup.status_late;
+
+	fake->log.status_read = true;
+	return (fake->log.status & ~late) | fake->setup.status_noise;
 }
 
 static u32 fake_generation(struct virtio_device *vdev)
@@ -74,6 +78,9 @@ static void fake_set_status(struct virtio_device *vdev, u8 status)
 	if (fake->setup.refuses)
 		status &= ~VIRTIO_CONFIG_S_FEATURES_OK;
 	fake->log.status = status;
+	fake->log.status_read = false;
+	if (status & VIRTIO_CONFIG_S_DRIVER_OK)
+		fake->log.readied++;
 }
 
 static void fake_reset(struct virtio_device *vdev)

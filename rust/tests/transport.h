@@ -40,6 +40,7 @@ struct virtio_swiotlb_fake_setup {
 	u64 offered;
 	u64 offered_then;	/* when asked again, if not 0 */
 	u8 status_noise;	/* set in every status that is read */
+	u8 status_late;		/* not in the first one that is read after each write */
 	bool runs;		/* the generation of the configuration does */
 	u64 dropped;		/* finalize_features() clears these */
 	bool refuses;		/* the device does not keep FEATURES_OK */
@@ -56,6 +57,8 @@ struct virtio_swiotlb_fake_setup {
 /* What the device saw. */
 struct virtio_swiotlb_fake_log {
 	u8 status;
+	bool status_read;	/* since it was written */
+	u32 readied;		/* how often it was written with DRIVER_OK */
 	u64 told;
 	u32 asked;		/* how often for its features */
 	u32 finalized;
