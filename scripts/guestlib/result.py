@@ -69,7 +69,8 @@ class Result:
         first = next((n for n, line in enumerate(log) if _COMPLAINT.search(line)), None)
         if first is not None:
             # Something like a title comes before the line that is known.
-            lines += ["kernel log, at the first complaint:", _quoted(log[max(first - 10, 0) :][:60])]
+            around = log[max(first - 10, 0) : first + 50]
+            lines += ["kernel log, at the first complaint:", _quoted(around)]
         lines += ["the end of the kernel log:", _quoted(log[-25:])]
         return "\n".join(lines)
 
