@@ -188,6 +188,14 @@ def make_kernel(kernel: str) -> None:
         subprocess.run([HERE.parent / "scripts" / script, *arguments], check=True)
 
 
+def run_kunit(kernel: str, timeout: int) -> str:
+    """Runs all KUnit suites there, within so many seconds; the last line tells the result."""
+    command = [HERE.parent / "scripts/kunit", "--kernel", kernel, "--timeout", str(timeout)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return done.stdout.splitlines()[-1]
+
+
 @contextlib.contextmanager
 def booted(
     kernel: str,
