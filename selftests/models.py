@@ -105,6 +105,55 @@ class Net(Model):
         self._backend.process(2 * pair, put, len(waiting))
 
 
+class Liar(Model):
+    """virtio-net that says of each frame's length something else. It answers every frame of
+    the type `LIE`: so much is written, and so much said to be, as the frame asks for."""
+
+    features = bits(5, 15, 16)
+    HEADER = struct.pack("<10xH", 1)
+    LIE = b"\x88\xb5"
+
+    def kicked(self, backend: Backend, index: int) -> None:
+        if index == 1:
+            backend.process(1, lambda readable, _: self._answer(backend, join(readable)[12:]))
+
+    def _answer(self, backend: Backend, frame: bytes) -> int:
+        if frame[12:14] == self.LIE:
+            written, said = struct.unpack_from("<HH", frame, 14)
+            data = self.HEADER + frame[:18].ljust(written, b"W")[:written]
+
+            def put(_: list[memoryview], writable: list[memoryview]) -> int:
+                fill(writable, data)
+                return len(self.HEADER) + said
+
+            backend.process(0, put, 1)
+        return 0
+
+
+# --- entropy ---
+
+
+class ShortEntropy(Model):
+    """virtio-rng that says that it has written less than it has."""
+
+    SAID, UNSAID = b"so much\n", b"no more\n"
+
+    def serve(self, _: list[memoryview], writable: list[memoryview]) -> int:
+        whole = sum(map(len, writable))
+        fill(writable, self.SAID + self.UNSAID * (whole // len(self.UNSAID)))
+        return len(self.SAID)
+
+
+class LongEntropy(Model):
+    """virtio-rng that says that it has written all, and has written a little."""
+
+    WRITTEN = b"so much\n"
+
+    def serve(self, _: list[memoryview], writable: list[memoryview]) -> int:
+        fill(writable, self.WRITTEN)
+        return sum(map(len, writable))
+
+
 # --- input ---
 
 
@@ -220,6 +269,9 @@ class Gpio(Model):
 
 MODELS = {
     "net": Net,
+    "liar": Liar,
+    "short-entropy": ShortEntropy,
+    "long-entropy": LongEntropy,
     "keyboard": Keyboard,
     "i2c": I2c,
     "gpio": Gpio,

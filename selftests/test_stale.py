@@ -77,13 +77,13 @@ DEVICES = {"restricted0": "fails", "restricted1": "half"}
 STAGES = ("bound", "unbound", "unloaded")
 
 
-def region_of(guest: Guest, index: int) -> bytes:
-    """All that the device has: its region, as it is now."""
+def region_of(guest: Guest, index: int) -> Path:
+    """A file that is all that the device has: its region."""
     device = guest.restricted[index].device
     assert device is not None
     for file in Path(f"/proc/{device.pid}/fd").iterdir():
         if os.readlink(file).startswith("/memfd:swiotlb-region"):
-            return file.read_bytes()
+            return file
     raise AssertionError("the device has no region")
 
 
@@ -96,7 +96,7 @@ class Run:
     def actions(self) -> dict[str, Callable[[Guest], object]]:
         def action(name: str, index: int) -> Callable[[Guest], object]:
             def look(guest: Guest) -> None:
-                region = region_of(guest, index)
+                region = region_of(guest, index).read_bytes()
                 self.seen[name] = region.count(SECRET), region.count(CANARY)
 
             return look

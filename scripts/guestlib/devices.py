@@ -53,8 +53,11 @@ def _storage_daemon(
     if device.null:
         disk = {"driver": "null-co", "size": device.null, "read-zeroes": False}
     else:
-        file = {"driver": "file", "filename": str(image)}
-        disk = {"driver": device.format, "file": {**file, "discard": "unmap"}, "discard": "unmap"}
+        file: dict[str, object] = {"driver": "file", "filename": str(image), "discard": "unmap"}
+        if device.bad:
+            fault = {"event": "none", "iotype": "read", "sector": device.bad // 512, "errno": 5}
+            file = {"driver": "blkdebug", "image": file, "inject-error": [fault]}
+        disk = {"driver": device.format, "file": file, "discard": "unmap"}
     return [
         "qemu-storage-daemon",
         "--blockdev",
@@ -151,6 +154,7 @@ class Restricted:
               what is read is anything
     format    of the image of blk: raw or qcow2
     sector    bytes of a sector of blk
+    bad       offset in bytes of a sector of blk that cannot be read
     port      on the host's loopback, where console is to be talked to
     queues    number of virtqueues, of device and backend
     hotplug   whether it has a root port of its own, and can be unplugged and
@@ -172,6 +176,7 @@ class Restricted:
         null: str | int = 0,
         format: str = "raw",
         sector: int | str = 512,
+        bad: int | str = 0,
         port: int | str = 12345,
         queues: int | str | None = None,
         hotplug: bool | str = False,
@@ -191,6 +196,7 @@ class Restricted:
         self.null = parse_bytes(null)
         self.format = format
         self.sector = int(sector)
+        self.bad = parse_bytes(bad)
         self.port = int(port)
         self.queues = None if queues is None else int(queues)
         self.plugged = yes(plugged)
