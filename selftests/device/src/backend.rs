@@ -21,6 +21,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::region::{self, Region};
+use crate::requests::{Requests, RequestsError};
 use crate::ring::{RingAddresses, Window};
 use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
 
@@ -45,6 +46,8 @@ pub enum BackendError {
     Missing(&'static str),
     #[error("--queues {wanted} is more than the {offered} of the backend")]
     Queues { wanted: u16, offered: u64 },
+    #[error("the backend: {0}")]
+    Requests(#[from] RequestsError),
 }
 
 /// Names the request in an error.
@@ -113,6 +116,8 @@ pub struct Backend {
     stream: UnixStream,
     features: u64,
     protocol: VhostUserProtocolFeatures,
+    /// None if it does not announce anything.
+    requests: Option<Requests>,
     pid: Option<i32>,
     /// What it has mapped. Opened when it connects: a sandbox lets the device look
     /// at what is open, and open no other.
@@ -140,6 +145,7 @@ impl Backend {
             return Err(BackendError::Legacy);
         }
         let mut protocol = VhostUserProtocolFeatures::empty();
+        let mut requests = None;
         if features & bit(F_PROTOCOL_FEATURES) != 0 {
             // Without VERSION_1 some backends take this for a legacy driver.
             let first = bit(F_PROTOCOL_FEATURES) | bit(F_VERSION_1);
@@ -147,9 +153,14 @@ impl Backend {
             protocol = frontend
                 .get_protocol_features()
                 .at("GET_PROTOCOL_FEATURES")?
-                & (VhostUserProtocolFeatures::CONFIG
+                & (VhostUserProtocolFeatures::BACKEND_REQ
+                    | VhostUserProtocolFeatures::CONFIG
                     | VhostUserProtocolFeatures::MQ
                     | VhostUserProtocolFeatures::REPLY_ACK);
+            if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+                // It would have nothing to announce.
+                protocol.remove(VhostUserProtocolFeatures::BACKEND_REQ);
+            }
             frontend
                 .set_protocol_features(protocol)
                 .at("SET_PROTOCOL_FEATURES")?;
@@ -165,12 +176,18 @@ impl Backend {
                     });
                 }
             }
+            if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+                let answers = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+                let give = |end| frontend.set_backend_request_fd(&end);
+                requests = Some(Requests::new(answers, give).at("SET_BACKEND_REQ_FD")?);
+            }
         }
         Ok(Self {
             frontend,
             stream: watch,
             features,
             protocol,
+            requests,
             pid,
             maps: open_maps(pid),
         })
@@ -231,6 +248,15 @@ impl Backend {
         self.frontend
             .set_config(offset, flags, data)
             .at("SET_CONFIG")
+    }
+
+    /// Whether the backend has announced another configuration since this was
+    /// last asked. Does not block.
+    pub fn config_changed(&mut self) -> Result<bool, BackendError> {
+        match &mut self.requests {
+            Some(requests) => Ok(requests.config_changed()?),
+            None => Ok(false),
+        }
     }
 
     /// Hands over memory, and starts the queues, all of which lie in it. When

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::backend::{Backend, BackendError, QueueSetup, Share, MAX_SHARES};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
-use crate::options::{Mode, Options};
+use crate::options::{HexBytes, Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
 use crate::report::{features, hex, Report};
@@ -199,6 +199,7 @@ impl Device {
         if self.backend.is_none() && self.last_attempt.elapsed() >= RETRY {
             self.find_backend();
         }
+        self.follow_config();
         if self.faults.relays() {
             self.relay_interrupts();
         }
@@ -297,18 +298,47 @@ impl Device {
         }
     }
 
+    /// What the backend has announced of its configuration space is the
+    /// driver's to know; a driver that is not ready will read it anyway.
+    fn follow_config(&mut self) {
+        let announced = self.backend.as_mut().map(Backend::config_changed);
+        match announced {
+            Some(Ok(true)) if self.options.config.is_none() => self.refresh_config(),
+            Some(Err(error)) => return self.lose_backend(&error.to_string()),
+            _ => return,
+        }
+        if self.backend.is_none() {
+            return;
+        }
+        self.report.count(|c| c.config_changes += 1);
+        let config = HexBytes(self.config.clone()).hex();
+        self.report.event(
+            "config_changed",
+            json!({ "config": config, "negotiation": self.negotiation }),
+        );
+        self.registers.config_changed();
+        if self.registers.status() & virtio::STATUS_DRIVER_OK != 0 {
+            self.interrupt_config();
+        }
+    }
+
+    /// The driver is to look at the configuration space, and at the status.
+    fn interrupt_config(&mut self) {
+        self.isr |= ISR_CONFIG;
+        self.signal(self.registers.config_vector());
+    }
+
     /// DEVICE_NEEDS_RESET, and the driver is told.
     fn fail(&mut self, reason: &str) {
         self.stop_queues();
         self.registers.set_needs_reset();
         self.registers.config_changed();
-        self.isr |= ISR_CONFIG;
         self.report.count(|c| c.needs_resets += 1);
         self.report.event(
             "needs_reset",
             json!({ "reason": reason, "negotiation": self.negotiation }),
         );
-        self.signal(self.registers.config_vector());
+        self.interrupt_config();
     }
 
     fn stop_queues(&mut self) {

@@ -18,6 +18,7 @@ mod options;
 mod pci;
 mod region;
 mod report;
+mod requests;
 mod ring;
 mod sandbox;
 mod server;

@@ -151,7 +151,8 @@ fn filter() -> Result<SeccompFilter, BackendError> {
     rules.insert(libc::SYS_mmap, only(2, no_code.clone(), 0)?);
     rules.insert(libc::SYS_mprotect, only(2, no_code, 0)?);
     let unix = only(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
-    rules.insert(libc::SYS_socket, unix);
+    rules.insert(libc::SYS_socket, unix.clone());
+    rules.insert(libc::SYS_socketpair, unix);
     // A new thread gets a name; nothing else about the process is changed.
     let name = only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?;
     rules.insert(libc::SYS_prctl, name);

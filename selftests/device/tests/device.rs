@@ -7,8 +7,11 @@
 #[allow(dead_code)]
 mod support;
 
+use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
+use serde_json::json;
 use support::driver::{self, Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, TABLE, VERSION_1};
 use support::machine::{has_storage_daemon, wait_for, Machine};
 use support::packed_backend;
@@ -60,9 +63,7 @@ fn blocks_go_through_the_region() {
     };
     let cap = driver.region_cap().expect("a region");
     assert_eq!((cap.bar, cap.offset, cap.length), (4, 0, 1 << 20));
-    let mut capacity = [0; 8];
-    driver.device_config(&mut capacity);
-    assert_eq!(u64::from_le_bytes(capacity), 8192, "sectors of 4 MiB");
+    assert_eq!(driver.capacity(), 8192, "sectors of 4 MiB");
 
     assert!(driver.negotiate(FEATURES));
     driver.start();
@@ -423,6 +424,128 @@ fn backend_that_dies_and_comes_back() {
     assert_eq!(driver.status(), 15);
     exchange(&mut driver, 2);
     assert_eq!(machine.events("backend_gone").len(), 1);
+}
+
+#[test]
+fn disk_that_grows_while_it_is_used() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    for (mib, seed) in [(8, 2), (12, 3)] {
+        let (generation, last) = (driver.generation(), mib * 2048 - 8);
+        assert_ne!(driver.block(OUT, last, 4096, false), 0, "beyond the end");
+        machine.resize_disk(mib << 20);
+        assert!(driver::wait(&driver.config_irq));
+        assert_eq!(driver.capacity(), mib * 2048);
+        assert_eq!(driver.generation(), generation.wrapping_add(1));
+        assert_eq!((driver.isr(), driver.isr()), (2, 0));
+        assert_eq!(driver.block(OUT, last, 4096, false), 0);
+        exchange(&mut driver, seed);
+    }
+    assert_eq!(driver.status(), 15);
+    machine.stop_device();
+    let changes = machine.events("config_changed");
+    let capacities: Vec<_> = changes.iter().map(|e| &e["config"]).collect();
+    assert_eq!(changes.len(), 2);
+    let begin = |n: usize| capacities[n].as_str().expect("bytes")[..16].to_string();
+    assert_eq!(
+        (&*begin(0), &*begin(1)),
+        ("0040000000000000", "0060000000000000")
+    );
+    let summary = &machine.events("summary")[0];
+    assert_eq!(
+        (&summary["config_changes"], &summary["resets"]),
+        (&json!(2), &json!(1))
+    );
+}
+
+#[test]
+fn change_before_driver_ok_raises_no_interrupt() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    let generation = driver.generation();
+    machine.resize_disk(8 << 20);
+    wait_for("the change", || driver.capacity() == 16384);
+    assert_ne!(driver.generation(), generation);
+    driver.start();
+    exchange(&mut driver, 1);
+    assert_eq!(driver.isr(), 0);
+    assert!(driver.config_irq.read().is_err());
+}
+
+#[test]
+fn change_after_the_backend_came_back() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    machine.kill_backend();
+    machine.start_storage_daemon();
+    wait_for("the backend", || machine.events("backend").len() == 2);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    machine.resize_disk(8 << 20);
+    assert!(driver::wait(&driver.config_irq));
+    assert_eq!(driver.capacity(), 16384);
+    exchange(&mut driver, 1);
+}
+
+/// A device whose backend's announcements are the test's to make.
+fn announcing(more: &[&str]) -> (Machine, Driver, UnixStream) {
+    let mut machine = Machine::new();
+    let sockets = packed_backend::start_announcing(&machine.path("backend.sock"));
+    machine.start_device(&[&["--type", "rng", "--packed", "yes"], more].concat());
+    let mut driver = Driver::connect(&machine.socket());
+    assert!(driver.negotiate(VERSION_1 | SWIOTLB | PACKED));
+    driver.start();
+    (machine, driver, sockets.recv().expect("a socket"))
+}
+
+const ANNOUNCEMENT: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn announcements_that_never_end_do_not_stop_the_device() {
+    let (mut machine, mut driver, mut socket) = announcing(&["--config-size", "8"]);
+    let before = driver.capacity();
+    for _ in 0..2000 {
+        socket.write_all(&ANNOUNCEMENT.repeat(10)).expect("write");
+    }
+    assert!(driver::wait(&driver.config_irq));
+    assert_ne!(driver.capacity(), before);
+    assert_eq!(driver.status(), 15);
+    machine.stop_device();
+    let changes = machine.events("config_changed").len();
+    assert!((1..20_000).contains(&changes), "{changes} for 20000");
+}
+
+#[test]
+fn backend_that_talks_nonsense_is_gone() {
+    let (machine, mut driver, mut socket) = announcing(&["--config-size", "8"]);
+    socket.write_all(&[0xff; 64]).expect("write");
+    assert!(driver::wait(&driver.config_irq));
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    let gone = machine.events("backend_gone");
+    assert_eq!(gone.len(), 1);
+    let reason = gone[0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("makes no sense"), "{reason}");
+    driver.reset();
+}
+
+#[test]
+fn configuration_that_is_not_the_backends_does_not_change() {
+    let (mut machine, mut driver, mut socket) = announcing(&["--config", "0102030405060708"]);
+    let generation = driver.generation();
+    socket.write_all(&ANNOUNCEMENT).expect("write");
+    // It is looked for more often than that.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(driver.generation(), generation);
+    assert!(driver.config_irq.read().is_err());
+    machine.stop_device();
+    assert_eq!(machine.events("config_changed").len(), 0);
 }
 
 #[test]

@@ -51,6 +51,7 @@ pub struct Driver {
     pub caps: Vec<Cap>,
     common: u64,
     notify: u64,
+    isr: u64,
     device: u64,
     pub config_irq: EventFd,
     pub queue_irq: EventFd,
@@ -68,7 +69,7 @@ impl Driver {
             let cap = caps.iter().find(|c| c.cfg_type == cfg_type);
             u64::from(cap.expect("a capability").offset)
         };
-        let (common, notify, device) = (find(1), find(2), find(4));
+        let (common, notify, isr, device) = (find(1), find(2), find(3), find(4));
         let irq = || EventFd::new(EFD_NONBLOCK).expect("eventfd");
         let (config_irq, queue_irq) = (irq(), irq());
         for (vector, fd) in [(0, &config_irq), (1, &queue_irq)] {
@@ -84,6 +85,7 @@ impl Driver {
             caps,
             common,
             notify,
+            isr,
             device,
             config_irq,
             queue_irq,
@@ -127,6 +129,26 @@ impl Driver {
         self.client
             .region_read(CONTROL_BAR, self.device, data)
             .expect("device configuration");
+    }
+
+    /// The first bytes of it as a number: the sectors of a disk.
+    pub fn capacity(&mut self) -> u64 {
+        let mut capacity = [0; 8];
+        self.device_config(&mut capacity);
+        u64::from_le_bytes(capacity)
+    }
+
+    pub fn generation(&mut self) -> u8 {
+        self.read::<1>(21)[0]
+    }
+
+    /// Reads the ISR status, which clears it.
+    pub fn isr(&mut self) -> u8 {
+        let mut isr = [0];
+        self.client
+            .region_read(CONTROL_BAR, self.isr, &mut isr)
+            .expect("ISR status");
+        isr[0]
     }
 
     /// The capability that names the region, if there is one.

@@ -2,13 +2,14 @@
 
 //! The processes of one test: a backend and the device.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{json, Value};
 use tempfile::TempDir;
 
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -72,12 +73,33 @@ impl Machine {
             "type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={}",
             socket.display()
         );
+        let monitor = self.path("qmp.sock");
+        let chardev = format!("socket,id=m,path={},server=on,wait=off", monitor.display());
         let child = Command::new("qemu-storage-daemon")
+            .args(["--chardev", &chardev, "--monitor", "chardev=m"])
             .args(["--blockdev", &blockdev, "--export", &export])
             .spawn()
             .expect("qemu-storage-daemon");
         self.backend = Some(child);
         wait_for("the backend's socket", || socket.exists());
+    }
+
+    /// Gives the disk another length.
+    pub fn resize_disk(&self, bytes: u64) {
+        let monitor = UnixStream::connect(self.path("qmp.sock")).expect("monitor");
+        let mut lines = BufReader::new(&monitor).lines();
+        for request in [
+            json!({"execute": "qmp_capabilities"}),
+            json!({"execute": "block_resize", "arguments": {"node-name": "d", "size": bytes}}),
+        ] {
+            writeln!(&monitor, "{request}").expect("request");
+            // There is a greeting, and there may be events.
+            let answer = lines.find_map(|line| {
+                let answer: Value = serde_json::from_str(&line.expect("answer")).expect("JSON");
+                (answer.get("return").is_some() || answer.get("error").is_some()).then_some(answer)
+            });
+            assert!(answer.expect("answer").get("error").is_none(), "{request}");
+        }
     }
 
     pub fn kill_backend(&mut self) {

@@ -2,13 +2,15 @@
 
 //! A vhost-user backend with a packed ring and nothing else: it fills what it
 //! may write with 0x5a. Without protocol features, too, which the larger
-//! backends all have.
+//! backends all have; or with those of one that announces changes of its
+//! configuration space.
 
 use std::fs::File;
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -19,6 +21,9 @@ use super::driver::{PACKED, VERSION_1, WRITE};
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// BACKEND_REQ and CONFIG.
+const PROTOCOL: u64 = (1 << 5) | (1 << 9);
 
 #[derive(Default)]
 struct State {
@@ -30,19 +35,38 @@ struct State {
     next: u16,
     wrap: bool,
     call: Option<File>,
+    /// Where the socket for requests of its own goes, if it wants one.
+    requests: Option<Sender<UnixStream>>,
+    /// How often its configuration space was read, which that consists of.
+    reads: u8,
 }
 
 /// Serves one connection.
 pub fn start(path: &Path) {
+    listen(path, State::default());
+}
+
+/// The same, for somebody who wants to speak for it.
+pub fn start_announcing(path: &Path) -> Receiver<UnixStream> {
+    let (sender, requests) = channel();
+    let state = State {
+        requests: Some(sender),
+        ..State::default()
+    };
+    listen(path, state);
+    requests
+}
+
+fn listen(path: &Path, state: State) {
     let listener = UnixListener::bind(path).expect("socket");
     thread::spawn(move || {
         let (stream, _) = listener.accept().expect("connection");
-        serve(&stream);
+        serve(&stream, state);
     });
 }
 
-fn serve(stream: &UnixStream) {
-    let state = Arc::new(Mutex::new(State::default()));
+fn serve(stream: &UnixStream, state: State) {
+    let state = Arc::new(Mutex::new(state));
     loop {
         let mut message = [0u8; 4096];
         let mut fds = [0; 8];
@@ -88,7 +112,10 @@ fn handle(
 ) {
     let mut s = state.lock().expect("state");
     match request {
-        1 => reply(stream, 1, &(VERSION_1 | PACKED).to_le_bytes()),
+        1 => {
+            let more = s.requests.as_ref().map_or(0, |_| PROTOCOL_FEATURES);
+            reply(stream, 1, &(VERSION_1 | PACKED | more).to_le_bytes());
+        }
         5 => {
             assert_eq!(word(0), 1, "the region alone");
             (s.guest, s.host) = (long(8), long(24));
@@ -108,9 +135,21 @@ fn handle(
         }
         12 => {
             let (kick, state) = (files.next().expect("kick"), Arc::clone(state));
-            thread::spawn(move || listen(kick, &state));
+            thread::spawn(move || follow(kick, &state));
         }
         13 => s.call = files.next(),
+        15 => reply(stream, 15, &PROTOCOL.to_le_bytes()),
+        21 => {
+            let socket = OwnedFd::from(files.next().expect("socket"));
+            let sender = s.requests.as_ref().expect("somebody who wanted it");
+            sender.send(socket.into()).expect("somebody who takes it");
+        }
+        24 => {
+            s.reads += 1;
+            let head = [word(0), word(4), word(8)].map(u32::to_le_bytes).concat();
+            let config = vec![s.reads; word(4) as usize];
+            reply(stream, 24, &[head, config].concat());
+        }
         _ => {}
     }
 }
@@ -124,7 +163,7 @@ fn reply(stream: &UnixStream, request: u32, body: &[u8]) {
     std::io::Write::write_all(&mut &*stream, &message).expect("reply");
 }
 
-fn listen(kick: File, state: &Mutex<State>) {
+fn follow(kick: File, state: &Mutex<State>) {
     let mut count = [0; 8];
     loop {
         let fds = &mut [rustix::event::PollFd::new(
