@@ -11,6 +11,7 @@ from pathlib import Path
 from .errors import GuestError
 from .paths import BUILD, parse_bytes, yes
 from .process import Process
+from .qmp import execute
 
 SWIOTLB_DEVICE = BUILD / "target/release/swiotlb-device"
 SWIOTLB_RELAY = BUILD / "target/release/swiotlb-relay"
@@ -60,6 +61,8 @@ def _storage_daemon(
         disk = {"driver": device.format, "file": file, "discard": "unmap"}
     return [
         "qemu-storage-daemon",
+        *("--chardev", f"socket,id=monitor,path={_monitor(socket)},server=on,wait=off"),
+        *("--monitor", "chardev=monitor"),
         "--blockdev",
         json.dumps({"node-name": "disk", **disk}),
         "--export",
@@ -112,6 +115,11 @@ def _sound(_: "Restricted", _image: Path | None, socket: Path) -> list[str | Pat
 def _name(socket: Path) -> str:
     """restricted0, of the backend's socket."""
     return socket.name.removesuffix("-backend.sock")
+
+
+def _monitor(socket: Path) -> Path:
+    """Where a backend takes commands (QMP), of its socket."""
+    return socket.with_name(f"{_name(socket)}-qmp.sock")
 
 
 #: virtio 1.4, 5.6.4: one queue, requests of 126 segments and 65535 sectors.
@@ -213,9 +221,11 @@ class Restricted:
             raise GuestError(
                 "the reference device is not built; run: scripts/build device"
             )
-        running = Running(name, sockets / f"{name}.sock", logs / f"{name}.report")
+        backend_socket = sockets / f"{name}-backend.sock"
+        running = Running(
+            name, sockets / f"{name}.sock", logs / f"{name}.report", _monitor(backend_socket)
+        )
         try:
-            backend_socket = sockets / f"{name}-backend.sock"
             backend = BACKENDS[self.kind]
             running.backend = Process(
                 f"the backend of {name}",
@@ -259,10 +269,11 @@ class Restricted:
 class Running:
     """The processes of one restricted device while a guest runs."""
 
-    def __init__(self, name: str, socket: Path, report: Path) -> None:
+    def __init__(self, name: str, socket: Path, report: Path, monitor: Path) -> None:
         self.name = name
         self.socket = socket
         self.report = report
+        self._monitor = monitor
         self.backend: Process | None = None
         self.device: Process | None = None
         self.relay: Process | None = None
@@ -284,6 +295,10 @@ class Running:
             logs / f"{self.name}-relay.log",
         )
         self.relay.wait_listening(self.socket)
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        """Have the backend of a blk device, whose node is "disk", execute a QMP command."""
+        return execute(self._monitor, command, **arguments)
 
     def look(self) -> None:
         """Note what the backend has mapped at this moment."""

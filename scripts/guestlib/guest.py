@@ -21,7 +21,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from . import qmp
 from .devices import (
     HOTPLUG_COMMAND_LINE,
     Device,
@@ -252,17 +252,8 @@ class Guest:
 
     def qmp(self, command: str, **arguments: object) -> object:
         """Have QEMU execute a QMP command, from an action of `on`."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(10)
-            connection.connect(str(self._qmp))
-            with connection.makefile("rw") as stream:
-                stream.readline()
-                for request in (
-                    {"execute": "qmp_capabilities"},
-                    {"execute": command, "arguments": arguments},
-                ):
-                    answer = _ask(stream, request)
-        return answer
+        assert self._qmp is not None, "no guest runs"
+        return qmp.execute(self._qmp, command, **arguments)
 
     def unplug(self, name: str) -> None:
         """Press the button beside a device with `hotplug`, from an action of `on`. The guest
@@ -489,18 +480,6 @@ def _why_no_result(qemu: Process, logs: Path) -> str:
     panic = "Kernel panic" in read_text(logs / "console")
     what = "the kernel panicked" if panic else "the guest ended before the command did"
     return f"{what}; the last lines of its console:\n{console}"
-
-
-def _ask(stream: IO[str], request: dict) -> object:
-    stream.write(json.dumps(request) + "\n")
-    stream.flush()
-    for line in stream:
-        answer = json.loads(line)
-        if "error" in answer:
-            raise GuestError(f"{request['execute']}: {answer['error']['desc']}")
-        if "return" in answer:
-            return answer["return"]
-    raise GuestError(f"QEMU closed the connection on {request['execute']}")
 
 
 def _read_number(path: Path) -> int | None:

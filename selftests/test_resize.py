@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The backend changes its device's configuration while a driver is bound and at work.
+
+A disk grows: qemu-storage-daemon is told to, and announces it. The driver hears of it by
+the interrupt of the configuration, and has no reason to negotiate again.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import KERNELS, Boot, assert_bounced, booted, disk, events, summary
+from guestlib import Guest
+
+MIB = 1 << 20
+#: What restricted0 has at first, and later; restricted1 stays as it is.
+SIZES = (8, 24, 40)
+
+SCRIPT = f"""
+sectors() {{ # DEVICE
+	cat "/sys/block/$(basename "$(disk "$1")")/size"
+}}
+
+# grows_to DEVICE MIB: whether it does, within a minute.
+grows_to() {{
+	local _
+	for _ in {{1..600}}; do
+		[ "$(sectors "$1")" != $(($2 * 2048)) ] || return 0
+		sleep 0.1
+	done
+	sectors "$1"
+	return 1
+}}
+
+load
+fact sectors_{SIZES[0]} sectors restricted0
+seed restricted0
+keep_busy restricted0 {2 * MIB} 131072 4k
+keep_busy restricted0 {3 * MIB} 524288 64k
+end={SIZES[0]}
+for size in {SIZES[1]} {SIZES[2]}; do
+	fact beyond_$size dd if=/dev/zero of="$(disk restricted0)" bs=4k seek=$((end * {MIB})) \\
+		count=1 oflag=direct,seek_bytes conv=notrunc,nocreat
+	host grow_$size
+	fact grows_$size grows_to restricted0 $size
+	fact sectors_$size sectors restricted0
+	# On both sides of what was the end.
+	data restricted0 $(((end - 1) * {MIB})) {2 * MIB}
+	end=$size
+done
+data restricted0 $(((end - 1) * {MIB})) {MIB}
+end_busy restricted0 busy
+data restricted1 {MIB} {MIB}
+fact sectors_restricted1 sectors restricted1
+"""
+
+
+def grow(mib: int) -> Callable[[Guest], object]:
+    size = {"node-name": "disk", "size": mib * MIB}
+    return lambda guest: guest.restricted[0].qmp("block_resize", **size)
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
+    actions = {f"grow_{size}": grow(size) for size in SIZES[1:]}
+    with booted(request.param, [disk(), disk()], SCRIPT, on=actions) as boot:
+        yield boot
+
+
+def test_driver_sees_each_size(boot: Boot) -> None:
+    """And says so in the log, once."""
+    for size in SIZES:
+        assert boot.fact(f"sectors_{size}") == str(size * 2048)
+    logged = [line.split("new size: ")[1].split()[0] for line in boot.log("restricted0", "new size")]
+    assert logged == [str(size * 2048) for size in SIZES[1:]]
+
+
+def test_what_was_beyond_the_end_is_not_any_more(boot: Boot) -> None:
+    """Data are on both sides of it; that they are right, and in the backend's file, is
+    checked in each run."""
+    assert all(boot.status(f"beyond_{size}") != 0 for size in SIZES[1:])
+    written = {(block.offset, block.bytes) for block in boot.blocks_of("restricted0")}
+    across = {((end - 1) * MIB, 2 * MIB) for end in SIZES[:-1]}
+    assert {*across, ((SIZES[-1] - 1) * MIB, MIB)} <= written
+
+
+def test_data_under_way_are_right(boot: Boot) -> None:
+    errors = [line.split() for line in boot.fact("busy").splitlines()]
+    assert [error for error, _ in errors] == ["none", "none"]
+    assert all(int(rounds) > 1 for _, rounds in errors)
+
+
+def test_device_relays_what_it_is_told(boot: Boot) -> None:
+    """Each change once, in the driver's one session."""
+    report = boot.report("restricted0")
+    changes = events(report, "config_changed")
+    capacities = [bytes.fromhex(change["config"])[:8] for change in changes]
+    assert [int.from_bytes(c, "little") for c in capacities] == [s * 2048 for s in SIZES[1:]]
+    (session,) = events(report, "driver_ok")
+    assert {change["negotiation"] for change in changes} == {session["negotiation"]}
+    assert summary(report)["config_changes"] == len(changes)
+
+
+def test_disk_is_bounced_all_the_time(boot: Boot) -> None:
+    assert_bounced(boot, "restricted0")
+
+
+def test_other_disk_does_not_notice(boot: Boot) -> None:
+    assert boot.fact("sectors_restricted1") == str(SIZES[0] * 2048)
+    assert not boot.log("restricted1", "new size")
+    assert not events(boot.report("restricted1"), "config_changed")
+    assert_bounced(boot, "restricted1")
