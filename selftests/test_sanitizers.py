@@ -75,11 +75,11 @@ def boot(module: None) -> Iterator[Boot]:
         yield boot
 
 
-pytestmark = pytest.mark.full(minutes=35)
+pytestmark = pytest.mark.full(minutes=50)
 
 
 def test_kunit(module: None) -> None:
-    assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 0 skipped", run_kunit(KERNEL, 900))
+    assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 0 skipped", run_kunit(KERNEL, 1800))
 
 
 def test_loading_without_memory(boot: Boot) -> None:
