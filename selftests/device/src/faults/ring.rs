@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::Bytes;
+use vm_memory::{Bytes, VolatileSlice};
 
 use crate::ring::{Memory, RingAddresses};
 
@@ -40,14 +40,14 @@ impl<'a> Victim<'a> {
 
     /// Does what the faults say to everything that was used since `seen`.
     pub fn rewrite(&mut self, faults: FaultSet, seen: &mut u16, random: &mut Random) {
-        let used = self.load(self.used + 2);
+        let used = self.load(self.used, 2);
         let first = *seen;
         *seen = used;
         let new = used.wrapping_sub(first).min(self.size);
         for n in 0..new {
             let slot = u64::from(first.wrapping_add(n) % self.size);
-            let entry = self.used + 4 + 8 * slot;
-            let head = self.load(entry);
+            let entry = 4 + 8 * slot;
+            let head = self.load(self.used, entry);
             if faults.has(Fault::IndirectRewritten) {
                 self.rewrite_indirect(head, random);
             }
@@ -55,8 +55,8 @@ impl<'a> Victim<'a> {
                 self.rewrite_chain(head, random);
             }
             if faults.has(Fault::AvailableRewritten) {
-                self.store(self.avail + 4 + 2 * slot, random.next() as u16);
-                self.store(self.avail, random.next() as u16);
+                self.store(self.avail, 4 + 2 * slot, random.next() as u16);
+                self.store(self.avail, 0, random.next() as u16);
             }
             if faults.has(Fault::UsedWrongId) {
                 let beyond = [
@@ -65,30 +65,30 @@ impl<'a> Victim<'a> {
                     u32::MAX,
                     u32::from(head) | (1 << 16),
                 ];
-                self.put(entry, &random.pick(&beyond).to_le_bytes());
+                self.put(self.used, entry, &random.pick(&beyond).to_le_bytes());
             }
             if faults.has(Fault::UsedLong) {
                 let long = [u32::MAX, 1 << 31, 1 << 20, 65];
-                self.put(entry + 4, &random.pick(&long).to_le_bytes());
+                self.put(self.used, entry + 4, &random.pick(&long).to_le_bytes());
             }
             if faults.has(Fault::UsedTwice) {
                 let next = u64::from(first.wrapping_add(n + 1) % self.size);
                 let mut bytes = [0; 8];
-                self.get(entry, &mut bytes);
-                self.put(self.used + 4 + 8 * next, &bytes);
+                self.get(self.used, entry, &mut bytes);
+                self.put(self.used, 4 + 8 * next, &bytes);
             }
         }
         if new != 0 && faults.has(Fault::DescriptorsLinked) {
             for index in 0..u64::from(self.size) {
-                self.store(self.desc + DESC_BYTES * index + 12, DESC_F_NEXT);
+                self.store(self.desc, DESC_BYTES * index + 12, DESC_F_NEXT);
             }
         }
         if faults.has(Fault::UsedTwice) {
-            self.store(self.used + 2, used.wrapping_add(1));
+            self.store(self.used, 2, used.wrapping_add(1));
         }
         if faults.has(Fault::UsedJumps) {
             let far = 1 + random.below(0xfffe) as u16;
-            self.store(self.used + 2, used.wrapping_add(far));
+            self.store(self.used, 2, used.wrapping_add(far));
         }
         if faults.has(Fault::UsedOnIdleQueue) {
             self.use_next_queue();
@@ -97,9 +97,10 @@ impl<'a> Victim<'a> {
 
     /// Rings of a queue as a driver could have made them behind these.
     fn use_next_queue(&mut self) {
-        let end = self.used + 6 + 8 * u64::from(self.size);
-        let at = end.next_multiple_of(PAGE);
-        self.put(at, &[0, 0, 3, 0, 0, 0, 0, 0, 64, 0, 0, 0]);
+        let end = self.used.checked_add(6 + 8 * u64::from(self.size));
+        if let Some(at) = end.and_then(|end| end.checked_next_multiple_of(PAGE)) {
+            self.put(at, 0, &[0, 0, 3, 0, 0, 0, 0, 0, 64, 0, 0, 0]);
+        }
     }
 
     fn rewrite_chain(&mut self, head: u16, random: &mut Random) {
@@ -108,9 +109,9 @@ impl<'a> Victim<'a> {
             if index >= self.size {
                 return;
             }
-            let at = self.desc + DESC_BYTES * u64::from(index);
-            let (flags, next) = (self.load(at + 12), self.load(at + 14));
-            self.put_random(at, DESC_BYTES, random);
+            let at = DESC_BYTES * u64::from(index);
+            let (flags, next) = (self.load(self.desc, at + 12), self.load(self.desc, at + 14));
+            self.put_random(self.desc, at, DESC_BYTES, random);
             if flags & DESC_F_NEXT == 0 {
                 return;
             }
@@ -119,45 +120,50 @@ impl<'a> Victim<'a> {
     }
 
     fn rewrite_indirect(&mut self, head: u16, random: &mut Random) {
-        let at = self.desc + DESC_BYTES * u64::from(head % self.size);
-        if self.load(at + 12) & DESC_F_INDIRECT == 0 {
+        let at = DESC_BYTES * u64::from(head % self.size);
+        if self.load(self.desc, at + 12) & DESC_F_INDIRECT == 0 {
             return;
         }
         let (mut addr, mut len) = ([0; 8], [0; 4]);
-        self.get(at, &mut addr);
-        self.get(at + 8, &mut len);
+        self.get(self.desc, at, &mut addr);
+        self.get(self.desc, at + 8, &mut len);
         let bytes = u32::from_le_bytes(len).min(1 << 16);
-        self.put_random(u64::from_le_bytes(addr), bytes.into(), random);
+        self.put_random(u64::from_le_bytes(addr), 0, bytes.into(), random);
     }
 
-    fn put_random(&mut self, at: u64, len: u64, random: &mut Random) {
+    fn put_random(&mut self, base: u64, offset: u64, len: u64, random: &mut Random) {
         let mut bytes = vec![0; len as usize];
         random.fill(&mut bytes);
-        self.put(at, &bytes);
+        self.put(base, offset, &bytes);
     }
 
-    // What lies outside is left alone: a driver may have said anything.
+    // What lies outside is left alone, also beyond the end of all addresses: a
+    // driver may have said anything.
 
-    fn put(&mut self, at: u64, bytes: &[u8]) {
-        if let Some((memory, at)) = self.memory.find(at, bytes.len() as u64) {
+    fn find(&self, base: u64, offset: u64, len: usize) -> Option<(&VolatileSlice<'a>, usize)> {
+        self.memory.find(base.checked_add(offset)?, len as u64)
+    }
+
+    fn put(&mut self, base: u64, offset: u64, bytes: &[u8]) {
+        if let Some((memory, at)) = self.find(base, offset, bytes.len()) {
             let _ = memory.write_slice(bytes, at);
         }
     }
 
-    fn get(&self, at: u64, bytes: &mut [u8]) {
-        if let Some((memory, at)) = self.memory.find(at, bytes.len() as u64) {
+    fn get(&self, base: u64, offset: u64, bytes: &mut [u8]) {
+        if let Some((memory, at)) = self.find(base, offset, bytes.len()) {
             let _ = memory.read_slice(bytes, at);
         }
     }
 
-    fn load(&self, at: u64) -> u16 {
-        let place = self.memory.find(at, 2);
+    fn load(&self, base: u64, offset: u64) -> u16 {
+        let place = self.find(base, offset, 2);
         let value = place.and_then(|(memory, at)| memory.load(at, Ordering::Acquire).ok());
         u16::from_le(value.unwrap_or(0))
     }
 
-    fn store(&mut self, at: u64, value: u16) {
-        if let Some((memory, at)) = self.memory.find(at, 2) {
+    fn store(&mut self, base: u64, offset: u64, value: u16) {
+        if let Some((memory, at)) = self.find(base, offset, 2) {
             let _ = memory.store(value.to_le(), at, Ordering::Release);
         }
     }
@@ -167,7 +173,6 @@ impl<'a> Victim<'a> {
 mod tests {
     use super::*;
     use crate::ring::Window;
-    use vm_memory::VolatileSlice;
 
     const BASE: u64 = 0x10_0000;
 
