@@ -112,13 +112,15 @@ class System:
         self.image = image
         self.reports: list[list[dict]] = []
 
-    def boot(self, release: str, session: Callable[[Console], None]) -> None:
+    def boot(
+        self, release: str, session: Callable[[Console], None], *, initrd: str = "initrd.img"
+    ) -> None:
         """Boots the kernel of this release; the session has to end the machine."""
         number = len(self.reports) + 1
         logs = self.directory / f"boot{number}"
         logs.mkdir()
-        for name in ("vmlinuz", "initrd.img"):
-            self._take(f"/boot/{name}-{release}", logs / name)
+        for file, name in ((f"vmlinuz-{release}", "vmlinuz"), (f"{initrd}-{release}", "initrd.img")):
+            self._take(f"/boot/{file}", logs / name)
         disk = Restricted("blk", file=self.image, region_size=16 << 20)
         with contextlib.ExitStack() as stack:
             # Short names: a socket's path has at most 107 bytes.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A Debian system whose root file system is on a restricted disk, with the module
-that DKMS has built: installed, upgraded, booted, updated, booted again."""
+that DKMS has built: installed, upgraded, booted, updated, booted again, and once more
+with an initial RAM file system by dracut."""
 
 import re
 import subprocess
@@ -78,12 +79,13 @@ def life() -> Iterator[Life]:
             facts[-1]["made anew"] = console.run(made)
             console.leave("systemctl reboot")
 
-        def second(console: Console) -> None:
+        def then(console: Console) -> None:
             facts.append(look(console))
             console.leave("systemctl poweroff")
 
         system.boot(releases[0], first)
-        system.boot(releases[-1], second)
+        system.boot(releases[-1], then)
+        system.boot(releases[-1], then, initrd="dracut.img")
         yield Life(system, dkms, releases, facts)
 
 
@@ -93,12 +95,16 @@ class TestDebian:
         assert [release[:3] for release in life.releases] == ["7.2", "7.3"], life.dkms
 
     def test_both_kernels_booted_from_the_disk(self, life: Life) -> None:
-        assert [fact["release"] for fact in life.facts] == life.releases
+        assert [fact["release"] for fact in life.facts] == [*life.releases, life.releases[-1]]
         assert all(fact["root"] == "/dev/vda ext4" for fact in life.facts)
 
     def test_the_second_boot_was_with_what_the_guest_made(self, life: Life) -> None:
         first = life.facts[0]
         assert int(first["made anew"]) > int(first["made"])
+
+    def test_the_last_boot_was_with_what_dracut_made(self, life: Life) -> None:
+        """In its initial RAM file system systemd runs, in that of initramfs-tools it does not."""
+        assert ["Running in initrd" in fact["log"] for fact in life.facts] == [False, False, True]
 
     def test_the_module_is_that_of_dkms(self, life: Life) -> None:
         for fact in life.facts:
