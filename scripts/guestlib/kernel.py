@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Kernels to boot."""
 
+import os
 import re
 from pathlib import Path
 
@@ -32,5 +33,7 @@ class Kernel:
         self.modules = modules.resolve() if modules.is_dir() else None
 
     def module(self) -> Path:
-        """Where `make` puts the module that it builds for this kernel."""
-        return BUILD / "module" / self.name / "virtio_swiotlb.ko"
+        """Where `make` puts the module that it builds for this kernel; MODULE_DIR is where
+        others are that are to be tried instead."""
+        directory = Path(os.environ.get("MODULE_DIR") or BUILD / "module")
+        return directory / self.name / "virtio_swiotlb.ko"
