@@ -16,6 +16,7 @@ from harness import (
     disk,
     entropy,
     events,
+    numbers,
     ordinary_disk,
 )
 from guestlib import Restricted
@@ -175,5 +176,7 @@ class TestReload:
     def test_module_goes_last(self, boot: Boot) -> None:
         passed(boot, "drivers_gone", "unloading")
         assert boot.fact("last_claims") == "" and boot.status("unloaded_files") != 0
-        totals = key_values(boot.fact("totals"))
-        assert totals["maps"] == totals["unmaps"] and totals["allocs"] == totals["frees"]
+        # Those of all bindings, also of drivers that are gone.
+        totals = numbers(boot.fact("totals"))
+        assert totals["maps"] == totals["unmaps"] > 0
+        assert totals["allocs"] == totals["frees"] > 0
