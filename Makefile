@@ -17,7 +17,7 @@ VERSION ?= 0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
-	device bench bench-check mutants soak fuzz clean distclean install dkms patches
+	device selftest-parts bench bench-check mutants soak fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
@@ -82,14 +82,12 @@ bench-check: BENCH_ARGS := --check
 bench-check: bench
 
 ## mutants: break the rules of the wire format one by one, and see the tests fail (45 minutes)
-mutants: test-kernel
+mutants: selftest-parts
 	@scripts/mutants
 
 ## soak: guests whose devices draw other faults at each reset; SECONDS= (300), SEED= to do it again
 soak: SECONDS ?= 300
-soak: stock test-kernel device
-	@$(TOOLBOX) bash -c 'for what in "module stock" "module test" bench backends; do \
-		scripts/build $$what || exit; done'
+soak: selftest-parts
 	@$(TOOLBOX) env SOAK_SECONDS="$(SECONDS)" SOAK_SEED="$(SEED)" python3 -B -m pytest -q -s \
 		--tb=short -m full selftests/test_soak.py
 
@@ -109,6 +107,11 @@ fmt: toolbox
 ## toolbox: the Debian root with all tools, without which nothing else works
 toolbox:
 	@scripts/toolbox make
+
+# What the selftests want to be there.
+selftest-parts: stock test-kernel device
+	@$(TOOLBOX) bash -c 'for what in "module stock" "module test" bench backends drivers; do \
+		scripts/build $$what || exit; done'
 
 ## stock: the stock Debian kernel, and its tree prepared for Rust modules
 stock: toolbox
