@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Many queues, large and small requests, and the smallest region that is accepted."""
 
+import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from harness import (
@@ -11,8 +13,10 @@ from harness import (
     booted,
     disk,
     events,
+    numbers,
     packed_disk,
 )
+from guestlib.paths import parse_bytes
 
 # --- several queues, several CPUs ---
 
@@ -209,3 +213,131 @@ class TestManyDevices:
         for key in ("maps", "unmaps", "allocs", "bytes_to_device", "used_bytes"):
             assert totals[key] == sum(c[key] for c in counters), key
         assert totals["maps"] > 0 and totals["full"] == 0
+
+
+# --- all of them busy ---
+
+#: Every second has the other region; two in a row offer the bit, the next two only hint.
+REGIONS = ("256K", "1M")
+OFFERS = ({}, {"offer_swiotlb": False, "mode": "optional"})
+ROUNDS = ("first", "second")
+
+#: The module first: a device that does not insist is left to a driver that was there before.
+BUSY = """
+insmod "$MODULE"
+drivers
+quiet() { # NAME
+	fact "$1" tail -n +1 "$debugfs"/virtio*/counters
+	fact "$1-totals" cat "$debugfs/totals"
+}
+jobs=()
+for variable in ${!RESTRICTED*}; do
+	until [ -b "$(disk "$variable")" ]; do sleep 0.2; done
+	jobs+=("--name=${variable,,}" "--filename=$(disk "$variable")")
+done
+quiet begin
+for round in first second; do
+	fact $round-status fio --output-format=json --output=/tmp/$round --thread --ioengine=libaio \\
+		--direct=1 --iodepth=4 --rw=randwrite --bs=16k --offset=1M --size=512k --verify=crc32c \\
+		--verify_backlog=8 --verify_fatal=1 --verify_state_save=0 \\
+		--time_based --runtime=@SECONDS@ "${jobs[@]}"
+	fact $round-load cat /tmp/$round
+	quiet $round
+done
+for variable in ${!RESTRICTED*}; do
+	data "${variable,,}" 1572864 65536
+done
+"""
+
+
+class Crowd(NamedTuple):
+    """So many devices, for so many seconds, on so many CPUs."""
+
+    devices: int
+    seconds: int
+    cpus: int
+
+    def __str__(self) -> str:
+        return f"{self.devices}-on-{self.cpus}"
+
+
+@pytest.mark.parametrize(
+    "crowd",
+    [Crowd(4, 8, 2), pytest.param(Crowd(MANY, 60, 8), marks=pytest.mark.full)],
+    ids=str,
+    scope="class",
+)
+class TestBusyDevices:
+    """Regions of two sizes, with the bit and without, all under load at once."""
+
+    @pytest.fixture(scope="class")
+    def boot(self, crowd: Crowd) -> Iterator[Boot]:
+        devices = [
+            disk(size="2M", region_size=REGIONS[index % 2], **OFFERS[index // 2 % 2])
+            for index in range(crowd.devices)
+        ]
+        script = BUSY.replace("@SECONDS@", str(crowd.seconds))
+        with booted("stock", devices, script, cpus=crowd.cpus, memory="1G", timeout=1800) as boot:
+            yield boot
+
+    @pytest.mark.parametrize("when", ROUNDS)
+    def test_nothing_is_lost(self, boot: Boot, when: str) -> None:
+        """What was written is what was read, of every device and all the time."""
+        assert boot.status(f"{when}-status") == 0, boot.fact(f"{when}-status")
+        jobs = {job["jobname"]: job for job in json.loads(boot.fact(f"{when}-load"))["jobs"]}
+        assert jobs.keys() == set(boot.names)
+        for name, job in jobs.items():
+            assert job["error"] == 0, name
+            # All of it more than once, by way of the file.
+            assert min(job[way]["io_bytes"] for way in ("read", "write")) > 512 << 10, name
+
+    def test_each_has_its_own_data(self, boot: Boot) -> None:
+        """In its image, with which the harness has compared it."""
+        assert len(boot.blocks) == len({b.written for b in boot.blocks}) == len(boot.names)
+
+    def test_all_kinds_are_bounced(self, boot: Boot) -> None:
+        for index, name in enumerate(boot.names):
+            state = boot.state(name)
+            assert state["mode"] == ("hint" if index // 2 % 2 else "bounced")
+            assert state["region_bytes"] == str(parse_bytes(REGIONS[index % 2]))
+
+    @pytest.mark.parametrize("when", ROUNDS)
+    def test_all_is_given_back(self, boot: Boot, when: str) -> None:
+        """Whenever all is quiet no mapping is left, and what is used is the rings."""
+        begin, now = quiet(boot, "begin"), quiet(boot, when)
+        assert len(now) == len(boot.names)
+        for name in boot.names:
+            device = boot.virtio(name)
+            counters = now[device]
+            assert counters["maps"] == counters["unmaps"] > begin[device]["maps"], name
+            assert counters["used_bytes"] == begin[device]["used_bytes"] == rings(boot, name)
+            assert counters["bad_handle"] == counters["too_large"] == 0, name
+
+    @pytest.mark.parametrize("when", ["begin", *ROUNDS])
+    def test_totals_are_the_sums(self, boot: Boot, when: str) -> None:
+        totals = numbers(boot.fact(f"{when}-totals"))
+        counters = quiet(boot, when).values()
+        for key in ("maps", "unmaps", "allocs", "bytes_to_device", "full", "used_bytes"):
+            assert totals[key] == sum(c[key] for c in counters), key
+
+    def test_no_address_was_another_devices(self, boot: Boot) -> None:
+        for name in boot.names:
+            assert_confined(boot, name)
+
+
+def quiet(boot: Boot, when: str) -> dict[str, dict[str, int]]:
+    """The counters of all devices in a quiet moment, by the guest's names for them."""
+    _, *files = boot.fact(when).split("==> ")
+    pairs = (file.split(" <==\n") for file in files)
+    return {path.split("/")[-2]: numbers(text) for path, text in pairs}
+
+
+def rings(boot: Boot, name: str) -> int:
+    """What split rings take of the region, in whole pages (virtio 1.4, 2.7; vring_size())."""
+    total = 0
+    for queue in events(boot.report(name), "queue"):
+        assert queue["inside"] and not queue["packed"]
+        driver = 16 * queue["size"] + 6 + 2 * queue["size"]
+        device = 6 + 8 * queue["size"]
+        total += -(-(-(-driver // 64) * 64 + device) // 4096) * 4096
+    return total
