@@ -24,6 +24,7 @@ devices:
                    directory of fs; source of rng; the host's socket of vsock
       null=1G      no image: a disk of this length that keeps nothing
       format=qcow2 of blk's image; sector=4096: bytes of its sectors
+      bad=4M       of blk: the sector at this offset cannot be read
       port=12345   of the host's loopback, where console is to be talked to
       queues=N     virtqueues
       hotplug=yes  a slot of its own, where it can be unplugged; plugged=no: it is
