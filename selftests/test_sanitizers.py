@@ -71,7 +71,7 @@ def module() -> None:
 
 @pytest.fixture(scope="module")
 def boot(module: None) -> Iterator[Boot]:
-    with booted(KERNEL, [disk(), entropy()], SCRIPT, timeout=1500, memory="1G") as boot:
+    with booted(KERNEL, [disk(), entropy()], SCRIPT, timeout=3000, memory="1G") as boot:
         yield boot
 
 
