@@ -93,7 +93,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let signals = Signals::new([SIGTERM, SIGINT]).map_err(SetupError::Threads)?;
     report.event("start", start(&options));
 
-    let device = Device::new(Arc::clone(&options), Arc::clone(&report))?;
+    let mut device = Device::new(Arc::clone(&options), Arc::clone(&report))?;
     let listener = server::listen(&options.socket)?;
     // Threads are in the sandbox if they are started in it.
     if options.sandbox {
@@ -109,6 +109,10 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         )
         .map_err(SetupError::Threads)?;
     }
+    // The thread that listens to the backend takes its memory before there is a client.
+    // libvhost-user does not bear it when guest memory (--allow-guest-memory) is mapped again
+    // and lies elsewhere in this process, because something else came in between.
+    device.tick();
     let device = Arc::new(Mutex::new(device));
     let outcome = watch(signals, &options.socket, &device, &report)
         .map_err(|e| SetupError::Threads(e).into())
