@@ -98,9 +98,10 @@ cat >/tmp/packets.py <<-'END'
 END
 
 scsi_disk() {{
-	local path
-	until path=$(echo "/sys/bus/virtio/devices/$(virtio $scsi)"/host*/target*/*/block/*) && [ -d "$path" ]; do
+	local path=''
+	until [ -d "$path" ]; do
 		sleep 0.2
+		path=$(echo "/sys/bus/virtio/devices/$(virtio $scsi)"/host*/target*/*/block/*)
 	done
 	echo "/dev/${{path##*/}}"
 }}
