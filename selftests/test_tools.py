@@ -2,7 +2,9 @@
 """Bad input to the tools ends in one clear message and a status that is not 0."""
 
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,18 @@ class TestTools:
         answer = run(*ALONE, script, TOOLBOX_MIRROR="")
         assert answer.returncode == 1
         assert "TOOLBOX_MIRROR" in answer.stderr
+
+
+def test_mutants_can_be_made() -> None:
+    """Each has its text once, and a test that exists: `make mutants` takes too long to see that
+    a name has changed."""
+    sources = [*TOP.glob("rust/**/*.rs"), *TOP.glob("selftests/*/**/*.rs")]
+    sources += TOP.glob("selftests/*.py")
+    defined = set()
+    for source in sources:
+        defined |= set(re.findall(r"^ *(?:fn|def) (\w+)", source.read_text(), re.M))
+    mutants = tomllib.loads((TOP / "selftests/mutants.toml").read_text())["mutant"]
+    for mutant in mutants:
+        assert (TOP / mutant["file"]).read_text().count(mutant["old"]) == 1, mutant
+        test = mutant["test"].rpartition("::")[2].partition("[")[0]
+        assert test in defined, mutant
