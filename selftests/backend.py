@@ -4,7 +4,7 @@
 split ones, for a driver that does not take them.
 
     backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
-    backend.py half SOCKET IMAGE    the same, but only the first half of each buffer is read into
+    backend.py half SOCKET IMAGE    the same, but only the first half of each request is read
     backend.py held SOCKET IMAGE    ... but what is in the first queue can be left unanswered
     backend.py fails SOCKET IMAGE   as half, but reads beyond 4 MiB are errors in the end
     backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
@@ -138,7 +138,13 @@ class HalfDisk(Disk):
         self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
     ) -> tuple[int, int]:
         if kind == BLK_IN:
-            into = [view[: len(view) // 2] for view in into]
+            # Of the request, however many pieces the driver's buffer has.
+            left = sum(map(len, into)) // 2
+            half = []
+            for view in into:
+                half.append(view[:left])
+                left -= len(half[-1])
+            into = half
         return super()._act(kind, offset, out, into)
 
 

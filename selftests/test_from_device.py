@@ -17,12 +17,14 @@ SCRIPT = f"""
 half_read() {{
 	python3 - "$(disk restricted0)" <<'END'
 import mmap, os, sys
-buffer = mmap.mmap(-1, {READ_BYTES})
-buffer[:] = bytes([{FILL}]) * len(buffer)
+# Not in one piece, so that the request is not either.
+memory = memoryview(mmap.mmap(-1, 2 * {READ_BYTES}))
+memory[:] = bytes([{FILL}]) * len(memory)
+buffer = [memory[at : at + 4096] for at in range(0, len(memory), 8192)]
 disk = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-os.preadv(disk, [buffer], 0)
-first, second = buffer[: len(buffer) // 2], buffer[len(buffer) // 2 :]
-print(first.hex(), second.hex())
+os.preadv(disk, buffer, 0)
+data = b"".join(buffer)
+print(data[: len(data) // 2].hex(), data[len(data) // 2 :].hex())
 END
 }}
 drivers

@@ -19,7 +19,7 @@ WAYS = ("preserve", "clear")
 SECRET, CANARY = b"a secret of ours", b"not to be shown!"
 #: What a reader has in its buffer before.
 FILL = 0xA5
-#: One page, and so one segment: the device writes the first half of each.
+#: Of which the device writes the first half.
 READ_BYTES = 4096
 #: The disk cannot be read from here on.
 FAILS = 4 << 20
