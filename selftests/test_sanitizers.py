@@ -3,7 +3,8 @@
 
 KASAN, UBSAN, lockdep and the others speak in the kernel's log, where any complaint is
 a failure of the run. Allocations are made to fail one by one: the first that the task
-makes from there on, and others after it, while it loads the module or binds a driver.
+makes from there on, and others after it, while it loads the module, binds a driver, or
+writes and reads.
 """
 
 import re
@@ -15,8 +16,44 @@ from harness import Boot, assert_bounced, booted, disk, entropy, make_kernel, ru
 KERNEL = "test-sanitize"
 #: More than any of the calls makes.
 LOADING, BINDING = 300, 120
+IO_OFFSET, IO_BYTES, IO_MOST = 4 << 20, 64 << 10, 200
+
+#: Writes, reads and compares, with each allocation in turn failing that the two calls make in
+#: this task: as long as there was one.
+IO = f"""
+import errno, mmap, os, sys
+disk = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
+fail = os.open("/proc/self/fail-nth", os.O_RDWR)
+memory = mmap.mmap(-1, {IO_BYTES})
+
+def failing(nth, call):
+    os.pwrite(fail, b"%d" % nth, 0)
+    try:
+        done = call(disk, [memory], {IO_OFFSET})
+    except OSError as error:
+        done = errno.errorcode[error.errno]
+    left = int(os.pread(fail, 16, 0))
+    os.pwrite(fail, b"0", 0)
+    return done, left == 0
+
+for nth in range(1, {IO_MOST}):
+    data = bytes([nth]) * {IO_BYTES}
+    memory[:] = data
+    wrote, one = failing(nth, os.pwritev)
+    memory[:] = bytes({IO_BYTES})
+    read, other = failing(nth, os.preadv)
+    whole = {IO_BYTES}
+    right = memory[:] == data if wrote == read == whole else "unknown"
+    print(nth, wrote, read, right, "failed" if one or other else "none")
+    if not one and not other:
+        break
+"""
 
 SCRIPT = f"""
+cat >/tmp/io.py <<-'END'
+{IO}
+END
+
 for fault in failslab fail_page_alloc; do
 	echo N >/sys/kernel/debug/$fault/ignore-gfp-wait
 	echo 0 >/sys/kernel/debug/$fault/verbose
@@ -57,6 +94,7 @@ for nth in $(seq 1 5 {BINDING}); do
 done
 fact binding echo $refused
 bind_driver restricted1 virtio_rng
+fact io python3 -I -S /tmp/io.py "$(disk restricted0)"
 fact random head -c 64 /dev/hwrng
 data restricted0 3145728 65536
 
@@ -90,6 +128,18 @@ def test_loading_without_memory(boot: Boot) -> None:
 def test_binding_without_memory(boot: Boot) -> None:
     assert 0 < int(boot.fact("binding")) < len(range(1, BINDING, 5))
     assert boot.status("random") == 0
+
+
+def test_io_without_memory(boot: Boot) -> None:
+    """Each call ends, at last with nothing left to fail; and what was written and read with
+    success is right."""
+    assert boot.status("io") == 0, boot.fact("io")
+    lines = [line.split() for line in boot.fact("io").splitlines()]
+    failed = [line for line in lines if line[4] == "failed"]
+    assert len(failed) > 3 and lines[-1][1:] == [str(IO_BYTES), str(IO_BYTES), "True", "none"]
+    assert all(right != "False" for _, _, _, right, _ in lines), lines
+    assert {word for line in lines for word in line[1:3]} <= {str(IO_BYTES), "ENOMEM", "EIO"}
+    assert sum(right == "True" for _, _, _, right, _ in lines) > 1
 
 
 def test_works_after_it(boot: Boot) -> None:
