@@ -14,14 +14,11 @@ import pytest
 from drivers import modelled
 from harness import Boot, assert_confined, booted, disk
 from models import LongEntropy, ShortEntropy
-from test_stale import region_of
+from stale import FILL, WAYS, failed_reads, reader, region_of, untouched
 from guestlib import Guest, Restricted
 
-WAYS = ("preserve", "clear")
 #: So short that a few bytes of the region would show it.
 MARK = b"\x9eOLD"
-#: What a reader has in its buffer before.
-FILL = 0xA5
 #: What is on the disk with the sector that cannot be read.
 ON_DISK = 0x44
 READ_AT, READ_BYTES = 4 << 20, 256 << 10
@@ -53,17 +50,6 @@ for name, command in (("inquiry", INQUIRY), ("read", READ)):
               sense.raw.hex())
 """
 
-READER = f"""
-import errno, mmap, os, sys
-buffer = mmap.mmap(-1, {READ_BYTES})
-buffer[:] = bytes([{FILL}]) * len(buffer)
-disk = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-try:
-    print(os.preadv(disk, [buffer], {READ_AT}), buffer[:].hex())
-except OSError as error:
-    print(errno.errorcode[error.errno], buffer[:].hex())
-"""
-
 #: By name: bytes of a frame that are written, and how many there are said to be.
 LIES = {"honest": (100, 100), "short": (1000, 100), "long": (100, 1000), "beyond": (100, 40000)}
 #: The one after a frame that cannot be is the next that arrives.
@@ -91,7 +77,7 @@ cat >/tmp/scsi.py <<-'END'
 {SCSI}
 END
 cat >/tmp/reader.py <<-'END'
-{READER}
+{reader(READ_AT, READ_BYTES)}
 END
 cat >/tmp/packets.py <<-'END'
 {PACKETS}
@@ -161,11 +147,6 @@ class Run:
         regions = [region_of(guest, index) for index in range(len(NAMES))]
         self.marks = [region.read_bytes().count(MARK) for region in regions]
 
-    @property
-    def untouched(self) -> set[int]:
-        """What is in a caller's buffer where the device has not written."""
-        return {FILL} if self.way == "preserve" else {0}
-
 
 def _mark(guest: Guest, index: int) -> None:
     path = region_of(guest, index)
@@ -180,10 +161,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     image = tmp_path_factory.mktemp("images") / "bad"
     image.write_bytes(bytes(READ_AT) + bytes([ON_DISK]) * (4 << 20))
     run = Run(request.param)
-
-    def failed_reads(line: str) -> bool:
-        return "I/O error" in line
-
     with booted(
         "stock",
         devices(image),
@@ -213,7 +190,7 @@ class TestCallerSees:
         status, data, _ = self.scsi(run)["inquiry-0"]
         answer = data[4] + 5
         assert status == 0 and 36 <= answer < 256 and b"rust-vmm" in data[:answer]
-        assert set(data[answer:]) == run.untouched
+        assert set(data[answer:]) == untouched(run.way)
 
     def test_rest_of_a_short_answer_in_pages_of_the_kernel(self, run: Run) -> None:
         """The kernel copies all of its page to the caller, and has zeroed it before."""
@@ -226,7 +203,7 @@ class TestCallerSees:
     def test_command_that_fails(self, run: Run, place: int) -> None:
         """It ends with CHECK CONDITION, and writes nothing."""
         status, data, sense = self.scsi(run)[f"read-{place}"]
-        assert status == 2 and set(data) == ({0} if place else run.untouched)
+        assert status == 2 and set(data) == ({0} if place else untouched(run.way))
         assert MARK not in sense
 
     def test_sector_that_cannot_be_read(self, run: Run) -> None:
@@ -235,9 +212,9 @@ class TestCallerSees:
         assert status == "EIO"
         buffer = bytes.fromhex(data)
         assert len(buffer) == READ_BYTES
-        assert set(buffer) <= {ON_DISK} | run.untouched
+        assert set(buffer) <= {ON_DISK} | untouched(run.way)
         bad = BAD - READ_AT
-        assert set(buffer[bad : bad + 512]) == run.untouched
+        assert set(buffer[bad : bad + 512]) == untouched(run.way)
 
     @pytest.mark.parametrize("name", ["small", "mergeable"])
     def test_packets(self, run: Run, name: str) -> None:

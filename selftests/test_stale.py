@@ -6,19 +6,15 @@ and nothing else. A caller in the guest sees nothing of what others had in the r
 though the device fail its request, or write only half of the buffer.
 """
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from harness import KERNELS, Boot, booted, packed_disk
+from stale import WAYS, failed_reads, reader, region_of, untouched
 from guestlib import Guest
 
-WAYS = ("preserve", "clear")
 #: What one process writes to the disk, and what another keeps beside it.
 SECRET, CANARY = b"a secret of ours", b"not to be shown!"
-#: What a reader has in its buffer before.
-FILL = 0xA5
 #: Of which the device writes the first half.
 READ_BYTES = 4096
 #: The disk cannot be read from here on.
@@ -38,24 +34,12 @@ for size in (64 << 10, 16 << 10, 4096, 512):
         part[:] = {CANARY!r} * (size // 16)
 """
 
-READER = f"""
-import errno, mmap, os, sys
-page = mmap.mmap(-1, {READ_BYTES})
-page[:] = bytes([{FILL}]) * len(page)
-disk = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-try:
-    os.preadv(disk, [page], {FAILS})
-    print("read", page[:].hex())
-except OSError as error:
-    print(errno.errorcode[error.errno], page[:].hex())
-"""
-
 SCRIPT = f"""
 cat >/tmp/writer.py <<-'END'
 {WRITER}
 END
 cat >/tmp/reader.py <<-'END'
-{READER}
+{reader(FAILS, READ_BYTES)}
 END
 drivers
 for way in {" ".join(WAYS)}; do
@@ -75,16 +59,6 @@ done
 """
 DEVICES = {"restricted0": "fails", "restricted1": "half"}
 STAGES = ("bound", "unbound", "unloaded")
-
-
-def region_of(guest: Guest, index: int) -> Path:
-    """A file that is all that the device has: its region."""
-    device = guest.restricted[index].device
-    assert device is not None
-    for file in Path(f"/proc/{device.pid}/fd").iterdir():
-        if os.readlink(file).startswith("/memfd:swiotlb-region"):
-            return file
-    raise AssertionError("the device has no region")
 
 
 class Run:
@@ -117,9 +91,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         for kind in DEVICES.values()
     ]
 
-    def failed_reads(line: str) -> bool:
-        return "I/O error" in line
-
     with booted(
         request.param, devices, SCRIPT, on=run.actions(), complaints=failed_reads, timeout=900
     ) as boot:
@@ -143,9 +114,6 @@ class TestDeviceSees:
 class TestCallerSees:
     """Either what the device wrote, or what the buffer was mapped with."""
 
-    def untouched(self, way: str) -> set[int]:
-        return {FILL} if way == "preserve" else {0}
-
     def test_nothing_of_others_when_a_request_fails(self, run: Run, way: str) -> None:
         status, data = run.boot.fact(f"restricted0-{way}").split()
         assert status == "EIO"
@@ -153,11 +121,11 @@ class TestCallerSees:
         assert SECRET not in buffer
         # The device wrote the first half before it failed: zeroes.
         half = READ_BYTES // 2
-        assert set(buffer[:half]) == {0} and set(buffer[half:]) == self.untouched(way)
+        assert set(buffer[:half]) == {0} and set(buffer[half:]) == untouched(way)
 
     def test_nothing_of_others_in_what_was_not_written(self, run: Run, way: str) -> None:
         status, data = run.boot.fact(f"restricted1-{way}").split()
         assert status == "read"
         buffer = bytes.fromhex(data)
         assert SECRET not in buffer
-        assert set(buffer[READ_BYTES // 2 :]) == self.untouched(way)
+        assert set(buffer[READ_BYTES // 2 :]) == untouched(way)
