@@ -109,9 +109,8 @@ toolbox:
 	@scripts/toolbox make
 
 # What the selftests want to be there.
-selftest-parts: stock test-kernel device
-	@$(TOOLBOX) bash -c 'for what in "module stock" "module test" bench backends drivers; do \
-		scripts/build $$what || exit; done'
+selftest-parts: toolbox
+	@$(TOOLBOX) scripts/check --prepare
 
 ## stock: the stock Debian kernel, and its tree prepared for Rust modules
 stock: toolbox
