@@ -17,7 +17,7 @@ VERSION ?= 0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
-	device selftest-parts bench bench-check mutants soak fuzz clean distclean install dkms patches
+	device selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
@@ -90,6 +90,12 @@ soak: SECONDS ?= 300
 soak: selftest-parts
 	@$(TOOLBOX) env SOAK_SECONDS="$(SECONDS)" SOAK_SEED="$(SEED)" python3 -B -m pytest -q -s \
 		--tb=short -m full selftests/test_soak.py
+
+## load: 64 busy devices on 8 CPUs, and whether anything is lost; SECONDS= (7200)
+load: SECONDS ?= 7200
+load: selftest-parts
+	@$(TOOLBOX) env LOAD_SECONDS="$(SECONDS)" python3 -B -m pytest -v --tb=short -m full \
+		selftests/test_limits.py::TestBusyDevices
 
 ## fuzz: libFuzzer on the module's pure files, SECONDS= (60) for each
 fuzz: SECONDS ?= 60

@@ -2,6 +2,7 @@
 """Many queues, large and small requests, and the smallest region that is accepted."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -220,7 +221,8 @@ class TestManyDevices:
 #: Every second has the other region; two in a row offer the bit, the next two only hint.
 REGIONS = ("256K", "1M")
 OFFERS = ({}, {"offer_swiotlb": False, "mode": "optional"})
-ROUNDS = ("first", "second")
+#: How long 64 of them are busy: `make load SECONDS=`.
+LOAD_SECONDS = int(os.environ.get("LOAD_SECONDS") or 120)
 
 #: The module first: a device that does not insist is left to a driver that was there before.
 BUSY = """
@@ -236,7 +238,7 @@ for variable in ${!RESTRICTED*}; do
 	jobs+=("--name=${variable,,}" "--filename=$(disk "$variable")")
 done
 quiet begin
-for round in first second; do
+for round in @ROUNDS@; do
 	fact $round-status fio --output-format=json --output=/tmp/$round --thread --ioengine=libaio \\
 		--direct=1 --iodepth=4 --rw=randwrite --bs=16k --offset=1M --size=512k --verify=crc32c \\
 		--verify_backlog=8 --verify_fatal=1 --verify_state_save=0 \\
@@ -251,22 +253,31 @@ done
 
 
 class Crowd(NamedTuple):
-    """So many devices, for so many seconds, on so many CPUs."""
+    """So many devices on so many CPUs, busy for so many rounds of so many seconds."""
 
     devices: int
-    seconds: int
     cpus: int
+    count: int
+    seconds: int
 
     def __str__(self) -> str:
         return f"{self.devices}-on-{self.cpus}"
 
+    @property
+    def rounds(self) -> list[str]:
+        """Each ends with a quiet moment."""
+        return [f"round{number}" for number in range(1, self.count + 1)]
 
-@pytest.mark.parametrize(
-    "crowd",
-    [Crowd(4, 8, 2), pytest.param(Crowd(MANY, 60, 8), marks=pytest.mark.full)],
-    ids=str,
-    scope="class",
-)
+
+#: Rounds of ten minutes at most.
+LARGE = max(2, -(-LOAD_SECONDS // 600))
+CROWDS = [
+    Crowd(4, 2, 2, 8),
+    pytest.param(Crowd(MANY, 8, LARGE, LOAD_SECONDS // LARGE), marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("crowd", CROWDS, ids=str, scope="class")
 class TestBusyDevices:
     """Regions of two sizes, with the bit and without, all under load at once."""
 
@@ -277,19 +288,21 @@ class TestBusyDevices:
             for index in range(crowd.devices)
         ]
         script = BUSY.replace("@SECONDS@", str(crowd.seconds))
-        with booted("stock", devices, script, cpus=crowd.cpus, memory="1G", timeout=1800) as boot:
+        script = script.replace("@ROUNDS@", " ".join(crowd.rounds))
+        timeout = 1800 + 2 * crowd.count * crowd.seconds
+        with booted("stock", devices, script, cpus=crowd.cpus, memory="1G", timeout=timeout) as boot:
             yield boot
 
-    @pytest.mark.parametrize("when", ROUNDS)
-    def test_nothing_is_lost(self, boot: Boot, when: str) -> None:
+    def test_nothing_is_lost(self, boot: Boot, crowd: Crowd) -> None:
         """What was written is what was read, of every device and all the time."""
-        assert boot.status(f"{when}-status") == 0, boot.fact(f"{when}-status")
-        jobs = {job["jobname"]: job for job in json.loads(boot.fact(f"{when}-load"))["jobs"]}
-        assert jobs.keys() == set(boot.names)
-        for name, job in jobs.items():
-            assert job["error"] == 0, name
-            # All of it more than once, by way of the file.
-            assert min(job[way]["io_bytes"] for way in ("read", "write")) > 512 << 10, name
+        for when in crowd.rounds:
+            assert boot.status(f"{when}-status") == 0, boot.fact(f"{when}-status")
+            jobs = {job["jobname"]: job for job in json.loads(boot.fact(f"{when}-load"))["jobs"]}
+            assert jobs.keys() == set(boot.names)
+            for name, job in jobs.items():
+                assert job["error"] == 0, name
+                # All of it more than once, by way of the file.
+                assert min(job[way]["io_bytes"] for way in ("read", "write")) > 512 << 10, name
 
     def test_each_has_its_own_data(self, boot: Boot) -> None:
         """In its image, with which the harness has compared it."""
@@ -301,24 +314,26 @@ class TestBusyDevices:
             assert state["mode"] == ("hint" if index // 2 % 2 else "bounced")
             assert state["region_bytes"] == str(parse_bytes(REGIONS[index % 2]))
 
-    @pytest.mark.parametrize("when", ROUNDS)
-    def test_all_is_given_back(self, boot: Boot, when: str) -> None:
+    def test_all_is_given_back(self, boot: Boot, crowd: Crowd) -> None:
         """Whenever all is quiet no mapping is left, and what is used is the rings."""
-        begin, now = quiet(boot, "begin"), quiet(boot, when)
-        assert len(now) == len(boot.names)
-        for name in boot.names:
-            device = boot.virtio(name)
-            counters = now[device]
-            assert counters["maps"] == counters["unmaps"] > begin[device]["maps"], name
-            assert counters["used_bytes"] == begin[device]["used_bytes"] == rings(boot, name)
-            assert counters["bad_handle"] == counters["too_large"] == 0, name
+        begin = before = quiet(boot, "begin")
+        for when in crowd.rounds:
+            now = quiet(boot, when)
+            assert len(now) == len(boot.names)
+            for name in boot.names:
+                device = boot.virtio(name)
+                counters = now[device]
+                assert counters["maps"] == counters["unmaps"] > before[device]["maps"], name
+                assert counters["used_bytes"] == begin[device]["used_bytes"] == rings(boot, name)
+                assert counters["bad_handle"] == counters["too_large"] == 0, name
+            before = now
 
-    @pytest.mark.parametrize("when", ["begin", *ROUNDS])
-    def test_totals_are_the_sums(self, boot: Boot, when: str) -> None:
-        totals = numbers(boot.fact(f"{when}-totals"))
-        counters = quiet(boot, when).values()
-        for key in ("maps", "unmaps", "allocs", "bytes_to_device", "full", "used_bytes"):
-            assert totals[key] == sum(c[key] for c in counters), key
+    def test_totals_are_the_sums(self, boot: Boot, crowd: Crowd) -> None:
+        for when in ("begin", *crowd.rounds):
+            totals = numbers(boot.fact(f"{when}-totals"))
+            counters = quiet(boot, when).values()
+            for key in ("maps", "unmaps", "allocs", "bytes_to_device", "full", "used_bytes"):
+                assert totals[key] == sum(c[key] for c in counters), (when, key)
 
     def test_no_address_was_another_devices(self, boot: Boot) -> None:
         for name in boot.names:
