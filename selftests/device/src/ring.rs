@@ -400,8 +400,11 @@ pub struct SplitWalker {
     ring: RingAddresses,
     next_avail: u16,
     next_used: u16,
-    /// By head: how often it is available and not yet used.
-    outstanding: Vec<u16>,
+    /// By head: how often it is available and not yet used. Negative while it was seen to
+    /// be used and its entry in the available ring has not been looked at.
+    outstanding: Vec<i16>,
+    /// Whether every entry of both rings has been seen since last all was used.
+    exact: bool,
 }
 
 impl SplitWalker {
@@ -411,6 +414,7 @@ impl SplitWalker {
             next_avail: 0,
             next_used: 0,
             outstanding: vec![0; usize::from(ring.size)],
+            exact: true,
         }
     }
 
@@ -426,6 +430,7 @@ impl SplitWalker {
         }
         let take = new.min(size);
         checked.lost += u64::from(new - take);
+        self.exact &= take == new;
 
         let mut heads = Vec::with_capacity(take.into());
         for n in 0..take {
@@ -476,12 +481,12 @@ impl SplitWalker {
         };
         let new = used.wrapping_sub(self.next_used);
         self.next_used = used;
+        self.exact &= new <= self.ring.size;
+        // Too much was missed to know what is outstanding: nothing is.
         if new > self.ring.size {
-            // Too much was missed to know what is outstanding: nothing is.
             self.outstanding.fill(0);
-            return;
         }
-        for n in 1..=new {
+        for n in 1..=new.min(self.ring.size) {
             let slot = used.wrapping_sub(n) % self.ring.size;
             let id = memory.load_u32(self.ring.device + 4 + 8 * u64::from(slot));
             let count = id
@@ -489,8 +494,22 @@ impl SplitWalker {
                 .and_then(|id| self.outstanding.get_mut(id));
             if let Some(count) = count {
                 *count = count.saturating_sub(1);
+                if !self.exact {
+                    *count = (*count).max(0);
+                }
             }
         }
+        if !self.exact && self.all_used(memory) {
+            self.outstanding.fill(0);
+            self.exact = true;
+        }
+    }
+
+    /// The available index is read after the used one, which never passes it: where they
+    /// are the same, nothing was outstanding in between.
+    fn all_used(&self, memory: &Memory<'_>) -> bool {
+        let avail = memory.load_u16(self.ring.driver + 2);
+        avail == Some(self.next_used) && self.next_avail == self.next_used
     }
 
     fn walk(&self, chain: &mut Chain<'_, '_>, head: u16) {
@@ -950,6 +969,22 @@ mod tests {
             r.offer(0);
             let c = r.check();
             assert_eq!((c.chains, c.violations, c.late), (2, 1, 1));
+        }
+
+        /// The used index is read after the available one, and may be ahead of it.
+        #[test]
+        fn what_is_used_before_it_is_seen_is_not_outstanding_afterwards() {
+            let mut r = ring();
+            r.desc(DESC, DATA, 512, 0, 0);
+            r.desc(DESC + 16, DATA, 512, 0, 0);
+            r.offer(0);
+            r.put(AVAIL + 6, &1u16.to_le_bytes());
+            r.complete(1);
+            assert_eq!(r.check().chains, 1);
+            r.desc(DESC + 16, RAM, 512, 0, 0);
+            r.offer(1);
+            let c = r.check();
+            assert_eq!((c.chains, c.late, c.suspects, c.violations), (1, 1, 1, 0));
         }
 
         #[test]
