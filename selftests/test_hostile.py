@@ -127,6 +127,7 @@ load
 
 # The honest ones, all the time.
 data_until /tmp/over 4 restricted0 ordinary0 &
+honest=$!
 
 look() {{ # DEVICE first|second: what has become of it
 	local virtio path=/sys/bus/pci/devices/$(address "$1")
@@ -155,7 +156,7 @@ for device in $devices; do
 done
 
 : >/tmp/over
-wait
+wait $honest
 seed restricted0
 seed ordinary0
 fact claims claims

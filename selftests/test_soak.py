@@ -27,6 +27,7 @@ done
 load
 
 data_until /tmp/over 3 restricted0 ordinary0 &
+honest=$!
 
 for round in {{1..{ROUNDS}}}; do
 	for device in {" ".join(HOSTILE)}; do
@@ -40,8 +41,9 @@ for device in {" ".join(HOSTILE)}; do
 	echo 1 >"/sys/bus/pci/devices/$(address $device)/remove"
 done
 : >/tmp/over
-wait
+wait $honest
 seed restricted0
+seed ordinary0
 """
 
 
@@ -54,6 +56,8 @@ def one_guest(seed: int) -> None:
     devices = [disk(), *(hostile(seed + n) for n in range(DEVICES)), ordinary_disk()]
     with booted("test", devices, SCRIPT, timeout=600) as boot:
         assert_bounced(boot, "restricted0")
+        for device in ("restricted0", "ordinary0"):
+            assert len(boot.blocks_of(device)) > 2
         for device in HOSTILE:
             report = boot.report(device)
             assert not events(report, "violation")
