@@ -6,11 +6,11 @@ virtualisation). So a guest is booted with it once, within a limit.
 """
 
 import os
-import subprocess
 from pathlib import Path
 
 from .kernel import Kernel
 from .paths import BUILD
+from .process import Process
 
 _PROBE_SECONDS = 20
 
@@ -49,16 +49,9 @@ def _kvm_works(kernel: Kernel) -> bool:
 
 
 def _probe(kernel: Kernel) -> bool:
-    # Its own process group, so that QEMU is ended with it.
-    with subprocess.Popen(
-        [*_boot(kernel), "--", "true"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-    ) as probe:
-        try:
-            return probe.wait(_PROBE_SECONDS) == 0
-        except subprocess.TimeoutExpired:
-            os.killpg(probe.pid, 9)
-            return False
+    probe = Process("the probe of KVM", [*_boot(kernel), "--", "true"], Path(os.devnull))
+    try:
+        return probe.wait(_PROBE_SECONDS) and probe.status == 0
+    finally:
+        # Also when we are told to end meanwhile.
+        probe.kill()
