@@ -30,6 +30,7 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Outside the toolbox, which has it, tests may do without.
 pub fn has_storage_daemon() -> bool {
     let found = Command::new("qemu-storage-daemon")
         .arg("--version")
@@ -37,6 +38,10 @@ pub fn has_storage_daemon() -> bool {
         .status()
         .is_ok();
     if !found {
+        assert!(
+            std::env::var_os("TOOLBOX").is_none(),
+            "the toolbox has no qemu-storage-daemon"
+        );
         eprintln!("skipped: qemu-storage-daemon is not installed");
     }
     found
