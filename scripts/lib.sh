@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# Common to the shell scripts: where things are kept, one way to say what went
-# wrong, one way to run a long step. Set $top before sourcing this.
+# Common to the shell scripts: where things are kept, one way to say what they are
+# for, one to say what went wrong, one to run a long step. Set $top before sourcing
+# this; with --help the script then ends there.
 
 # Everything that is built, fetched or cached. Inside the clone by default.
 BUILD=$(realpath -m "${BUILD:-$top/build}")
 LOGS=$BUILD/log
+
+# usage: the comment at the top of the script.
+usage() {
+	sed -n '4,/^$/s/^# \{0,1\}//p' "$0"
+}
+
+case ${1:-} in
+-h | --help)
+	usage
+	exit
+	;;
+esac
 
 # die MESSAGE [REMEDY]: the one clear message on standard error, status 1.
 die() {

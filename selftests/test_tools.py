@@ -11,6 +11,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ["BUILD"])
+SCRIPTS = [p for p in sorted(TOP.glob("scripts/*")) if p.is_file() and os.access(p, os.X_OK)]
 #: Runs a script in a mount namespace of its own: its mounts are gone with it.
 ALONE = ("unshare", "--mount", "--propagation", "unchanged", "bash", "-c")
 
@@ -164,6 +165,20 @@ class TestTools:
         answer = run(*ALONE, script, TOOLBOX_MIRROR="")
         assert answer.returncode == 1
         assert "TOOLBOX_MIRROR" in answer.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_help(script: Path, tmp_path: Path) -> None:
+    """Says how it is called, and does nothing else."""
+    for word in ("-h", "--help"):
+        answer = run(script, word, BUILD=str(tmp_path))
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert f"scripts/{script.name}" in answer.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_readme_lists_what_make_does() -> None:
+    assert run("make", "help").stdout in (TOP / "README.md").read_text()
 
 
 def test_mutants_can_be_made() -> None:
