@@ -99,6 +99,9 @@ pub struct Device {
     last_attempt: Instant,
     vectors: Vec<Option<EventFd>>,
     running: Option<Running>,
+    /// Queues whose backend is gone: their requests are answered with errors until the
+    /// next reset.
+    failing: Option<Running>,
     negotiation: u64,
     reported: u64,
     faults: Faults,
@@ -129,6 +132,7 @@ impl Device {
             last_attempt: Instant::now(),
             vectors,
             running: None,
+            failing: None,
             negotiation: 0,
             reported: 0,
             guest_memory: GuestMemory::default(),
@@ -187,7 +191,7 @@ impl Device {
             json!({ "reason": why, "negotiation": self.negotiation }),
         );
         if self.registers.status() & virtio::STATUS_DRIVER_OK != 0 {
-            self.fail("the backend is gone");
+            self.fail_requests("the backend is gone");
         }
     }
 
@@ -207,6 +211,7 @@ impl Device {
             self.fail("a fault that was asked for");
         }
         self.check_all();
+        self.answer_failing();
     }
 
     fn find_backend(&mut self) {
@@ -328,7 +333,7 @@ impl Device {
         self.signal(self.registers.config_vector());
     }
 
-    /// DEVICE_NEEDS_RESET, and the driver is told.
+    /// DEVICE_NEEDS_RESET, and the driver is told. Its requests stay unanswered.
     fn fail(&mut self, reason: &str) {
         self.stop_queues();
         self.registers.set_needs_reset();
@@ -341,7 +346,54 @@ impl Device {
         self.interrupt_config();
     }
 
+    /// DEVICE_NEEDS_RESET for want of a backend. Requests are answered with errors, those
+    /// that are under way and those that are still to come.
+    fn fail_requests(&mut self, reason: &str) {
+        // A second backend may go before the driver has done anything about the first.
+        let queues = self.running.take().or_else(|| self.failing.take());
+        self.fail(reason);
+        if self.faults.blinds() || self.options.device_type.failure.is_none() {
+            return;
+        }
+        self.failing = queues;
+        // The backend may have gone between its last answers and their interrupts.
+        for queue in self.failing.iter().flat_map(|failing| &failing.queues) {
+            let _ = queue.idle_call.write(1);
+        }
+        self.answer_failing();
+    }
+
+    fn answer_failing(&mut self) {
+        let Some(failure) = self.options.device_type.failure else {
+            return;
+        };
+        let Some(mut failing) = self.failing.take() else {
+            return;
+        };
+        if self.look(&mut failing.queues, &failing.reach).is_none() {
+            self.fail(BAD_CHAIN);
+            return;
+        }
+        let memory = failing.reach.memory(&self.region);
+        failing.queues.retain_mut(|queue| {
+            let RunningQueue { index, ring, .. } = *queue;
+            let answered = failure.answer(index, &ring, &mut queue.walker, &memory);
+            if let Some(answered @ 1..) = answered {
+                self.report.count(|c| c.requests_failed += answered as u64);
+                let _ = queue.idle_call.write(1);
+            }
+            // Some other time, if nobody listens now.
+            let vector = self.registers.queues()[usize::from(index)].vector;
+            if self.vector(vector).is_some() && queue.idle_call.read().is_ok() {
+                self.signal(vector);
+            }
+            answered.is_some()
+        });
+        self.failing = Some(failing);
+    }
+
     fn stop_queues(&mut self) {
+        self.failing = None;
         let Some(running) = self.running.take() else {
             return;
         };
@@ -495,7 +547,8 @@ impl Device {
 
     fn run(&mut self, mut running: Running) {
         let Some(mut backend) = self.backend.take() else {
-            self.fail("there is no backend");
+            self.running = Some(running);
+            self.fail_requests("there is no backend");
             return;
         };
         if self.faults.scribbles() {
@@ -506,7 +559,7 @@ impl Device {
             self.running = Some(running);
             return;
         }
-        let Some(early) = self.look_early(&mut running.queues, &running.reach) else {
+        let Some(early) = self.look(&mut running.queues, &running.reach) else {
             self.backend = Some(backend);
             self.fail(BAD_CHAIN);
             return;
@@ -532,6 +585,7 @@ impl Device {
             }
             Err(error) => {
                 drop(setups);
+                self.running = Some(running);
                 self.lose_backend(&error.to_string());
             }
         }
@@ -560,6 +614,9 @@ impl Device {
             "queue_reset",
             json!({ "index": index, "negotiation": self.negotiation }),
         );
+        if let Some(failing) = &mut self.failing {
+            failing.queues.retain(|queue| queue.index != index);
+        }
         let served = self.is_served(index);
         let Some(running) = &mut self.running else {
             return;
@@ -595,7 +652,7 @@ impl Device {
                 return;
             }
         };
-        let Some(early) = self.look_early(&mut fresh, &running.reach) else {
+        let Some(early) = self.look(&mut fresh, &running.reach) else {
             self.running = Some(running);
             self.fail(BAD_CHAIN);
             return;
@@ -621,11 +678,11 @@ impl Device {
         }
     }
 
-    /// What a driver made available before DRIVER_OK it may not announce
-    /// again, and a backend may look at its queues as soon as it has them. So
-    /// this comes before it has them. Returns the queues in which there is
-    /// something, none if it is not as it must be.
-    fn look_early(&mut self, queues: &mut [RunningQueue], reach: &Reach) -> Option<Vec<u16>> {
+    /// At queues that no backend has (yet): what a driver made available before
+    /// DRIVER_OK it may not announce again, and a backend may look at its queues
+    /// as soon as it has them. Returns the queues in which there is something
+    /// new, none if it is not as it must be.
+    fn look(&mut self, queues: &mut [RunningQueue], reach: &Reach) -> Option<Vec<u16>> {
         if self.faults.blinds() {
             return Some(queues.iter().map(|q| q.index).collect());
         }
@@ -647,6 +704,7 @@ impl Device {
     fn kick(&mut self, index: u16) {
         self.report.count(|c| c.kicks += 1);
         self.forward(index);
+        self.answer_failing();
     }
 
     /// Looks first; a queue with an address outside does not reach the
@@ -946,7 +1004,8 @@ impl Device {
         self.report.count(|c| c.dma_unmaps += 1);
         let fields = json!({ "addr": hex(window.base), "size": hex(window.len) });
         self.report.event("dma_unmap", fields);
-        let guest = self.running.iter().flat_map(|r| &r.reach.guest);
+        let queues = self.running.iter().chain(&self.failing);
+        let guest = queues.flat_map(|r| &r.reach.guest);
         let in_use = guest.map(Span::window).any(|w| all || w.overlaps(&window));
         if in_use {
             self.fail("guest memory was taken away while queues ran");

@@ -11,6 +11,7 @@
 
 mod backend;
 mod device;
+mod failure;
 mod faults;
 mod guest_memory;
 mod lines;

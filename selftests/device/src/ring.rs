@@ -82,8 +82,8 @@ impl<'a> Memory<'a> {
         })
     }
 
-    /// A field that the driver publishes others with.
-    fn load_u16(&self, addr: u64) -> Option<u16> {
+    /// A field that others are published with.
+    pub fn load_u16(&self, addr: u64) -> Option<u16> {
         let (bytes, at) = self.find(addr, 2)?;
         let value: u16 = bytes.load(at, Ordering::Acquire).ok()?;
         Some(u16::from_le(value))
@@ -93,6 +93,22 @@ impl<'a> Memory<'a> {
         let (bytes, at) = self.find(addr, 4)?;
         let value: u32 = bytes.load(at, Ordering::Acquire).ok()?;
         Some(u32::from_le(value))
+    }
+
+    /// Publishes what was written before.
+    pub fn store_u16(&self, addr: u64, value: u16) -> Option<()> {
+        let (bytes, at) = self.find(addr, 2)?;
+        bytes.store(value.to_le(), at, Ordering::Release).ok()
+    }
+
+    pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<()> {
+        let (bytes, at) = self.find(addr, data.len() as u64)?;
+        bytes.read_slice(data, at).ok()
+    }
+
+    pub fn write(&self, addr: u64, data: &[u8]) -> Option<()> {
+        let (bytes, at) = self.find(addr, data.len() as u64)?;
+        bytes.write_slice(data, at).ok()
     }
 
     /// Two descriptors' worth is never read at once: the driver may be
@@ -212,6 +228,34 @@ impl Checked {
     }
 }
 
+/// The buffers of a chain that an answer to it has to do with, by address and bytes.
+/// Those without any bytes do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffers {
+    pub first_readable: Option<(u64, u32)>,
+    pub first_writable: Option<(u64, u32)>,
+    pub last_writable: Option<(u64, u32)>,
+}
+
+impl Buffers {
+    fn note(&mut self, d: &Descriptor) {
+        let buffer = (d.len != 0).then_some((d.addr, d.len));
+        if d.flags & DESC_F_WRITE != 0 {
+            self.first_writable = self.first_writable.or(buffer);
+            self.last_writable = buffer.or(self.last_writable);
+        } else {
+            self.first_readable = self.first_readable.or(buffer);
+        }
+    }
+}
+
+/// A chain that is available and not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub head: u16,
+    pub buffers: Buffers,
+}
+
 /// Follows one queue.
 pub enum Walker {
     Split(SplitWalker),
@@ -233,6 +277,15 @@ impl Walker {
         match self {
             Walker::Split(walker) => walker.check(memory),
             Walker::Packed(walker) => walker.check(memory),
+        }
+    }
+
+    /// What was seen to be available and is not used; none if that is not certain. It never
+    /// is in a packed ring: what is used there may lie over the descriptors of what is not.
+    pub fn requests(&mut self, memory: &Memory<'_>) -> Option<Vec<Request>> {
+        match self {
+            Walker::Split(walker) => walker.requests(memory),
+            Walker::Packed(_) => None,
         }
     }
 }
@@ -279,6 +332,7 @@ struct Chain<'a, 'b> {
     outside: Vec<Finding>,
     malformed: Option<&'static str>,
     index: u16,
+    buffers: Buffers,
 }
 
 impl<'a, 'b> Chain<'a, 'b> {
@@ -292,6 +346,7 @@ impl<'a, 'b> Chain<'a, 'b> {
             outside: Vec::new(),
             malformed: None,
             index,
+            buffers: Buffers::default(),
         }
     }
 
@@ -321,7 +376,10 @@ impl<'a, 'b> Chain<'a, 'b> {
     fn buffer(&mut self, kind: Kind, index: u16, entry: Option<u32>, d: &Descriptor) {
         if !self.memory.contains(d.addr, d.len.into()) {
             self.outside(kind, index, entry, d.addr, d.len);
-        } else if d.flags & DESC_F_WRITE != 0 {
+            return;
+        }
+        self.buffers.note(d);
+        if d.flags & DESC_F_WRITE != 0 {
             self.writable += u64::from(d.len);
         } else {
             self.readable += u64::from(d.len);
@@ -472,6 +530,31 @@ impl SplitWalker {
             chain.finish(certain, &mut checked);
         }
         checked
+    }
+
+    /// See [`Walker::requests`].
+    fn requests(&mut self, memory: &Memory<'_>) -> Option<Vec<Request>> {
+        self.take_used(memory);
+        if !self.exact || self.outstanding.iter().any(|n| !(0..=1).contains(n)) {
+            return None;
+        }
+        let mut budget = BUDGET;
+        let heads = self
+            .outstanding
+            .iter()
+            .zip(0u16..)
+            .filter(|(n, _)| **n == 1);
+        heads
+            .map(|(_, head)| {
+                let mut chain = Chain::new(memory, &mut budget, head);
+                self.walk(&mut chain, head);
+                let sound = chain.outside.is_empty() && chain.malformed.is_none();
+                sound.then_some(Request {
+                    head,
+                    buffers: chain.buffers,
+                })
+            })
+            .collect()
     }
 
     /// Accounts for what the backend has finished.
@@ -695,6 +778,14 @@ mod tests {
         }
 
         fn check(&mut self) -> Checked {
+            self.look(|walker, memory| walker.check(memory))
+        }
+
+        fn requests(&mut self) -> Option<Vec<Request>> {
+            self.look(|walker, memory| walker.requests(memory))
+        }
+
+        fn look<T>(&mut self, at: impl FnOnce(&mut Walker, &Memory<'_>) -> T) -> T {
             let mut raw: Vec<u8> = Vec::with_capacity(LEN as usize + 8);
             // load() wants alignment, which a Vec<u8> does not promise
             let pad = raw.as_ptr().align_offset(8);
@@ -705,7 +796,7 @@ mod tests {
                 base: BASE,
                 len: LEN,
             };
-            self.walker.check(&Memory::new([(window, slice)]))
+            at(&mut self.walker, &Memory::new([(window, slice)]))
         }
     }
 
@@ -998,6 +1089,97 @@ mod tests {
             let c = r.check();
             assert_eq!((c.lost, c.chains, c.late, c.malformed), (12, 8, 8, 0));
         }
+
+        fn heads(r: &mut Ring) -> Option<Vec<u16>> {
+            let requests = r.requests();
+            requests.map(|all| all.iter().map(|request| request.head).collect())
+        }
+
+        #[test]
+        fn requests_are_what_is_not_used() {
+            let mut r = ring();
+            for n in 0..6 {
+                r.desc(DESC + 16 * n, DATA, 4, 0, 0);
+            }
+            assert_eq!(heads(&mut r), Some(vec![]));
+            for head in [5, 2, 4, 0] {
+                r.offer(head);
+            }
+            r.check();
+            r.complete(4);
+            assert_eq!(heads(&mut r), Some(vec![0, 2, 5]));
+            r.complete(0);
+            r.offer(4);
+            assert_eq!(heads(&mut r), Some(vec![2, 5]), "4 was not seen");
+            r.check();
+            assert_eq!(heads(&mut r), Some(vec![2, 4, 5]));
+        }
+
+        #[test]
+        fn requests_know_their_buffers() {
+            let mut r = ring();
+            r.desc(DESC + 16, DATA, 0, DESC_F_NEXT, 2);
+            r.desc(DESC + 32, DATA + 16, 16, DESC_F_NEXT, 3);
+            r.desc(DESC + 48, DATA + 32, 8, DESC_F_NEXT, 4);
+            r.desc(DESC + 64, DATA + 64, 0, DESC_F_NEXT | DESC_F_WRITE, 5);
+            r.desc(DESC + 80, TABLE, 48, DESC_F_INDIRECT, 0);
+            r.desc(TABLE, DATA + 64, 512, DESC_F_NEXT | DESC_F_WRITE, 1);
+            r.desc(TABLE + 16, DATA + 1024, 1, DESC_F_NEXT | DESC_F_WRITE, 2);
+            r.desc(TABLE + 32, DATA + 2048, 0, DESC_F_WRITE, 0);
+            r.offer(1);
+            r.check();
+            let want = Buffers {
+                first_readable: Some((DATA + 16, 16)),
+                first_writable: Some((DATA + 64, 512)),
+                last_writable: Some((DATA + 1024, 1)),
+            };
+            let all = [Request {
+                head: 1,
+                buffers: want,
+            }];
+            assert_eq!(r.requests(), Some(all.to_vec()));
+        }
+
+        #[test]
+        fn what_was_lost_may_be_a_request() {
+            let mut r = ring();
+            for n in 0..9 {
+                r.offer(n % 2);
+                r.complete(n % 2);
+            }
+            r.offer(2);
+            r.check();
+            assert_eq!(r.requests(), None);
+            r.complete(2);
+            assert_eq!(r.requests(), Some(vec![]), "all is used");
+        }
+
+        #[test]
+        fn a_head_is_one_request() {
+            let mut r = ring();
+            r.desc(DESC, DATA, 4, 0, 0);
+            r.offer(0);
+            r.offer(0);
+            r.check();
+            assert_eq!(r.requests(), None);
+            r.complete(0);
+            assert_eq!(heads(&mut r), Some(vec![0]));
+            r.complete(0);
+            r.complete(0);
+            assert_eq!(r.requests(), None);
+        }
+
+        #[test]
+        fn requests_are_looked_at_again() {
+            for (addr, flags) in [(RAM, 0), (DATA, DESC_F_NEXT)] {
+                let mut r = ring();
+                r.desc(DESC, DATA, 4, 0, 0);
+                r.offer(0);
+                assert_eq!(r.check().violations, 0);
+                r.desc(DESC, addr, 4, flags, 0);
+                assert_eq!(r.requests(), None);
+            }
+        }
     }
 
     mod packed {
@@ -1111,6 +1293,11 @@ mod tests {
         }
 
         #[test]
+        fn requests_are_never_known() {
+            assert_eq!(ring().requests(), None);
+        }
+
+        #[test]
         fn a_full_ring_ends() {
             let mut r = ring();
             for n in 0..4 {
@@ -1166,6 +1353,7 @@ mod tests {
                 let c = r.check();
                 assert!(c.descriptors <= BUDGET.into());
                 assert!(c.findings.len() <= MAX_FINDINGS);
+                assert!(r.requests().is_none_or(|all| all.len() <= 8));
             }
         }
     }

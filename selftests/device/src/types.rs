@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the program knows of a device type: its virtio ID, its PCI class, how
-//! many queues it has and how long its configuration space is. Nothing else
-//! anywhere depends on the type.
+//! many queues it has, how long its configuration space is, and which errors it
+//! has. Nothing else anywhere depends on the type.
+
+use crate::failure::Failure;
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub struct DeviceType {
     /// Bytes of configuration space asked of the backend when `--config-size`
     /// does not say. Backends refuse to be asked for more than they have.
     pub config_size: u32,
+    /// How requests fail when there is no backend; none if nobody answers them.
+    pub failure: Option<Failure>,
 }
 
 const fn row(name: &'static str, id: u16, class: u32, queues: u16, config_size: u32) -> DeviceType {
@@ -26,22 +30,32 @@ const fn row(name: &'static str, id: u16, class: u32, queues: u16, config_size: 
         class,
         queues,
         config_size,
+        failure: None,
+    }
+}
+
+impl DeviceType {
+    const fn fails(self, failure: Failure) -> Self {
+        Self {
+            failure: Some(failure),
+            ..self
+        }
     }
 }
 
 const TYPES: &[DeviceType] = &[
     row("net", 1, 0x02_0000, 2, 12),
-    row("blk", 2, 0x01_0000, 1, 60),
+    row("blk", 2, 0x01_0000, 1, 60).fails(Failure::Blk),
     row("console", 3, 0x07_8000, 2, 12),
     row("rng", 4, 0x00_ff00, 1, 0),
-    row("scsi", 8, 0x01_0000, 3, 36),
+    row("scsi", 8, 0x01_0000, 3, 36).fails(Failure::Scsi),
     row("9p", 9, 0x00_0200, 1, 0),
     row("gpu", 16, 0x03_8000, 2, 16),
     row("input", 18, 0x09_8000, 2, 136),
     row("vsock", 19, 0x07_8000, 3, 8),
     row("crypto", 20, 0x10_8000, 2, 56),
     row("sound", 25, 0x04_0100, 4, 12),
-    row("fs", 26, 0x01_8000, 2, 40),
+    row("fs", 26, 0x01_8000, 2, 40).fails(Failure::Fs),
     row("i2c", 34, 0x0c_8000, 1, 0),
     row("can", 36, 0x0c_0900, 3, 2),
     row("gpio", 41, 0x08_8000, 2, 8),

@@ -11,6 +11,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
 use support::driver::{self, Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, TABLE, VERSION_1};
 use support::machine::{has_storage_daemon, wait_for, Machine};
@@ -400,6 +401,16 @@ fn rubbish_from_a_client_does_not_end_the_device() {
     exchange(&mut driver, 1);
 }
 
+/// The backend takes no request any more.
+fn freeze_backend(machine: &Machine) {
+    let last = machine.events("backend").pop().expect("a backend");
+    let pid = last["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::STOP).expect("kill");
+}
+
+const IOERR: u8 = 1;
+
 #[test]
 fn backend_that_dies_and_comes_back() {
     let Some((mut machine, mut driver)) = machine(&[]) else {
@@ -408,22 +419,73 @@ fn backend_that_dies_and_comes_back() {
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
+    freeze_backend(&machine);
+    driver.offer_block(OUT, 0, 4096, false);
     machine.kill_backend();
     assert!(driver::wait(&driver.config_irq));
     assert_ne!(driver.status() & NEEDS_RESET, 0);
-    driver.kick();
+    assert_eq!(driver.block_status(), IOERR, "what it took with it");
+    assert_eq!(driver.block(IN, 0, 4096, true), IOERR, "what comes later");
 
     // No backend, no device; and nothing hangs.
     assert!(driver.negotiate(FEATURES));
     driver.start();
     assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(driver.block(IN, 0, 4096, false), IOERR);
 
+    // One that comes is used after the next reset.
+    machine.start_storage_daemon();
+    wait_for("the backend", || machine.events("backend").len() == 2);
+    assert_eq!(driver.block(IN, 0, 4096, false), IOERR);
+    machine.kill_backend();
+    wait_for("its end", || machine.events("backend_gone").len() == 2);
+    assert_eq!(driver.block(IN, 0, 4096, false), IOERR);
     machine.start_storage_daemon();
     assert!(driver.negotiate(FEATURES));
     driver.start();
     assert_eq!(driver.status(), 15);
     exchange(&mut driver, 2);
-    assert_eq!(machine.events("backend_gone").len(), 1);
+    machine.stop_device();
+    assert_eq!(machine.events("summary")[0]["requests_failed"], 5);
+    assert_eq!(machine.events("summary")[0]["violations"], 0);
+}
+
+#[test]
+fn requests_fail_without_a_notification_and_without_a_vector() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.take_queue_irq();
+    driver.start();
+    machine.kill_backend();
+    wait_for("its end", || driver.status() & NEEDS_RESET != 0);
+    driver.announces = false;
+    driver.offer_block(IN, 0, 512, false);
+    wait_for("the answer", || driver.load(0x802) == 1);
+    assert!(driver.queue_irq.read().is_err());
+    driver.give_queue_irq();
+    assert_eq!(driver.block_status(), IOERR);
+}
+
+#[test]
+fn addresses_outside_end_the_answers() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    machine.kill_backend();
+    assert!(driver::wait(&driver.config_irq));
+    assert_eq!(driver.block(IN, 0, 512, false), IOERR);
+    driver.descriptor(0x60, RAM, 1, driver::WRITE, 0);
+    driver.offer(6);
+    assert!(driver::wait(&driver.config_irq));
+    driver.offer_block(IN, 0, 512, false);
+    driver.status();
+    assert_eq!(driver.load(0x802), 1);
+    assert_eq!(machine.events("violation").len(), 1);
+    assert_eq!(machine.events("needs_reset").len(), 2);
 }
 
 #[test]
@@ -749,10 +811,7 @@ fn interrupts_that_come_late_are_not_lost() {
         return;
     };
     assert!(driver.negotiate(FEATURES));
-    driver
-        .client
-        .set_irqs(2, 0x24, 1, 1, &[])
-        .expect("SET_IRQS");
+    driver.take_queue_irq();
     driver.start();
     let start = driver.load(0x802);
     driver.put(0x1000, &[0; 16]);
@@ -761,11 +820,7 @@ fn interrupts_that_come_late_are_not_lost() {
     driver.descriptor(32, driver.at(0x1800), 1, driver::WRITE, 0);
     driver.offer(0);
     wait_for("the request", || driver.load(0x802) != start);
-    let fd = driver.queue_irq.as_raw_fd();
-    driver
-        .client
-        .set_irqs(2, 0x24, 1, 1, &[fd])
-        .expect("SET_IRQS");
+    driver.give_queue_irq();
     assert!(driver::wait(&driver.queue_irq));
 }
 

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -55,6 +55,8 @@ pub struct Driver {
     device: u64,
     pub config_irq: EventFd,
     pub queue_irq: EventFd,
+    /// Whether the device is notified of what is made available.
+    pub announces: bool,
     avail: u16,
     used: u16,
 }
@@ -89,6 +91,7 @@ impl Driver {
             device,
             config_irq,
             queue_irq,
+            announces: true,
             avail: 0,
             used: 0,
         };
@@ -206,6 +209,20 @@ impl Driver {
         self.status() & 8 != 0
     }
 
+    /// Nobody listens to the queue's vector any more.
+    pub fn take_queue_irq(&mut self) {
+        self.set_queue_irq(&[]);
+    }
+
+    pub fn give_queue_irq(&mut self) {
+        self.set_queue_irq(&[self.queue_irq.as_raw_fd()]);
+    }
+
+    fn set_queue_irq(&mut self, fds: &[RawFd]) {
+        let set = self.client.set_irqs(2, 0x24, 1, 1, fds);
+        set.expect("SET_IRQS");
+    }
+
     /// Queue 0 of 16 entries with its areas at these guest addresses.
     pub fn set_queue(&mut self, desc: u64, driver: u64, device: u64) {
         self.write(16, &0u16.to_le_bytes());
@@ -281,7 +298,9 @@ impl Driver {
         self.store(0x404 + 2 * usize::from(self.avail % 16), head);
         self.avail = self.avail.wrapping_add(1);
         self.store(0x402, self.avail);
-        self.kick();
+        if self.announces {
+            self.kick();
+        }
     }
 
     /// Waits until a split chain is used.
@@ -296,6 +315,11 @@ impl Driver {
     /// One virtio-blk request in three descriptors: header at 0x1000, data at
     /// 0x2000, status at 0x1800 of the memory. Returns the status byte.
     pub fn block(&mut self, kind: u32, sector: u64, bytes: u32, indirect: bool) -> u8 {
+        self.offer_block(kind, sector, bytes, indirect);
+        self.block_status()
+    }
+
+    pub fn offer_block(&mut self, kind: u32, sector: u64, bytes: u32, indirect: bool) {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
         header[8..].copy_from_slice(&sector.to_le_bytes());
@@ -313,6 +337,10 @@ impl Driver {
             0
         };
         self.offer(head);
+    }
+
+    /// Waits for the answer to a request.
+    pub fn block_status(&mut self) -> u8 {
         self.wait_used();
         let mut status = [0];
         self.get(0x1800, &mut status);

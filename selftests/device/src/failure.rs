@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a device answers when its backend is gone: an error to every request, so that no
+//! driver waits for ever.
+
+use crate::ring::{Buffers, Memory, RingAddresses, Walker};
+
+/// virtio 1.4, 5.2.6.
+const BLK_S_IOERR: u8 = 1;
+
+/// virtio 1.4, 5.6.6: the queues for control and events come before those for requests,
+/// whose answer begins with `sense_len`, `residual`, `status_qualifier`, `status` and
+/// `response`.
+const SCSI_CONTROL: u16 = 0;
+const SCSI_EVENTS: u16 = 1;
+const SCSI_RESPONSE: usize = 11;
+const SCSI_S_TRANSPORT_FAILURE: u8 = 6;
+const SCSI_S_FAILURE: u8 = 9;
+
+/// linux/fuse.h: `fuse_out_header` is `len`, `error` and the `unique` of the request,
+/// which stands behind `len` and `opcode` in `fuse_in_header`.
+const FUSE_OUT_HEADER: u32 = 16;
+const FUSE_IN_UNIQUE: u64 = 8;
+
+/// A type of device, by its errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    Blk,
+    Scsi,
+    Fs,
+}
+
+/// Bytes that go to an address, and how many the device says that it has written.
+struct Answer {
+    addr: u64,
+    bytes: Vec<u8>,
+    used: u32,
+}
+
+impl Failure {
+    /// Answers all that is available in a queue and not used, and returns how much that
+    /// was. None if it is not certain what is, or where an error would have to go: then
+    /// nothing is answered. The driver is not told.
+    pub fn answer(
+        self,
+        index: u16,
+        ring: &RingAddresses,
+        walker: &mut Walker,
+        memory: &Memory<'_>,
+    ) -> Option<usize> {
+        if (self, index) == (Failure::Scsi, SCSI_EVENTS) {
+            // Its buffers are no requests: they wait for an event.
+            return Some(0);
+        }
+        let requests = walker.requests(memory)?;
+        let answers = requests.iter().map(|request| {
+            let answer = self.answer_to(index, &request.buffers, memory)?;
+            Some((request.head, answer))
+        });
+        let answers: Vec<_> = answers.collect::<Option<_>>()?;
+        for (head, answer) in &answers {
+            memory.write(answer.addr, &answer.bytes)?;
+            put_used(ring, memory, *head, answer.used)?;
+        }
+        Some(answers.len())
+    }
+
+    fn answer_to(self, index: u16, buffers: &Buffers, memory: &Memory<'_>) -> Option<Answer> {
+        match self {
+            Failure::Blk => in_last_byte(buffers, BLK_S_IOERR),
+            // One byte is all of the answer, or the end of it.
+            Failure::Scsi if index == SCSI_CONTROL => in_last_byte(buffers, SCSI_S_FAILURE),
+            Failure::Scsi => {
+                let mut bytes = vec![0; SCSI_RESPONSE];
+                bytes.push(SCSI_S_TRANSPORT_FAILURE);
+                at_beginning(buffers, bytes)
+            }
+            Failure::Fs if buffers.first_writable.is_none() => Some(Answer {
+                // FORGET has no answer.
+                addr: buffers.first_readable?.0,
+                bytes: Vec::new(),
+                used: 0,
+            }),
+            Failure::Fs => {
+                let (addr, len) = buffers.first_readable?;
+                let mut unique = [0; 8];
+                if u64::from(len) < FUSE_IN_UNIQUE + 8 {
+                    return None;
+                }
+                memory.read(addr + FUSE_IN_UNIQUE, &mut unique)?;
+                let error = -libc::ENOTCONN;
+                let mut bytes = FUSE_OUT_HEADER.to_le_bytes().to_vec();
+                bytes.extend(error.to_le_bytes());
+                bytes.extend(unique);
+                at_beginning(buffers, bytes)
+            }
+        }
+    }
+}
+
+/// The length that is told counts from the first writable byte on, and may be less than
+/// what was written (virtio 1.4, 2.7.8.2): nothing is said of what comes before.
+fn in_last_byte(buffers: &Buffers, error: u8) -> Option<Answer> {
+    let (addr, len) = buffers.last_writable?;
+    Some(Answer {
+        addr: addr + u64::from(len) - 1,
+        bytes: vec![error],
+        used: 0,
+    })
+}
+
+fn at_beginning(buffers: &Buffers, bytes: Vec<u8>) -> Option<Answer> {
+    let (addr, len) = buffers.first_writable?;
+    let used = bytes.len() as u32;
+    (used <= len).then_some(Answer { addr, bytes, used })
+}
+
+/// The backend is gone: nobody else writes there.
+fn put_used(ring: &RingAddresses, memory: &Memory<'_>, head: u16, len: u32) -> Option<()> {
+    let index = memory.load_u16(ring.device + 2)?;
+    let slot = u64::from(index % ring.size);
+    let mut entry = u32::from(head).to_le_bytes().to_vec();
+    entry.extend(len.to_le_bytes());
+    memory.write(ring.device + 4 + 8 * slot, &entry)?;
+    memory.store_u16(ring.device + 2, index.wrapping_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Region;
+    use crate::ring::Window;
+
+    const PAGE: u64 = 4096;
+    const BASE: u64 = 0x38_0000_0000;
+    const PAGES: u64 = 3;
+    const AVAIL: u64 = BASE + 0x400;
+    const USED: u64 = BASE + 0x800;
+    const TABLE: u64 = BASE + 0xc00;
+    const DATA: u64 = BASE + PAGE;
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+    const INDIRECT: u16 = 4;
+
+    /// A queue of 8 in a window, with a page on each side that is none of the device's.
+    struct Queue {
+        region: Region,
+        ring: RingAddresses,
+        walker: Walker,
+        avail: u16,
+    }
+
+    impl Queue {
+        fn new() -> Self {
+            let ring = RingAddresses {
+                size: 8,
+                packed: false,
+                desc: BASE,
+                driver: AVAIL,
+                device: USED,
+            };
+            Self {
+                region: Region::new(0, (PAGES + 2) * PAGE).expect("region"),
+                ring,
+                walker: Walker::new(ring),
+                avail: 0,
+            }
+        }
+
+        fn memory(region: &Region) -> Memory<'_> {
+            let bytes = region.bytes();
+            let window = Window {
+                base: BASE,
+                len: PAGES * PAGE,
+            };
+            let middle = bytes.subslice(PAGE as usize, (PAGES * PAGE) as usize);
+            Memory::new([(window, middle.expect("inside"))])
+        }
+
+        fn put(&self, addr: u64, data: &[u8]) {
+            Self::memory(&self.region)
+                .write(addr, data)
+                .expect("inside");
+        }
+
+        fn get<const N: usize>(&self, addr: u64) -> [u8; N] {
+            let mut data = [0; N];
+            Self::memory(&self.region)
+                .read(addr, &mut data)
+                .expect("inside");
+            data
+        }
+
+        fn desc(&self, at: u64, addr: u64, len: u32, flags: u16, next: u16) {
+            self.put(at, &addr.to_le_bytes());
+            self.put(at + 8, &len.to_le_bytes());
+            self.put(at + 12, &[flags.to_le_bytes(), next.to_le_bytes()].concat());
+        }
+
+        /// A chain from descriptor `head` on: (address, bytes, whether it is writable).
+        fn chain(&self, at: u64, head: u16, buffers: &[(u64, u32, bool)]) {
+            for (n, (addr, len, writable)) in (0u16..).zip(buffers) {
+                let more = if usize::from(n) + 1 < buffers.len() {
+                    NEXT
+                } else {
+                    0
+                };
+                let write = if *writable { WRITE } else { 0 };
+                let at = at + 16 * u64::from(head + n);
+                self.desc(at, *addr, *len, more | write, head + n + 1);
+            }
+        }
+
+        fn offer(&mut self, head: u16) {
+            let slot = u64::from(self.avail % 8);
+            self.put(AVAIL + 4 + 2 * slot, &head.to_le_bytes());
+            self.avail += 1;
+            self.put(AVAIL + 2, &self.avail.to_le_bytes());
+        }
+
+        fn answer(&mut self, failure: Failure, index: u16) -> Option<usize> {
+            let memory = Self::memory(&self.region);
+            let checked = self.walker.check(&memory);
+            assert_eq!((checked.violations, checked.malformed), (0, 0));
+            failure.answer(index, &self.ring, &mut self.walker, &memory)
+        }
+
+        /// Heads and lengths of what is used.
+        fn used(&self) -> Vec<(u32, u32)> {
+            let count = u16::from_le_bytes(self.get(USED + 2));
+            let entry = |n: u16| {
+                let at = USED + 4 + 8 * u64::from(n % 8);
+                let word = |at| u32::from_le_bytes(self.get(at));
+                (word(at), word(at + 4))
+            };
+            (0..count).map(entry).collect()
+        }
+    }
+
+    #[test]
+    fn block_has_its_status_at_the_end() {
+        let mut q = Queue::new();
+        q.put(DATA + 512, &[0xee; 513]);
+        q.chain(
+            BASE,
+            2,
+            &[
+                (DATA, 16, false),
+                (DATA + 512, 512, true),
+                (DATA + 1024, 1, true),
+            ],
+        );
+        q.offer(2);
+        assert_eq!(q.answer(Failure::Blk, 0), Some(1));
+        assert_eq!(q.get(DATA + 512), [0xee; 512]);
+        assert_eq!(q.get(DATA + 1024), [1]);
+        assert_eq!(q.used(), [(2, 0)]);
+        assert_eq!(q.answer(Failure::Blk, 0), Some(0), "once");
+        assert_eq!(q.used().len(), 1);
+    }
+
+    #[test]
+    fn tables_are_followed() {
+        let mut q = Queue::new();
+        q.chain(TABLE, 0, &[(DATA, 16, false), (DATA + 64, 1, true)]);
+        q.desc(BASE + 48, TABLE, 32, INDIRECT, 0);
+        q.offer(3);
+        assert_eq!(q.answer(Failure::Blk, 0), Some(1));
+        assert_eq!((q.get(DATA + 64), q.used()), ([1], vec![(3, 0)]));
+    }
+
+    #[test]
+    fn the_backends_answers_stand() {
+        let mut q = Queue::new();
+        for head in 0..8 {
+            q.chain(BASE, head, &[(DATA + 8 * u64::from(head), 8, true)]);
+        }
+        for head in [5, 0, 7, 2] {
+            q.offer(head);
+        }
+        let memory = Queue::memory(&q.region);
+        for head in [7, 5] {
+            put_used(&q.ring, &memory, head, 8).expect("inside");
+        }
+        assert_eq!(q.answer(Failure::Blk, 0), Some(2));
+        assert_eq!(q.used(), [(7, 8), (5, 8), (0, 0), (2, 0)]);
+        assert_eq!(q.get(DATA + 56), [0; 8]);
+        // Around the end of the ring.
+        for head in [1, 3, 4, 6, 5, 7] {
+            q.offer(head);
+        }
+        assert_eq!(q.answer(Failure::Blk, 0), Some(6));
+        assert_eq!(q.used().len(), 10);
+        assert_eq!(q.get(DATA + 56 + 7), [1]);
+    }
+
+    #[test]
+    fn scsi_differs_by_queue() {
+        let mut q = Queue::new();
+        q.put(DATA, &[0xee; 256]);
+        q.chain(BASE, 0, &[(DATA, 24, false), (DATA + 64, 5, true)]);
+        q.offer(0);
+        assert_eq!(q.answer(Failure::Scsi, 1), Some(0), "events");
+        assert_eq!(q.answer(Failure::Scsi, 0), Some(1));
+        assert_eq!(q.get(DATA + 64), [0xee, 0xee, 0xee, 0xee, 9, 0xee]);
+
+        q.chain(
+            BASE,
+            2,
+            &[
+                (DATA, 51, false),
+                (DATA + 64, 108, true),
+                (DATA + 192, 8, true),
+            ],
+        );
+        q.offer(2);
+        assert_eq!(q.answer(Failure::Scsi, 2), Some(1));
+        let want = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0xee];
+        assert_eq!(q.get(DATA + 64), want);
+        assert_eq!(q.used(), [(0, 0), (2, 12)]);
+    }
+
+    #[test]
+    fn fuse_answers_carry_the_number_of_the_request() {
+        let mut q = Queue::new();
+        q.put(DATA + 8, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        q.chain(
+            BASE,
+            0,
+            &[
+                (DATA, 40, false),
+                (DATA + 64, 16, true),
+                (DATA + 128, 64, true),
+            ],
+        );
+        q.chain(BASE, 4, &[(DATA, 40, false), (DATA + 40, 8, false)]);
+        q.offer(0);
+        q.offer(4);
+        assert_eq!(q.answer(Failure::Fs, 1), Some(2));
+        let want = [16, 0, 0, 0, 0x95, 0xff, 0xff, 0xff, 1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(q.get(DATA + 64), want);
+        assert_eq!(q.used(), [(0, 16), (4, 0)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_answered() {
+        let readable = (DATA, 40, false);
+        let cases = [
+            (Failure::Blk, vec![readable]),
+            (Failure::Scsi, vec![readable, (DATA + 64, 11, true)]),
+            (Failure::Fs, vec![readable, (DATA + 64, 15, true)]),
+            (Failure::Fs, vec![(DATA, 15, false), (DATA + 64, 16, true)]),
+            (Failure::Fs, vec![(DATA + 64, 16, true)]),
+        ];
+        for (failure, buffers) in cases {
+            let mut q = Queue::new();
+            // The first would fit.
+            let sound = [readable, (DATA + 128, 64, true)];
+            q.chain(BASE, 0, &sound);
+            q.chain(BASE, 4, &buffers);
+            q.offer(0);
+            q.offer(4);
+            assert_eq!(q.answer(failure, 2), None, "{failure:?} {buffers:?}");
+            assert_eq!((q.used(), q.get(DATA + 64)), (vec![], [0; 128]));
+        }
+    }
+
+    /// All descriptors are random, most of them of buffers inside: nothing panics, and
+    /// nothing is written elsewhere.
+    #[test]
+    fn rubbish_everywhere_is_survived() {
+        let mut state = 1u64;
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut answered = 0;
+        for round in 0..3000 {
+            let mut q = Queue::new();
+            for at in (BASE..AVAIL).chain(TABLE..DATA).step_by(16) {
+                let addr = match random(16) {
+                    0 => random(u64::MAX),
+                    _ => BASE + random(PAGES * PAGE),
+                };
+                let len = random(64) as u32;
+                let flags = random(4) as u16 | if random(8) == 0 { INDIRECT } else { 0 };
+                q.desc(at, addr, len, flags, random(8) as u16);
+            }
+            q.put(USED + 2, &[u8::from(random(16) == 0), 0]);
+            q.offer(random(8) as u16);
+            let memory = Queue::memory(&q.region);
+            q.walker.check(&memory);
+            let failure = [Failure::Blk, Failure::Scsi, Failure::Fs][round % 3];
+            let queue = random(4) as u16;
+            let count = failure.answer(queue, &q.ring, &mut q.walker, &memory);
+            answered += count.unwrap_or(0);
+            for page in [0, (PAGES + 1) * PAGE] {
+                let mut outside = [0; PAGE as usize];
+                q.region.read(page, &mut outside);
+                assert_eq!(outside, [0; PAGE as usize]);
+            }
+        }
+        assert!(answered > 300, "{answered}");
+    }
+}
