@@ -12,8 +12,6 @@ export BUILD ?= $(CURDIR)/build
 KDIR ?= /lib/modules/$(shell uname -r)/build
 TOOLBOX := scripts/toolbox run
 TEST_ARGS ?=
-# Of the package: how many commits there are.
-VERSION ?= 0.$(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
@@ -40,7 +38,7 @@ install: modules
 
 ## dkms: a Debian package, into $(BUILD), that builds the module for every kernel which is installed
 dkms:
-	@packaging/deb "$(VERSION)" "$(BUILD)"
+	@packaging/deb "$(BUILD)"
 
 ## patches: the module as a patch series for the kernel's own tree, into $(BUILD)/patches
 patches: toolbox

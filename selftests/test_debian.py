@@ -62,7 +62,7 @@ def life() -> Iterator[Life]:
     with tempfile.TemporaryDirectory(dir=BUILD / "debian", prefix="system-") as name:
         directory = Path(name)
         deb = subprocess.run(
-            ["packaging/deb", "0.1", directory], cwd=TOP, stdout=subprocess.PIPE, text=True, check=True
+            ["packaging/deb", directory], cwd=TOP, stdout=subprocess.PIPE, text=True, check=True
         ).stdout.strip()
         image = directory / "disk"
         subprocess.run(["scripts/debian", "system", deb, image], cwd=TOP, check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""`make install`, into a directory, for the stock kernel."""
+"""`make install`, into a directory, for the stock kernel; and the version of the package."""
 
 import os
 import re
@@ -75,3 +75,47 @@ def test_hooks(root: Path) -> None:
     asked = subprocess.run([hook, "prereqs"], capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == ""
     assert "virtio_swiotlb" in (root / "usr/lib/dracut/dracut.conf.d/80-virtio_swiotlb.conf").read_text()
+
+
+class TestVersion:
+    """Of the package, wherever its sources come from."""
+
+    FILES = ("COPYING", "Kbuild", "Kconfig", "Makefile", "README.md", "VERSION")
+    DIRECTORIES = ("packaging", "rust", "scripts")
+    IDENTITY = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+
+    @pytest.fixture(scope="class")
+    def versions(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+        """From a tarball, a clone with its two commits, and a shallow clone of that."""
+        trees = tmp_path_factory.mktemp("trees")
+
+        def run(*words: str | Path, cwd: Path = trees) -> str:
+            return subprocess.run(
+                words, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True
+            ).stdout.strip()
+
+        (trees / "tarball").mkdir()
+        run("cp", "-r", "-t", trees / "tarball", *self.FILES, *self.DIRECTORIES, cwd=TOP)
+        run("cp", "-r", "tarball", "clone")
+        run("git", "init", "-q", cwd=trees / "clone")
+        run("git", "add", ".", cwd=trees / "clone")
+        for _ in range(2):
+            commit = ("commit", "-q", "--allow-empty", "-m", "a commit")
+            run("git", *self.IDENTITY, *commit, cwd=trees / "clone")
+        run("git", "clone", "-q", "--depth", "1", f"file://{trees}/clone", "shallow")
+        found = {}
+        for tree in ("tarball", "clone", "shallow"):
+            deb = run(trees / tree / "packaging/deb", trees / tree)
+            found[tree] = run("dpkg-deb", "-f", deb, "Version")
+        return found
+
+    def test_is_that_of_the_sources(self, versions: dict[str, str]) -> None:
+        (version,) = re.findall(r"^[^#].*$", (TOP / "VERSION").read_text(), re.M)
+        want = {"tarball": version, "clone": f"{version}+git2", "shallow": version}
+        assert versions == want
+
+    def test_is_no_downgrade(self, versions: dict[str, str]) -> None:
+        """To packages that were there before; and commits are added."""
+        for order in (("0.999", "tarball"), ("shallow", "clone")):
+            older, newer = (versions.get(name, name) for name in order)
+            subprocess.run(["dpkg", "--compare-versions", older, "lt", newer], check=True)
