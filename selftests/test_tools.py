@@ -181,6 +181,13 @@ def test_readme_lists_what_make_does() -> None:
     assert run("make", "help").stdout in (TOP / "README.md").read_text()
 
 
+def test_readme_leads_to_each_document() -> None:
+    documents = {path.name for path in TOP.glob("Documentation/*.rst")} - {"index.rst"}
+    documents |= {path.name for path in TOP.glob("*.md")} - {"README.md"}
+    links = re.findall(r"\]\((?:Documentation/)?([^/)]*)\)", (TOP / "README.md").read_text())
+    assert documents <= set(links)
+
+
 def test_mutants_can_be_made() -> None:
     """Each has its text once, and a test that exists: `make mutants` takes too long to see that
     a name has changed."""
