@@ -465,7 +465,25 @@ fn requests_fail_without_a_notification_and_without_a_vector() {
     wait_for("the answer", || driver.load(0x802) == 1);
     assert!(driver.queue_irq.read().is_err());
     driver.give_queue_irq();
+    assert!(driver::wait(&driver.queue_irq));
     assert_eq!(driver.block_status(), IOERR);
+    driver.offer_block(IN, 0, 512, false);
+    assert!(driver::wait(&driver.queue_irq));
+    assert_eq!(driver.block_status(), IOERR);
+}
+
+#[test]
+fn interrupts_that_a_backend_took_with_it_are_raised() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    freeze_backend(&machine);
+    while driver.queue_irq.read().is_ok() {}
+    machine.kill_backend();
+    assert!(driver::wait(&driver.config_irq));
+    assert!(driver::wait(&driver.queue_irq));
 }
 
 #[test]
