@@ -15,6 +15,7 @@ mod failure;
 mod faults;
 mod guest_memory;
 mod lines;
+mod listen;
 mod options;
 mod pci;
 mod region;
@@ -43,6 +44,7 @@ use thiserror::Error;
 
 use crate::device::Device;
 use crate::faults::FaultSet;
+use crate::listen::listen;
 use crate::options::{HexBytes, Options};
 use crate::report::Report;
 use crate::server::Shared;
@@ -95,7 +97,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     report.event("start", start(&options));
 
     let mut device = Device::new(Arc::clone(&options), Arc::clone(&report))?;
-    let listener = server::listen(&options.socket)?;
+    let listener = listen(&options.socket)?;
     // Threads are in the sandbox if they are started in it.
     if options.sandbox {
         let directory = options.socket.parent().filter(|d| *d != Path::new(""));

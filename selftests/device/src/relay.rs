@@ -11,13 +11,14 @@
 #![forbid(unsafe_code)]
 
 mod lines;
+mod listen;
 
 use std::error::Error;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::lines::Lines;
+use crate::listen::listen;
 
 // vfio-user: a header of id, command (16 bits each), size, flags, error number.
 const HEADER: usize = 16;
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let report = Arc::new(Report::new(Lines::create(options.report.as_deref())?));
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let listener = UnixListener::bind(&options.socket)?;
+    let listener = listen(&options.socket)?;
     report.event(
         "start",
         json!({ "pid": process::id(), "socket": options.socket, "device": options.device }),

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -31,10 +30,6 @@ use crate::ring::Window;
 
 #[derive(Debug, Error)]
 pub enum ServerError {
-    #[error("cannot listen on {path}: {source}")]
-    Listen { path: PathBuf, source: io::Error },
-    #[error("{0} is in use: another program listens on it")]
-    InUse(PathBuf),
     #[error("cannot wait for a client: {0}")]
     Wait(io::Error),
     #[error("cannot start a thread: {0}")]
@@ -185,26 +180,6 @@ fn irqs(options: &Options) -> Vec<IrqInfo> {
             }
         })
         .collect()
-}
-
-/// Takes the place of a socket that nobody listens on any more.
-pub fn listen(path: &Path) -> Result<UnixListener, ServerError> {
-    let failed = |source| ServerError::Listen {
-        path: path.into(),
-        source,
-    };
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => return Err(ServerError::InUse(path.into())),
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(_) => return Err(failed(error)),
-            }
-            std::fs::remove_file(path).map_err(failed)?;
-            UnixListener::bind(path).map_err(failed)
-        }
-        other => other.map_err(failed),
-    }
 }
 
 /// Serves one client after the other; returns after the first with `--once`.

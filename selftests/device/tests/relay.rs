@@ -12,6 +12,8 @@ use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::net::{
@@ -202,6 +204,25 @@ fn a_message_of_impossible_size_is_the_end() {
     wait_for("its end", || {
         !ends.machine.relay_events("disconnect").is_empty()
     });
+}
+
+#[test]
+fn a_socket_that_nobody_listens_on_is_taken_over() {
+    let mut machine = Machine::new();
+    let path = machine.path("relay.sock");
+    drop(UnixListener::bind(&path).expect("listen"));
+    machine.start_relay();
+    wait_for("the relay", || UnixStream::connect(&path).is_ok());
+    let said = Command::new(env!("CARGO_BIN_EXE_swiotlb-relay"))
+        .args([Path::new("--device"), &machine.path("device.sock")])
+        .args([Path::new("--socket"), &path])
+        .output()
+        .expect("another relay");
+    assert!(!said.status.success());
+    let said = String::from_utf8_lossy(&said.stderr);
+    let want = format!("{} is in use: another program", path.display());
+    assert!(said.contains(&want), "{said}");
+    assert!(path.exists(), "it is not its to remove");
 }
 
 #[test]
