@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::backend::{Backend, BackendError, QueueSetup, Share, MAX_SHARES};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
+use crate::notify;
 use crate::options::{HexBytes, Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
@@ -358,7 +359,7 @@ impl Device {
         self.failing = queues;
         // The backend may have gone between its last answers and their interrupts.
         for queue in self.failing.iter().flat_map(|failing| &failing.queues) {
-            let _ = queue.idle_call.write(1);
+            let _ = notify::raise(&queue.idle_call);
         }
         self.answer_failing();
     }
@@ -380,11 +381,11 @@ impl Device {
             let answered = failure.answer(index, &ring, &mut queue.walker, &memory);
             if let Some(answered @ 1..) = answered {
                 self.report.count(|c| c.requests_failed += answered as u64);
-                let _ = queue.idle_call.write(1);
+                let _ = notify::raise(&queue.idle_call);
             }
             // Some other time, if nobody listens now.
             let vector = self.registers.queues()[usize::from(index)].vector;
-            if self.vector(vector).is_some() && queue.idle_call.read().is_ok() {
+            if self.vector(vector).is_some() && notify::take(&queue.idle_call) {
                 self.signal(vector);
             }
             answered.is_some()
@@ -720,7 +721,7 @@ impl Device {
             .flat_map(|r| &r.queues)
             .find(|q| q.index == index);
         if let Some(queue) = queue {
-            if let Err(error) = queue.kick.write(1) {
+            if let Err(error) = notify::raise(&queue.kick) {
                 log::debug!("queue {index}: {error}");
             }
         }
@@ -863,7 +864,7 @@ impl Device {
 
     fn signal(&self, vector: u16) {
         if let Some(fd) = self.vector(vector) {
-            if let Err(error) = fd.write(1) {
+            if let Err(error) = notify::raise(fd) {
                 log::debug!("vector {vector}: {error}");
             }
         }
@@ -900,8 +901,8 @@ impl Device {
                 break;
             }
             // An interrupt that nobody was there for is not lost.
-            if queue.idle_call.read().is_ok() {
-                let _ = call.write(1);
+            if notify::take(&queue.idle_call) {
+                let _ = notify::raise(call);
             }
         }
         self.backend = Some(backend);
@@ -942,7 +943,7 @@ impl Device {
         let memory = running.reach.memory(&self.region);
         for queue in &mut running.queues {
             let vector = self.registers.queues()[usize::from(queue.index)].vector;
-            if self.vector(vector).is_none() || queue.idle_call.read().is_err() {
+            if self.vector(vector).is_none() || !notify::take(&queue.idle_call) {
                 continue;
             }
             let (ring, spoiled) = (&queue.ring, &mut queue.spoiled);

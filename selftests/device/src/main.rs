@@ -16,6 +16,7 @@ mod faults;
 mod guest_memory;
 mod lines;
 mod listen;
+mod notify;
 mod options;
 mod pci;
 mod region;

@@ -82,6 +82,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_lseek,
     libc::SYS_poll,
     libc::SYS_ppoll,
+    libc::SYS_preadv2,
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_statx,

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::notify;
+
 use super::random::Random;
 
 /// How long it goes on at full speed; after that it takes turns with others.
@@ -85,7 +87,7 @@ impl Attack {
     pub fn storm(vectors: Vec<EventFd>) -> Self {
         Self::start(move || {
             for vector in &vectors {
-                let _ = vector.write(1);
+                let _ = notify::raise(vector);
             }
         })
     }

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Event file descriptors that others have, too: a backend, a client. What they do to theirs
+//! they do to ours, such as to make them blocking and to fill them. So nothing here relies
+//! on O_NONBLOCK.
+
+use std::io::{IoSliceMut, Result};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::{preadv2, ReadWriteFlags};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Notifies whoever listens; one that is full has been notified. There is no write of an
+/// eventfd that never blocks: who empties and fills it at the right moment can still make
+/// us wait. That is one who could have kept us waiting for its answers.
+pub fn raise(fd: &EventFd) -> Result<()> {
+    match is_ready(fd, PollFlags::OUT) {
+        true => fd.write(1),
+        false => Ok(()),
+    }
+}
+
+/// Takes a notification, if there is one.
+pub fn take(fd: &EventFd) -> bool {
+    let mut count = [0; 8];
+    let mut data = [IoSliceMut::new(&mut count)];
+    // At no offset: an eventfd has none.
+    preadv2(borrowed(fd), &mut data, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
+}
+
+/// Whether there is a notification, which stays.
+pub fn is_raised(fd: &EventFd) -> bool {
+    is_ready(fd, PollFlags::IN)
+}
+
+fn is_ready(fd: &EventFd, event: PollFlags) -> bool {
+    let fd = borrowed(fd);
+    let mut fds = [PollFd::new(&fd, event)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+#[allow(unsafe_code)]
+fn borrowed(fd: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the EventFd keeps its descriptor open for as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a backend may have made it.
+    fn blocking() -> EventFd {
+        EventFd::new(0).expect("eventfd")
+    }
+
+    #[test]
+    fn a_notification_is_seen_and_stays_until_it_is_taken() {
+        let fd = blocking();
+        assert!(!is_raised(&fd) && !take(&fd));
+        raise(&fd).expect("write");
+        raise(&fd).expect("write");
+        assert!(is_raised(&fd) && is_raised(&fd));
+        assert!(take(&fd));
+        assert!(!is_raised(&fd) && !take(&fd));
+    }
+
+    #[test]
+    fn one_that_is_full_is_raised() {
+        let fd = blocking();
+        fd.write(u64::MAX - 1).expect("write");
+        raise(&fd).expect("nothing to do");
+        assert!(take(&fd) && !take(&fd));
+    }
+}
