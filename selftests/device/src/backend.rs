@@ -5,27 +5,34 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::fs::{fcntl_setfl, OFlags};
+use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
+use vhost::vhost_user::Error::BackendInternalError as Refused;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::notify;
 use crate::region::{self, Region};
 use crate::requests::{Requests, RequestsError};
 use crate::ring::{RingAddresses, Window};
 use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
 
-/// How long the backend may take to answer. The guest waits meanwhile.
+/// How long the backend may take to do what it is asked for. The guest waits meanwhile.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long it may go on reading notifications of its own making.
@@ -46,6 +53,10 @@ pub enum BackendError {
     Missing(&'static str),
     #[error("--queues {wanted} is more than the {offered} of the backend")]
     Queues { wanted: u16, offered: u64 },
+    #[error("the backend does not answer")]
+    Silent,
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     #[error("the backend: {0}")]
     Requests(#[from] RequestsError),
 }
@@ -113,7 +124,7 @@ pub struct Mapping {
 
 pub struct Backend {
     frontend: Frontend,
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     features: u64,
     protocol: VhostUserProtocolFeatures,
     /// None if it does not announce anything.
@@ -129,14 +140,22 @@ impl Backend {
     /// the backend can do what is wanted. Waits up to `patience` for somebody
     /// to listen.
     pub fn connect(path: &Path, queues: u16, patience: Duration) -> Result<Self, BackendError> {
-        let stream = Self::open(path, patience).map_err(|source| BackendError::Connect {
+        let failed = |source| BackendError::Connect {
             path: path.into(),
             source,
-        })?;
-        let watch = stream.try_clone().map_err(|source| BackendError::Connect {
-            path: path.into(),
-            source,
-        })?;
+        };
+        let stream = open(path, patience).map_err(failed)?;
+        let ours = Arc::new(stream.try_clone().map_err(failed)?);
+        in_time(&Arc::clone(&ours), ANSWER, || {
+            Self::negotiate(stream, ours, queues)
+        })
+    }
+
+    fn negotiate(
+        stream: UnixStream,
+        ours: Arc<UnixStream>,
+        queues: u16,
+    ) -> Result<Self, BackendError> {
         let pid = peer_pid(&stream);
         let mut frontend = Frontend::from_stream(stream, queues.into());
         frontend.set_owner().at("SET_OWNER")?;
@@ -184,7 +203,7 @@ impl Backend {
         }
         Ok(Self {
             frontend,
-            stream: watch,
+            stream: ours,
             features,
             protocol,
             requests,
@@ -193,18 +212,13 @@ impl Backend {
         })
     }
 
-    fn open(path: &Path, patience: Duration) -> io::Result<UnixStream> {
-        let deadline = Instant::now() + patience;
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(50)),
-            }
-        };
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
-        Ok(stream)
+    /// Asks, and hangs up if that takes too long.
+    fn in_time<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Self) -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        let stream = Arc::clone(&self.stream);
+        in_time(&stream, ANSWER, || ask(self))
     }
 
     /// As the backend offers them, unfiltered.
@@ -222,7 +236,7 @@ impl Backend {
 
     /// Whether the backend has hung up. Does not block.
     pub fn is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
         match poll(&mut fds, Some(&Timespec::default())) {
             Ok(0) => false,
             Ok(_) => true,
@@ -236,18 +250,26 @@ impl Backend {
         }
         let blank = vec![0; length as usize];
         let flags = VhostUserConfigFlags::empty();
-        let (_, bytes) = self
-            .frontend
-            .get_config(0, length, flags, &blank)
-            .at("GET_CONFIG")?;
-        Ok(bytes)
+        let config = self.in_time(|backend| {
+            let frontend = &mut backend.frontend;
+            let config = frontend.get_config(0, length, flags, &blank);
+            config.at("GET_CONFIG")
+        });
+        Ok(config?.1)
     }
 
-    pub fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<(), BackendError> {
-        let flags = VhostUserConfigFlags::WRITABLE;
-        self.frontend
-            .set_config(offset, flags, data)
-            .at("SET_CONFIG")
+    /// Returns whether the backend takes it.
+    pub fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<bool, BackendError> {
+        // VHOST_SET_CONFIG_TYPE_FRONTEND: by the driver. The crate has other names for what
+        // is 1 in the protocol, which is for migration, and refused.
+        let flags = VhostUserConfigFlags::empty();
+        self.in_time(
+            |backend| match backend.frontend.set_config(offset, flags, data) {
+                Ok(()) => Ok(true),
+                Err(vhost::Error::VhostUserProtocol(Refused)) => Ok(false),
+                Err(error) => Err(error).at("SET_CONFIG"),
+            },
+        )
     }
 
     /// Whether the backend has announced another configuration since this was
@@ -270,15 +292,26 @@ impl Backend {
         let mut features = virtio::backend_features(accepted, self.features);
         let protocol = self.features & bit(F_PROTOCOL_FEATURES);
         features |= protocol;
-        self.frontend.set_features(features).at("SET_FEATURES")?;
         let table: Vec<_> = shares.iter().map(Share::table_entry).collect();
-        self.frontend.set_mem_table(&table).at("SET_MEM_TABLE")?;
-        self.add(shares, queues)
+        self.in_time(|backend| {
+            let frontend = &mut backend.frontend;
+            frontend.set_features(features).at("SET_FEATURES")?;
+            frontend.set_mem_table(&table).at("SET_MEM_TABLE")?;
+            backend.start_queues(shares, queues)
+        })
     }
 
     /// Starts queues, with others running or not. When it returns, the backend
     /// sleeps until it is notified, unless others keep it awake.
     pub fn add(
+        &mut self,
+        shares: &[Share<'_>],
+        queues: &[QueueSetup<'_>],
+    ) -> Result<(), BackendError> {
+        self.in_time(|backend| backend.start_queues(shares, queues))
+    }
+
+    fn start_queues(
         &mut self,
         shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
@@ -303,7 +336,7 @@ impl Backend {
     fn settle(&mut self, queues: &[QueueSetup<'_>]) -> Result<(), BackendError> {
         let deadline = Instant::now() + SETTLE;
         loop {
-            let awake = queues.iter().any(|queue| is_signalled(queue.kick));
+            let awake = queues.iter().any(|queue| notify::is_raised(queue.kick));
             // It may have read, and not yet looked. An answer tells that it
             // has, where one thread does both.
             self.frontend.get_features().at("GET_FEATURES")?;
@@ -354,21 +387,24 @@ impl Backend {
 
     /// Stops the queues; when it returns, the backend touches them no more.
     pub fn stop(&mut self, queues: impl Iterator<Item = u16>) -> Result<(), BackendError> {
-        for index in queues {
-            if self.features & bit(F_PROTOCOL_FEATURES) != 0 {
-                self.enable(index, false)?;
+        self.in_time(|backend| {
+            for index in queues {
+                if backend.features & bit(F_PROTOCOL_FEATURES) != 0 {
+                    backend.enable(index, false)?;
+                }
+                let base = backend.frontend.get_vring_base(index.into());
+                base.at("GET_VRING_BASE")?;
             }
-            self.frontend
-                .get_vring_base(index.into())
-                .at("GET_VRING_BASE")?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     pub fn set_call(&mut self, index: u16, call: &EventFd) -> Result<(), BackendError> {
-        self.frontend
-            .set_vring_call(index.into(), call)
-            .at("SET_VRING_CALL")
+        self.in_time(|backend| {
+            let frontend = &mut backend.frontend;
+            let set = frontend.set_vring_call(index.into(), call);
+            set.at("SET_VRING_CALL")
+        })
     }
 
     /// What the backend's process has mapped shared and writable; an error if
@@ -390,19 +426,77 @@ fn open_maps(pid: Option<i32>) -> io::Result<File> {
     File::open(format!("/proc/{pid}/maps"))
 }
 
-/// Whether a notification has not been read yet.
-#[allow(unsafe_code)]
-fn is_signalled(fd: &EventFd) -> bool {
-    // SAFETY: the EventFd keeps its descriptor open for as long as it is borrowed.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+/// Waits up to `patience` for somebody to listen.
+fn open(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match try_open(path) {
+            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(50)),
+            other => return other,
+        }
+    }
+}
+
+/// Who has more clients waiting than it wants, and takes none, is not there.
+fn try_open(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    fcntl_setfl(&socket, OFlags::empty())?;
+    Ok(socket.into())
+}
+
+/// Asks the backend behind `stream`, and hangs up if that takes longer than `limit`. A time
+/// limit of the socket itself would not do: the vhost crate asks again then, and a backend
+/// may answer byte by byte.
+fn in_time<T>(
+    stream: &UnixStream,
+    limit: Duration,
+    ask: impl FnOnce() -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    // A thread for each time: one that is there for longer would be outside of the sandbox.
+    thread::scope(|scope| {
+        let (asking, asked) = channel::<()>();
+        let watch = thread::Builder::new().name("answer".into());
+        let watch = watch.spawn_scoped(scope, move || {
+            let late = asked.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            if late {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            late
+        });
+        let watch = watch.map_err(BackendError::Thread)?;
+        let outcome = ask();
+        drop(asking);
+        match watch.join() {
+            Ok(true) => Err(BackendError::Silent),
+            _ => outcome,
+        }
+    })
 }
 
 /// The process that listened. None if it lives in another PID namespace.
+#[allow(unsafe_code)]
 fn peer_pid(stream: &UnixStream) -> Option<i32> {
-    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
-    Some(pid.as_raw_nonzero().get())
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = size_of_val(&peer) as libc::socklen_t;
+    // Not rustix's: its process IDs are never 0, which is what the kernel says of a process
+    // that cannot be named here.
+    // SAFETY: `peer` has room for `length` bytes, which is all that the kernel writes.
+    let failed = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &mut length,
+        )
+    };
+    (failed == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
 /// The lines of a /proc/PID/maps that are both shared and writable.
@@ -445,16 +539,82 @@ impl Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use std::io::Write;
+
+    use rustix::net::{bind, listen};
+
+    const SHORT: Duration = Duration::from_millis(200);
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// All that comes until somebody hangs up.
+    fn read(mut from: &UnixStream) -> Result<usize, BackendError> {
+        from.read_to_end(&mut Vec::new())
+            .map_err(BackendError::Thread)
+    }
 
     #[test]
-    fn a_notification_is_seen_and_stays() {
-        let fd = EventFd::new(EFD_NONBLOCK).expect("eventfd");
-        assert!(!is_signalled(&fd));
-        fd.write(1).expect("write");
-        assert!(is_signalled(&fd));
-        assert_eq!(fd.read().expect("read"), 1);
-        assert!(!is_signalled(&fd));
+    fn answers_are_waited_for_no_longer_than_that() {
+        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+        let silent = in_time(&ours, SHORT, || read(&ours));
+        assert!(matches!(silent, Err(BackendError::Silent)));
+        assert!(theirs.write_all(&[0]).is_err(), "it was hung up on");
+
+        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+        let dripping = thread::spawn(move || {
+            while theirs.write_all(&[0]).is_ok() {
+                thread::sleep(SHORT / 10);
+            }
+        });
+        let slow = in_time(&ours, SHORT, || read(&ours));
+        assert!(matches!(slow, Err(BackendError::Silent)));
+        dripping.join().expect("it was hung up on");
+    }
+
+    #[test]
+    fn answers_that_come_in_time_are_taken() {
+        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+        theirs.write_all(b"yes").expect("write");
+        let mut answer = [0; 3];
+        let begin = Instant::now();
+        let ask = || {
+            (&ours)
+                .read_exact(&mut answer)
+                .map_err(BackendError::Thread)
+        };
+        assert!(in_time(&ours, LONG, ask).is_ok());
+        assert!(begin.elapsed() < LONG);
+        theirs.write_all(b"more").expect("nobody has hung up");
+    }
+
+    #[test]
+    fn who_takes_no_client_is_not_there() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("socket");
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let socket = socket.expect("socket");
+        bind(&socket, &SocketAddrUnix::new(&path).expect("address")).expect("bind");
+        listen(&socket, 0).expect("listen");
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match open(&path, Duration::ZERO) {
+                Ok(client) if waiting.len() < 10 => waiting.push(client),
+                other => break other,
+            }
+        };
+        let refused = refused.expect_err("nobody is there").kind();
+        assert_eq!(refused, io::ErrorKind::WouldBlock);
+        assert_eq!(waiting.len(), 1);
+    }
+
+    #[test]
+    fn the_peer_of_a_socket() {
+        let (ours, _theirs) = UnixStream::pair().expect("sockets");
+        assert_eq!(peer_pid(&ours), i32::try_from(std::process::id()).ok());
     }
 
     #[test]

@@ -1095,9 +1095,10 @@ impl Device {
             return;
         };
         match backend.set_config(offset as u32, data) {
-            Ok(()) => self.refresh_config(),
+            Ok(true) => self.refresh_config(),
             // A field that cannot be written is the driver's mistake.
-            Err(error) => log::warn!("{error}"),
+            Ok(false) => log::warn!("the backend takes nothing at {offset} of its configuration"),
+            Err(error) => self.lose_backend(&error.to_string()),
         }
     }
 

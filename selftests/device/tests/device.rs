@@ -9,7 +9,8 @@ mod support;
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
@@ -391,8 +392,7 @@ fn rubbish_from_a_client_does_not_end_the_device() {
         vec![0xff; 64],
         vec![1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9],
     ] {
-        let mut stream =
-            std::os::unix::net::UnixStream::connect(machine.socket()).expect("connect");
+        let mut stream = UnixStream::connect(machine.socket()).expect("connect");
         std::io::Write::write_all(&mut stream, &rubbish).expect("write");
     }
     let mut driver = Driver::connect(&machine.socket());
@@ -504,6 +504,38 @@ fn addresses_outside_end_the_answers() {
     assert_eq!(driver.load(0x802), 1);
     assert_eq!(machine.events("violation").len(), 1);
     assert_eq!(machine.events("needs_reset").len(), 2);
+}
+
+/// Of a configuration that can be written: whether a disk may keep what is written to it.
+const WRITEBACK: u64 = 32;
+/// How long a backend may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+#[test]
+fn backend_that_does_not_answer_is_gone() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 1);
+    driver.write_device_config(WRITEBACK, &[0]);
+    assert_eq!(driver.status(), 15);
+    freeze_backend(&machine);
+    driver.offer_block(IN, 0, 512, false);
+    let begin = Instant::now();
+    driver.write_device_config(WRITEBACK, &[1]);
+    assert!(begin.elapsed() >= ANSWER);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(driver.block_status(), IOERR);
+    let gone = machine.events("backend_gone");
+    assert_eq!(gone[0]["reason"], "the backend does not answer");
+
+    machine.kill_backend();
+    machine.start_storage_daemon();
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    exchange(&mut driver, 2);
 }
 
 #[test]
@@ -621,7 +653,7 @@ fn configuration_that_is_not_the_backends_does_not_change() {
     let generation = driver.generation();
     socket.write_all(&ANNOUNCEMENT).expect("write");
     // It is looked for more often than that.
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     assert_eq!(driver.generation(), generation);
     assert!(driver.config_irq.read().is_err());
     machine.stop_device();
@@ -891,6 +923,10 @@ fn errors_are_one_clear_message() {
     let said = machine.fail_device(&[]);
     assert!(said.contains("cannot connect to the backend"), "{said}");
     assert_eq!(said.lines().count(), 1);
+    let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
+    let said = machine.fail_device(&[]);
+    assert!(said.contains("the backend does not answer"), "{said}");
+    drop(silent);
     if !has_storage_daemon() {
         return;
     }
@@ -905,7 +941,7 @@ fn errors_are_one_clear_message() {
     assert_eq!(said.lines().count(), 2);
     let said = machine.fail_device(&["--queues", "200"]);
     assert!(said.contains("--queues 200 is more than"), "{said}");
-    let socket = std::os::unix::net::UnixListener::bind(machine.socket());
+    let socket = UnixListener::bind(machine.socket());
     let said = machine.fail_device(&[]);
     assert!(said.contains("another program listens"), "{said}");
     assert!(machine.socket().exists(), "it is not ours to remove");

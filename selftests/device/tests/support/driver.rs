@@ -134,6 +134,12 @@ impl Driver {
             .expect("device configuration");
     }
 
+    pub fn write_device_config(&mut self, offset: u64, data: &[u8]) {
+        self.client
+            .region_write(CONTROL_BAR, self.device + offset, data)
+            .expect("device configuration");
+    }
+
     /// The first bytes of it as a number: the sectors of a disk.
     pub fn capacity(&mut self) -> u64 {
         let mut capacity = [0; 8];
