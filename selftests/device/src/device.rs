@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{json, Value};
 use thiserror::Error;
@@ -24,15 +24,14 @@ use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
 use crate::report::{features, hex, Report};
 use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
+use crate::search::{read_config, Found, Search};
 use crate::virtio::{self, Effect, Offer, Refusal, Registers, Rules};
 
 /// Violations reported one by one in one negotiation; all are counted.
 const MAX_REPORTED: u64 = 64;
 
-/// How long to wait for a backend when the device starts, and how often to
-/// look for one that went away.
+/// How long to wait for a backend when the device starts.
 const PATIENCE: Duration = Duration::from_secs(5);
-const RETRY: Duration = Duration::from_secs(1);
 
 const ISR_CONFIG: u8 = 2;
 
@@ -97,7 +96,7 @@ pub struct Device {
     config: Vec<u8>,
     backend: Option<Backend>,
     backend_features: u64,
-    last_attempt: Instant,
+    search: Arc<Search>,
     vectors: Vec<Option<EventFd>>,
     running: Option<Running>,
     /// Queues whose backend is gone: their requests are answered with errors until the
@@ -130,7 +129,7 @@ impl Device {
             config: Vec::new(),
             backend: None,
             backend_features: 0,
-            last_attempt: Instant::now(),
+            search: Arc::new(Search::new(Arc::clone(&options))),
             vectors,
             running: None,
             failing: None,
@@ -143,8 +142,9 @@ impl Device {
             report,
             options,
         };
-        device.connect_backend(PATIENCE)?;
-        device.reset_registers();
+        let found = Found::find(&device.options, PATIENCE)?;
+        device.take_backend(found);
+        device.begin_session();
         Ok(device)
     }
 
@@ -154,30 +154,36 @@ impl Device {
 
     // Backend
 
-    fn connect_backend(&mut self, patience: Duration) -> Result<(), DeviceError> {
-        self.last_attempt = Instant::now();
-        let mut backend = Backend::connect(
-            &self.options.backend,
-            self.options.served_queues(),
-            patience,
-        )?;
-        if self.options.packed && backend.features() & virtio::bit(virtio::F_RING_PACKED) == 0 {
-            return Err(BackendError::Missing("VIRTIO_F_RING_PACKED").into());
-        }
-        self.config = self.read_config(&mut backend)?;
+    fn take_backend(&mut self, found: Found) {
+        let Found { backend, config } = found;
+        self.config = config;
         self.backend_features = backend.features();
         let mut fields = features(backend.features());
         fields["pid"] = json!(backend.pid());
         fields["config_bytes"] = json!(self.config.len());
         self.report.event("backend", fields);
         self.backend = Some(backend);
-        Ok(())
     }
 
-    fn read_config(&self, backend: &mut Backend) -> Result<Vec<u8>, BackendError> {
-        match &self.options.config {
-            Some(bytes) => Ok(bytes.0.clone()),
-            None => backend.config(self.options.config_length()),
+    pub fn search(&self) -> Arc<Search> {
+        Arc::clone(&self.search)
+    }
+
+    pub fn lacks_backend(&self) -> bool {
+        self.backend.is_none()
+    }
+
+    /// Takes the backend that a search has found, if there is one.
+    pub fn take_found(&mut self) {
+        let Some(found) = self.search.take() else {
+            return;
+        };
+        if self.backend.is_none() {
+            self.take_backend(found);
+        }
+        // A new offer needs a new negotiation (R18).
+        if self.registers.status() == 0 {
+            self.reset_registers();
         }
     }
 
@@ -185,7 +191,6 @@ impl Device {
     /// it thinks of it.
     fn lose_backend(&mut self, why: &str) {
         self.backend = None;
-        self.last_attempt = Instant::now();
         self.report.count(|c| c.backend_losses += 1);
         self.report.event(
             "backend_gone",
@@ -201,9 +206,6 @@ impl Device {
         if self.backend.as_ref().is_some_and(Backend::is_gone) {
             self.lose_backend("it closed the connection");
         }
-        if self.backend.is_none() && self.last_attempt.elapsed() >= RETRY {
-            self.find_backend();
-        }
         self.follow_config();
         if self.faults.relays() {
             self.relay_interrupts();
@@ -215,20 +217,15 @@ impl Device {
         self.answer_failing();
     }
 
-    fn find_backend(&mut self) {
-        match self.connect_backend(Duration::ZERO) {
-            // A new offer needs a new negotiation (R18).
-            Ok(()) if self.registers.status() == 0 => self.reset_registers(),
-            Ok(()) => {}
-            Err(error) => log::debug!("{error}"),
-        }
-    }
-
     // Life cycle
 
-    fn reset_registers(&mut self) {
+    fn begin_session(&mut self) {
         self.attacks.clear();
         self.faults.begin(self.negotiation, &self.report);
+        self.reset_registers();
+    }
+
+    fn reset_registers(&mut self) {
         let offer = Offer {
             added: self.options.add_features,
             hidden: self.options.hide_features,
@@ -254,10 +251,11 @@ impl Device {
             json!({ "kind": "status", "negotiation": self.negotiation }),
         );
         if self.backend.is_none() {
-            self.find_backend();
+            self.search.attempt();
+            self.take_found();
         }
         self.refresh_config();
-        self.reset_registers();
+        self.begin_session();
     }
 
     /// A reset of the PCI function.
@@ -269,7 +267,7 @@ impl Device {
             json!({ "kind": "function", "negotiation": self.negotiation }),
         );
         self.pci.reset();
-        self.reset_registers();
+        self.begin_session();
     }
 
     pub fn connected(&mut self) {
@@ -284,7 +282,7 @@ impl Device {
         self.vectors.iter_mut().for_each(|v| *v = None);
         self.guest_memory.clear();
         self.pci.reset();
-        self.reset_registers();
+        self.begin_session();
         if let Err(error) = self.region.clear() {
             log::warn!("the region could not be cleared: {error}");
         }
@@ -295,7 +293,7 @@ impl Device {
         let Some(mut backend) = self.backend.take() else {
             return;
         };
-        match self.read_config(&mut backend) {
+        match read_config(&self.options, &mut backend) {
             Ok(config) => {
                 self.config = config;
                 self.backend = Some(backend);

@@ -24,6 +24,7 @@ mod report;
 mod requests;
 mod ring;
 mod sandbox;
+mod search;
 mod server;
 mod types;
 mod virtio;
@@ -52,6 +53,8 @@ use crate::server::Shared;
 
 /// How often the rings and the backend are looked at without a notification.
 const TICK: Duration = Duration::from_millis(10);
+/// How often a backend is looked for that went away.
+const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Error)]
 enum SetupError {
@@ -168,6 +171,17 @@ fn watch(
             if signals.forever().next().is_some() {
                 finish(&socket, &last);
                 process::exit(0);
+            }
+        })?;
+    let search = server::lock(device).search();
+    let without = Arc::clone(device);
+    thread::Builder::new()
+        .name("search".into())
+        .spawn(move || loop {
+            thread::sleep(RETRY);
+            if server::lock(&without).lacks_backend() {
+                search.attempt();
+                server::lock(&without).take_found();
             }
         })?;
     let device = Arc::clone(device);

@@ -539,6 +539,30 @@ fn backend_that_does_not_answer_is_gone() {
 }
 
 #[test]
+fn device_works_while_its_backend_is_looked_for() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    machine.kill_backend();
+    std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
+    // It takes clients, and says nothing.
+    let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
+    assert!(driver::wait(&driver.config_irq));
+    let begin = Instant::now();
+    let (client, _) = silent.accept().expect("the device");
+    for _ in 0..100 {
+        assert_eq!(driver.block(IN, 0, 512, false), IOERR);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(begin.elapsed() < ANSWER);
+    // A driver that begins anew waits for it, and no longer than for any other answer.
+    drop(client);
+    driver.reset();
+}
+
+#[test]
 fn disk_that_grows_while_it_is_used() {
     let Some((mut machine, mut driver)) = machine(&[]) else {
         return;
