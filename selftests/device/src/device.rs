@@ -550,6 +550,17 @@ impl Device {
             self.fail_requests("there is no backend");
             return;
         };
+        let lost = virtio::lost_features(
+            self.registers.accepted(),
+            self.options.add_features,
+            backend.features(),
+        );
+        if lost != 0 {
+            self.backend = Some(backend);
+            self.running = Some(running);
+            self.fail_requests("this backend lacks features that the driver accepted");
+            return;
+        }
         if self.faults.scribbles() {
             // No backend would survive such rings. Without one, they are not read at all.
             self.attack_rings(&running);

@@ -92,6 +92,12 @@ pub fn backend_features(accepted: u64, offered: u64) -> u64 {
     accepted & offered & !HIDDEN
 }
 
+/// What the guest accepted and a backend cannot do that offers `offered`, as another one
+/// did when the guest was asked. `added` is nobody's but the device's.
+pub fn lost_features(accepted: u64, added: u64, offered: u64) -> u64 {
+    accepted & !(HIDDEN | added | offered)
+}
+
 /// Why FEATURES_OK is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -657,6 +663,11 @@ mod tests {
         let offered = offer.features(backend);
         assert_eq!(bits(offered), [5, 16, 27, 32, 40]);
         assert_eq!(bits(backend_features(offered, backend)), [16, 32]);
+        assert_eq!(lost_features(offered, offer.added, backend), 0);
+        assert_eq!(
+            lost_features(offered, offer.added, bit(F_VERSION_1)),
+            bit(16)
+        );
     }
 
     #[test]

@@ -563,6 +563,27 @@ fn device_works_while_its_backend_is_looked_for() {
 }
 
 #[test]
+fn backend_that_lacks_what_was_accepted_is_not_used() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    machine.kill_backend();
+    std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
+    packed_backend::start(&machine.path("backend.sock"));
+    wait_for("the backend", || machine.events("backend").len() == 2);
+    driver.start();
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    let reason = &machine.events("needs_reset")[0]["reason"];
+    assert!(reason.to_string().contains("lacks features"), "{reason}");
+    assert_eq!(driver.block(IN, 0, 512, false), IOERR);
+    assert_eq!(driver.offered() & INDIRECT, INDIRECT);
+    driver.reset();
+    assert_eq!(driver.offered() & INDIRECT, 0);
+    assert!(machine.events("backend_memory").is_empty());
+}
+
+#[test]
 fn disk_that_grows_while_it_is_used() {
     let Some((mut machine, mut driver)) = machine(&[]) else {
         return;
