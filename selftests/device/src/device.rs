@@ -260,6 +260,7 @@ impl Device {
 
     /// A reset of the PCI function.
     pub fn reset(&mut self) {
+        self.check_all();
         self.stop_queues();
         self.report.count(|c| c.resets += 1);
         self.report.event(

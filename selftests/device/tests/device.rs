@@ -340,10 +340,14 @@ fn function_reset_in_full_flight() {
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 2);
-    assert!(machine
-        .events("reset")
-        .iter()
-        .any(|e| e["kind"] == "function"));
+    // What was there last is looked at, too.
+    driver.descriptor(0, RAM, 512, 0, 0);
+    driver.announces = false;
+    driver.offer(0);
+    driver.client.reset().expect("DEVICE_RESET");
+    assert_eq!(machine.events("violation").len(), 1);
+    let resets = machine.events("reset");
+    assert!(resets.iter().any(|e| e["kind"] == "function"));
 }
 
 #[test]
