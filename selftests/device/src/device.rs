@@ -35,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 const ISR_CONFIG: u8 = 2;
 
+const BAD_RING: &str = "a ring lies outside the region, is not aligned, or has no possible size";
 const BAD_CHAIN: &str = "the driver gave an address outside the region or a malformed chain";
 
 #[derive(Debug, Error)]
@@ -428,7 +429,7 @@ impl Device {
             .filter(|(index, ring)| !self.check_ring(*index, ring, &reach))
             .count();
         if bad != 0 {
-            self.fail("a ring lies outside the region or is not aligned");
+            self.fail(BAD_RING);
             return;
         }
         let queues = match running_queues(rings) {
@@ -534,12 +535,13 @@ impl Device {
                 "negotiation": self.negotiation,
             }),
         );
-        if !ring.aligned() {
+        let wrong = [
+            (!ring.aligned(), "alignment of a ring"),
+            (!ring.has_size(), "size of a ring"),
+        ];
+        for (_, what) in wrong.into_iter().filter(|(is_wrong, _)| *is_wrong) {
             checked.malformed += 1;
-            checked.findings.push(Finding::Malformed {
-                index: 0,
-                what: "alignment of a ring",
-            });
+            checked.findings.push(Finding::Malformed { index: 0, what });
         }
         self.report_check(index, &checked);
         checked.findings.is_empty()
@@ -651,7 +653,7 @@ impl Device {
         for (index, ring) in &rings {
             if !self.check_ring(*index, ring, &running.reach) {
                 self.running = Some(running);
-                self.fail("a ring lies outside the region or is not aligned");
+                self.fail(BAD_RING);
                 return;
             }
         }

@@ -206,6 +206,17 @@ fn watch(
                 server::lock(&without).take_found();
             }
         })?;
+    let search = server::lock(device).search();
+    let without = Arc::clone(device);
+    thread::Builder::new()
+        .name("search".into())
+        .spawn(move || loop {
+            thread::sleep(RETRY);
+            if server::lock(&without).lacks_backend() {
+                search.attempt();
+                server::lock(&without).take_found();
+            }
+        })?;
     let device = Arc::clone(device);
     thread::Builder::new()
         .name("watch".into())

@@ -154,6 +154,11 @@ impl RingAddresses {
         let (driver, device) = if self.packed { (4, 4) } else { (2, 4) };
         self.desc % 16 == 0 && self.driver % driver == 0 && self.device % device == 0
     }
+
+    /// The driver may have set it before it was clear which kind of ring it is of.
+    pub fn has_size(&self) -> bool {
+        self.packed || self.size.is_power_of_two()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -1329,6 +1334,10 @@ mod tests {
             ..split
         };
         assert_eq!(packed.areas().map(|a| a.2), [4096, 4, 4]);
+        for size in [12, 16] {
+            assert_eq!(RingAddresses { size, ..split }.has_size(), size == 16);
+            assert!(RingAddresses { size, ..packed }.has_size());
+        }
     }
 
     /// Every word of the region is random, again and again, under both

@@ -959,6 +959,26 @@ fn packed_ring() {
 }
 
 #[test]
+fn size_of_another_kind_of_ring() {
+    let mut machine = Machine::new();
+    packed_backend::start(&machine.path("backend.sock"));
+    machine.start_device(&["--type", "rng", "--packed", "yes"]);
+    let mut driver = Driver::connect(&machine.socket());
+    driver.reset();
+    driver.write(20, &[3]);
+    driver.accept(VERSION_1 | SWIOTLB | PACKED);
+    driver.write(24, &12u16.to_le_bytes());
+    driver.accept(VERSION_1 | SWIOTLB);
+    driver.write(20, &[11]);
+    assert_eq!(driver.status(), 11);
+    driver.place_queue(driver.at(0), driver.at(0x400), driver.at(0x800));
+    driver.write(20, &[15]);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    let malformed = machine.events("malformed");
+    assert_eq!(malformed[0]["what"], "size of a ring");
+}
+
+#[test]
 fn errors_are_one_clear_message() {
     let mut machine = Machine::new();
     let said = machine.fail_device(&["--region-size", "5000"]);

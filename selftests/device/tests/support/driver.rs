@@ -207,12 +207,16 @@ impl Driver {
         self.reset();
         self.write(20, &[1]);
         self.write(20, &[3]);
+        self.accept(features);
+        self.write(20, &[11]);
+        self.status() & 8 != 0
+    }
+
+    pub fn accept(&mut self, features: u64) {
         for select in 0..2u32 {
             self.write(8, &select.to_le_bytes());
             self.write(12, &((features >> (32 * select)) as u32).to_le_bytes());
         }
-        self.write(20, &[11]);
-        self.status() & 8 != 0
     }
 
     /// Nobody listens to the queue's vector any more.
@@ -235,6 +239,11 @@ impl Driver {
         self.write(22, &0u16.to_le_bytes());
         self.write(24, &16u16.to_le_bytes());
         self.write(26, &1u16.to_le_bytes());
+        self.place_queue(desc, driver, device);
+    }
+
+    /// The queue that is selected with its areas at these guest addresses.
+    pub fn place_queue(&mut self, desc: u64, driver: u64, device: u64) {
         for (offset, address) in [(32, desc), (40, driver), (48, device)] {
             self.write(offset, &(address as u32).to_le_bytes());
             self.write(offset + 4, &((address >> 32) as u32).to_le_bytes());
