@@ -35,7 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use clap::Parser;
@@ -55,6 +55,8 @@ use crate::server::Shared;
 const TICK: Duration = Duration::from_millis(10);
 /// How often a backend is looked for that went away.
 const RETRY: Duration = Duration::from_secs(1);
+
+const ENDS: [i32; 2] = [SIGTERM, SIGINT];
 
 #[derive(Debug, Error)]
 enum SetupError {
@@ -97,10 +99,20 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         source,
     })?);
     // From here on a signal ends the program in good order.
-    let signals = Signals::new([SIGTERM, SIGINT]).map_err(SetupError::Threads)?;
+    let signals = Signals::new(ENDS).map_err(SetupError::Threads)?;
     report.event("start", start(&options));
 
-    let mut device = Device::new(Arc::clone(&options), Arc::clone(&report))?;
+    let mut device = {
+        let early = Signals::new(ENDS).map_err(SetupError::Threads)?;
+        let over = early.handle();
+        let last = Arc::clone(&report);
+        let waiting = on_signal(early, move || last.close()).map_err(SetupError::Threads)?;
+        let device = Device::new(Arc::clone(&options), Arc::clone(&report));
+        // It is not in the sandbox.
+        over.close();
+        let _ = waiting.join();
+        device?
+    };
     let listener = listen(&options.socket)?;
     // Threads are in the sandbox if they are started in it.
     if options.sandbox {
@@ -158,54 +170,9 @@ fn start(options: &Options) -> serde_json::Value {
 }
 
 /// Starts the threads that act without the client asking for it.
-fn watch(
-    mut signals: Signals,
-    socket: &Path,
-    device: &Shared,
-    report: &Arc<Report>,
-) -> io::Result<()> {
+fn watch(signals: Signals, socket: &Path, device: &Shared, report: &Arc<Report>) -> io::Result<()> {
     let (socket, last) = (socket.to_path_buf(), Arc::clone(report));
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            if signals.forever().next().is_some() {
-                finish(&socket, &last);
-                process::exit(0);
-            }
-        })?;
-    let search = server::lock(device).search();
-    let without = Arc::clone(device);
-    thread::Builder::new()
-        .name("search".into())
-        .spawn(move || loop {
-            thread::sleep(RETRY);
-            if server::lock(&without).lacks_backend() {
-                search.attempt();
-                server::lock(&without).take_found();
-            }
-        })?;
-    let search = server::lock(device).search();
-    let without = Arc::clone(device);
-    thread::Builder::new()
-        .name("search".into())
-        .spawn(move || loop {
-            thread::sleep(RETRY);
-            if server::lock(&without).lacks_backend() {
-                search.attempt();
-                server::lock(&without).take_found();
-            }
-        })?;
-    let search = server::lock(device).search();
-    let without = Arc::clone(device);
-    thread::Builder::new()
-        .name("search".into())
-        .spawn(move || loop {
-            thread::sleep(RETRY);
-            if server::lock(&without).lacks_backend() {
-                search.attempt();
-                server::lock(&without).take_found();
-            }
-        })?;
+    on_signal(signals, move || finish(&socket, &last))?;
     let search = server::lock(device).search();
     let without = Arc::clone(device);
     thread::Builder::new()
@@ -225,6 +192,21 @@ fn watch(
             server::lock(&device).tick();
         })?;
     Ok(())
+}
+
+/// Ends the program when there is a signal, after some last deeds.
+fn on_signal(
+    mut signals: Signals,
+    last: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                last();
+                process::exit(0);
+            }
+        })
 }
 
 fn finish(socket: &Path, report: &Report) {

@@ -979,6 +979,20 @@ fn size_of_another_kind_of_ring() {
 }
 
 #[test]
+fn signal_ends_a_device_that_waits_for_its_backend() {
+    let machine = Machine::new();
+    // It takes clients, and says nothing.
+    let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
+    let mut device = machine.command(&[]).spawn().expect("the device");
+    let (_client, _) = silent.accept().expect("the device");
+    let begin = Instant::now();
+    kill_process(Pid::from_child(&device), Signal::TERM).expect("kill");
+    assert!(device.wait().expect("wait").success());
+    assert!(begin.elapsed() < ANSWER);
+    assert_eq!(machine.events("summary").len(), 1);
+}
+
+#[test]
 fn errors_are_one_clear_message() {
     let mut machine = Machine::new();
     let said = machine.fail_device(&["--region-size", "5000"]);
