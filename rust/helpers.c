@@ -86,6 +86,14 @@ void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags)
 	spin_unlock_irqrestore(lock, flags);
 }
 
+/*
+ * In a preemptible kernel that has no such flavour this would be another, which
+ * does not wait for tasks that were preempted.
+ */
+#if defined(CONFIG_PREEMPTION) && !defined(CONFIG_TASKS_RCU)
+#error "virtio_swiotlb needs CONFIG_TASKS_RCU: turn on KPROBES, BPF_SYSCALL or FUNCTION_TRACER"
+#endif
+
 void virtio_swiotlb_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();

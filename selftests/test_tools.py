@@ -29,7 +29,9 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def tree(path: Path, *, symbols: str = "", header: str = "", metadata: bool = True) -> Path:
+def tree(
+    path: Path, *, symbols: str = "", more: str = "", header: str = "", metadata: bool = True
+) -> Path:
     """A directory that looks like a kernel build tree, as far as the check looks."""
     rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.strip()
     config = path / "include/config/auto.conf"
@@ -37,7 +39,7 @@ def tree(path: Path, *, symbols: str = "", header: str = "", metadata: bool = Tr
     config.write_text(
         symbols
         or "CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_VIRTIO=y\nCONFIG_64BIT=y\n"
-        f'CONFIG_RUSTC_VERSION_TEXT="{rustc}"\n'
+        f'CONFIG_RUSTC_VERSION_TEXT="{rustc}"\n{more}'
     )
     (path / "include/linux").mkdir()
     (path / "include/linux/virtio_config.h").write_text(header or "struct virtio_map_ops {\n")
@@ -85,6 +87,15 @@ class TestKernelTree:
             line + "\n" for line in self.GOOD.splitlines() if f"CONFIG_{missing}=" not in line
         )
         assert said in self.complaint(tree(tmp_path / "tree", symbols=symbols))
+
+    @pytest.mark.parametrize(("rcu", "passes"), [("", False), ("CONFIG_TASKS_RCU=y\n", True)])
+    def test_preemptible(self, tmp_path: Path, rcu: str, passes: bool) -> None:
+        """It needs the flavour of RCU that waits for tasks which were preempted."""
+        made = tree(tmp_path / "tree", more="CONFIG_PREEMPTION=y\n" + rcu)
+        if passes:
+            assert run("scripts/check-kdir", made).returncode == 0
+        else:
+            assert "no RCU for tasks" in self.complaint(made)
 
     def test_too_old(self, tmp_path: Path) -> None:
         old = tree(tmp_path / "tree", header="struct virtio_config_ops {\n")
