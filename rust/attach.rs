@@ -236,6 +236,7 @@ impl Seen {
         // What may be there before a driver is: whoever says more is not believed.
         let before = dev.status() & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
         self.status_set.store(before.into(), Relaxed);
+        self.generation.begin();
         let driver = CString::try_from_fmt(fmt!("{}", dev.driver_name().unwrap_or(c"")))?;
         let mut state = self.state.lock();
         state.driver = driver;
@@ -372,19 +373,23 @@ impl Generation {
         }
     }
 
-    /// What the core is told, and whether the device is no longer listened to from now on.
+    /// A driver is about to be bound.
+    fn begin(&self) {
+        self.changes.store(0, Relaxed);
+    }
+
+    /// What the core is told, and whether the device is no longer listened to from now on. Then
+    /// it is not before a driver is bound anew: one that repeats itself where nobody needs it
+    /// would go on for ever.
     fn heard(&self, generation: u32) -> (u32, bool) {
-        if self.last.xchg(generation, Relaxed) == generation {
-            self.changes.store(0, Relaxed);
-            return (generation, false);
+        let before = self.changes.load(Relaxed);
+        if before == Self::MANY {
+            return (0, false);
         }
-        match self.changes.load(Relaxed) {
-            Self::MANY => (0, false),
-            before => {
-                self.changes.store(before + 1, Relaxed);
-                (generation, before + 1 == Self::MANY)
-            }
-        }
+        let same = self.last.xchg(generation, Relaxed) == generation;
+        let changes = if same { 0 } else { before + 1 };
+        self.changes.store(changes, Relaxed);
+        (generation, changes == Self::MANY)
     }
 }
 

@@ -401,11 +401,33 @@ mod cases {
         assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
         assert_eq!(fake.log().generations, before + 2);
 
-        fake.change(|setup| setup.runs = true);
+        fake.change(|setup| setup.runs = u32::MAX);
         // The core reads until it hears the same twice: this must end, and end sooner next time.
         assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
         let before = fake.log().generations;
         assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
+        assert_eq!(fake.log().generations, before + 2);
+        Ok(())
+    }
+
+    #[test]
+    fn configuration_that_stands_still_when_nobody_needs_it() -> Result {
+        // The same twice, 100 others, and one more, for which the core would be told 0: it would
+        // never hear the same twice.
+        let fake = Fake::new(&offering(BIT))?;
+        fake.bind()?;
+        fake.change(|setup| setup.runs = 102);
+        for _ in 0..5 {
+            let before = fake.log().generations;
+            fake.read_long(8);
+            assert!(fake.log().generations - before <= 200);
+        }
+        // With another driver it gets another chance.
+        fake.unbind();
+        fake.bind()?;
+        fake.change(|setup| setup.runs = 1);
+        let before = fake.log().generations;
+        fake.read_long(8);
         assert_eq!(fake.log().generations, before + 2);
         Ok(())
     }

@@ -41,7 +41,8 @@ struct virtio_swiotlb_fake_setup {
 	u64 offered_then;	/* when asked again, if not 0 */
 	u8 status_noise;	/* set in every status that is read */
 	u8 status_late;		/* not in the first one that is read after each write */
-	bool runs;		/* the generation of the configuration does */
+	/* The generation of the configuration does, but in one of so many reads. */
+	u32 runs;
 	u64 dropped;		/* finalize_features() clears these */
 	bool refuses;		/* the device does not keep FEATURES_OK */
 	u8 config_space[256];
