@@ -183,6 +183,17 @@ impl Fake {
         unsafe { bindings::virtio_swiotlb_fake_bound(self.0.as_ptr()) }
     }
 
+    /// What somebody hears of status and features who has found the operations of `then` at the
+    /// device, and calls them only now.
+    pub(crate) fn ask(&self, then: &Sight) -> (u8, Features) {
+        let fake = self.0.as_ptr();
+        // SAFETY: The fake is live, and so are all operations that it has ever had.
+        let status = unsafe { bindings::virtio_swiotlb_fake_status(fake, then.config) };
+        // SAFETY: As above.
+        let features = unsafe { bindings::virtio_swiotlb_fake_features(fake, then.config) };
+        (status, Features(features))
+    }
+
     /// A reset by the transport begins.
     pub(crate) fn reset_prepare(&self) -> Result {
         // SAFETY: The fake is live.

@@ -433,6 +433,32 @@ mod cases {
     }
 
     #[test]
+    fn operations_that_are_called_after_they_were_put_back() -> Result {
+        for extended in [false, true] {
+            let fake = Fake::new(&Plan {
+                extended,
+                ..offering(BIT)
+            })?;
+            fake.bind()?;
+            let hooked = fake.sight();
+            let bound = fake.ask(&hooked);
+            assert_eq!(bound, (fake.log().status, BIT));
+            fake.unbind();
+            assert!(!core::ptr::eq(fake.sight().config, hooked.config));
+            // What the device says itself, whatever it may be.
+            fake.change(|setup| {
+                setup.status_noise = STATUS_FAILED;
+                setup.offered = MODERN.0;
+            });
+            assert_eq!(
+                fake.ask(&hooked),
+                (fake.log().status | STATUS_FAILED, MODERN)
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
     fn descriptors_that_all_have_another() -> Result {
         let fake = Fake::new(&offering(BIT))?;
         fake.bind()?;

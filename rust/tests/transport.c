@@ -385,6 +385,25 @@ bool virtio_swiotlb_fake_bound(struct virtio_swiotlb_fake *fake)
 	return device_is_bound(&fake->vdev.dev);
 }
 
+/* As somebody who has found @config at the device and calls it only now. */
+u8 virtio_swiotlb_fake_status(struct virtio_swiotlb_fake *fake,
+			      const struct virtio_config_ops *config)
+{
+	return config->get_status(&fake->vdev);
+}
+
+/* The same for what the device offers. */
+u64 virtio_swiotlb_fake_features(struct virtio_swiotlb_fake *fake,
+				 const struct virtio_config_ops *config)
+{
+	u64 features[VIRTIO_FEATURES_U64S];
+
+	if (!config->get_extended_features)
+		return config->get_features(&fake->vdev);
+	config->get_extended_features(&fake->vdev, features);
+	return features[0];
+}
+
 int virtio_swiotlb_fake_reset_prepare(struct virtio_swiotlb_fake *fake)
 {
 	return virtio_device_reset_prepare(&fake->vdev);

@@ -91,6 +91,10 @@ virtio_swiotlb_fake_sight(struct virtio_swiotlb_fake *fake);
 int virtio_swiotlb_fake_bind(struct virtio_swiotlb_fake *fake);
 void virtio_swiotlb_fake_unbind(struct virtio_swiotlb_fake *fake);
 bool virtio_swiotlb_fake_bound(struct virtio_swiotlb_fake *fake);
+u8 virtio_swiotlb_fake_status(struct virtio_swiotlb_fake *fake,
+			      const struct virtio_config_ops *config);
+u64 virtio_swiotlb_fake_features(struct virtio_swiotlb_fake *fake,
+				 const struct virtio_config_ops *config);
 int virtio_swiotlb_fake_reset_prepare(struct virtio_swiotlb_fake *fake);
 int virtio_swiotlb_fake_reset_done(struct virtio_swiotlb_fake *fake);
 int virtio_swiotlb_fake_freeze(struct virtio_swiotlb_fake *fake);

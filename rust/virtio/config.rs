@@ -9,18 +9,28 @@ use super::{
     bindings,
     Device, //
 };
-use core::slice;
+use core::{
+    ptr,
+    slice, //
+};
 use kernel::{
     error::{
         from_result,
         to_result, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        atomic_load,
+        atomic_store,
+        Relaxed,
+        Release, //
+    }, //
 };
 
 /// What is done around a device's configuration operations. All may sleep.
 pub(crate) trait Hooks: Send + Sync + 'static {
     /// The core has asked the device what it offers, and got the first 64 features in `offered`.
+    /// Somebody who reads a file may have it ask at any time.
     fn offered(&self, dev: &Device, offered: u64);
 
     /// The core tells the device what driver and core agreed on; `original` does it.
@@ -69,10 +79,27 @@ impl Original<'_> {
 
     /// Takes the hooks from the device, as [`Interposer::remove`] does.
     pub(crate) fn step_aside(&self) {
-        // SAFETY: The device is valid, the caller is in its negotiation, and the original
-        // operations are valid as long as the device.
-        unsafe { (&raw mut (*self.dev.as_raw()).config).write_volatile(self.ops) };
+        // SAFETY: The caller is in the device's negotiation, and the original operations are
+        // valid as long as the device.
+        unsafe { set_operations(self.dev, self.ops) };
     }
+}
+
+/// The operations that `dev` has now.
+fn operations(dev: &Device) -> *const bindings::virtio_config_ops {
+    // SAFETY: A device is valid, and `config` is set before it is registered.
+    unsafe { atomic_load(&raw mut (*dev.as_raw()).config, Relaxed) }
+}
+
+/// Gives `dev` other operations. Whoever sees them sees what they were made of.
+///
+/// # Safety
+///
+/// Writers are serialised by the device lock, or by being in the device's negotiation. `ops` must
+/// be valid for as long as anybody can read it: see [`Interposer::install`].
+unsafe fn set_operations(dev: &Device, ops: *const bindings::virtio_config_ops) {
+    // SAFETY: A device is valid; its readers load the pointer in one go.
+    unsafe { atomic_store(&raw mut (*dev.as_raw()).config, ops, Release) };
 }
 
 /// A device's own copy of its configuration operations, and what hooks them.
@@ -100,9 +127,8 @@ unsafe impl<T: Hooks> Sync for Interposer<T> {}
 impl<T: Hooks> Interposer<T> {
     /// Makes a copy of the operations that `dev` has now. Needs the device lock.
     pub(crate) fn new(dev: &Device, hooks: T) -> Self {
-        // SAFETY: `config` is set before a device is registered; the lock keeps it.
-        let original = unsafe { (*dev.as_raw()).config };
-        // SAFETY: As above.
+        let original = operations(dev);
+        // SAFETY: The lock keeps the pointer, and the operations are valid as long as it.
         let mut ops = unsafe { *original };
         // A transport has some of these only, and the core looks at which.
         if ops.get.is_some() {
@@ -153,30 +179,66 @@ impl<T: Hooks> Interposer<T> {
     /// unregistered, or until [`Interposer::remove`] and a grace period of
     /// `synchronize_rcu_tasks()` have passed.
     pub(crate) unsafe fn install(&self, dev: &Device) {
-        // SAFETY: The device lock serialises writers of the pointer.
-        unsafe { (&raw mut (*dev.as_raw()).config).write_volatile(&raw const self.ops) };
+        // SAFETY: The device lock serialises writers, and the copy lives by the requirements. The
+        // pointer is one to all of `self`, which is what it becomes again in an operation.
+        unsafe { set_operations(dev, ptr::from_ref(self).cast()) };
     }
 
     /// Gives the device its original operations back. Needs the device lock, or to be called
     /// from a hook.
     pub(crate) fn remove(&self, dev: &Device) {
-        // SAFETY: `config` is valid and the device lock serialises its writers. `original` is
-        // valid by the type invariant.
-        unsafe {
-            let config = &raw mut (*dev.as_raw()).config;
-            if core::ptr::eq(*config, &raw const self.ops) {
-                config.write_volatile(self.original);
-            }
+        if ptr::addr_eq(operations(dev), self) {
+            // SAFETY: The device lock serialises writers. `original` is valid by the type
+            // invariant.
+            unsafe { set_operations(dev, self.original) };
         }
     }
 
+    /// The copy, in an operation that the core calls under the device lock, or for a driver that
+    /// is bound.
+    ///
     /// # Safety
     ///
-    /// `vdev` must be a device whose operations are, or were when the call began, those of a
-    /// live `Self`; the result lives as long as that.
+    /// `vdev` must be a device whose operations are those of a live `Self`; the result lives as
+    /// long as that.
     unsafe fn of<'a>(vdev: *mut bindings::virtio_device) -> (&'a Self, &'a Device) {
-        // SAFETY: By the safety requirements, and `ops` is the first field of a `repr(C)` type.
-        unsafe { (&*(*vdev).config.cast::<Self>(), Device::from_raw(vdev)) }
+        // SAFETY: By the safety requirements.
+        let dev = unsafe { Device::from_raw(vdev) };
+        // SAFETY: As above, and `ops` is the first field of a `repr(C)` type.
+        (unsafe { &*operations(dev).cast() }, dev)
+    }
+
+    /// The copy, in an operation that the core may call at any time: sysfs has no lock. The
+    /// caller has found the copy, and it may have been taken from the device since.
+    ///
+    /// # Errors
+    ///
+    /// The operations that the device has instead.
+    ///
+    /// # Safety
+    ///
+    /// `vdev` must be a device whose operations are those of a live `Self`, or were when the call
+    /// began; the result lives as long as that.
+    unsafe fn of_any<'a>(
+        vdev: *mut bindings::virtio_device,
+    ) -> Result<(&'a Self, &'a Device), &'a bindings::virtio_config_ops> {
+        // SAFETY: By the safety requirements.
+        let dev = unsafe { Device::from_raw(vdev) };
+        // Looked at once: what is there the next time may be something else.
+        let ops = operations(dev);
+        // SAFETY: Both the copy and the transport's operations are valid here.
+        let finalize = unsafe { (*ops).finalize_features };
+        // A transport cannot do without this one, so the copy has ours. A crate of the kernel is
+        // one codegen unit, in which a function has one address.
+        let ours: unsafe extern "C" fn(*mut bindings::virtio_device) -> c_int =
+            Self::finalize_features;
+        if finalize.is_some_and(|finalize| ptr::fn_addr_eq(finalize, ours)) {
+            // SAFETY: A copy, hence the first field of a `repr(C)` `Self` that is live.
+            Ok((unsafe { &*ops.cast() }, dev))
+        } else {
+            // SAFETY: As above.
+            Err(unsafe { &*ops })
+        }
     }
 
     fn original(&self) -> &bindings::virtio_config_ops {
@@ -222,7 +284,11 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::get_status`, for a device with this copy.
     unsafe extern "C" fn get_status(vdev: *mut bindings::virtio_device) -> u8 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
+        let (this, dev) = match unsafe { Self::of_any(vdev) } {
+            Ok(found) => found,
+            // SAFETY: The argument is the caller's.
+            Err(ops) => return ops.get_status.map_or(0, |get| unsafe { get(vdev) }),
+        };
         let Some(get) = this.original().get_status else {
             return 0;
         };
@@ -261,7 +327,11 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::get_features`, for a device with this copy.
     unsafe extern "C" fn get_features(vdev: *mut bindings::virtio_device) -> u64 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
+        let (this, dev) = match unsafe { Self::of_any(vdev) } {
+            Ok(found) => found,
+            // SAFETY: The argument is the caller's.
+            Err(ops) => return ops.get_features.map_or(0, |get| unsafe { get(vdev) }),
+        };
         let Some(get) = this.original().get_features else {
             return 0;
         };
@@ -279,7 +349,16 @@ impl<T: Hooks> Interposer<T> {
         features: *mut u64,
     ) {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
+        let (this, dev) = match unsafe { Self::of_any(vdev) } {
+            Ok(found) => found,
+            Err(ops) => {
+                if let Some(get) = ops.get_extended_features {
+                    // SAFETY: The arguments are the caller's.
+                    unsafe { get(vdev, features) };
+                }
+                return;
+            }
+        };
         if let Some(get) = this.original().get_extended_features {
             // SAFETY: The arguments are the caller's.
             unsafe { get(vdev, features) };
