@@ -465,6 +465,16 @@ impl Hooks for Negotiator {
                     );
                     told = told.without(too_much);
                 }
+                let beyond = dev.features_beyond();
+                let too_much = policy::too_much_beyond(seen.kind, beyond, extent.bytes);
+                if too_much != 0 {
+                    dev_info!(
+                        dev.as_device(),
+                        "swiotlb: features {:#x} from 64 on are not used: nor do they fit the region\n",
+                        too_much
+                    );
+                    dev.set_features_beyond(beyond & !too_much);
+                }
                 if matches!(decision, Decision::Accept(_)) {
                     told = told.with(Features::SWIOTLB);
                 }

@@ -8,6 +8,7 @@
 //! context.
 
 use super::wire::{
+    beyond,
     bounds,
     device_type,
     Bound,
@@ -285,6 +286,18 @@ pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
     features.only(too_much)
 }
 
+/// The same of the features from 64 on, `beyond`: tunnelled packets of several segments are as long
+/// as others.
+pub fn too_much_beyond(kind: u32, beyond: u64, bytes: u64) -> u64 {
+    let too_much = match bytes {
+        _ if kind != device_type::NET => 0,
+        0..MIN_SEGMENTS_BYTES => beyond::NET_GUEST_TUNNELS | beyond::NET_HOST_TUNNELS,
+        MIN_SEGMENTS_BYTES..MIN_PACKED_BYTES => beyond::NET_GUEST_TUNNELS,
+        _ => 0,
+    };
+    beyond & too_much
+}
+
 /// How many entries queue `index` of the `queues` of a driver may have in a pool of `pool_bytes`,
 /// if that matters; a power of two.
 ///
@@ -537,6 +550,17 @@ mod tests {
         assert_eq!(less.only(BIT), Features(0));
         // Nothing that was not accepted, and nothing of other devices.
         assert_eq!(too_much(NET, BIT, MIN_REGION_BYTES), Features(0));
+        for (bytes, beyond) in [
+            (MIN_REGION_BYTES, 0x1e),
+            (MIN_SEGMENTS_BYTES - 1, 0x1e),
+            (MIN_SEGMENTS_BYTES, 0x06),
+            (MIN_PACKED_BYTES - 1, 0x06),
+            (MIN_PACKED_BYTES, 0),
+        ] {
+            assert_eq!(too_much_beyond(NET, u64::MAX, bytes), beyond);
+            assert_eq!(too_much_beyond(NET, 0x0a, bytes), beyond & 0x0a);
+            assert_eq!(too_much_beyond(device_type::BLK, u64::MAX, bytes), 0);
+        }
         assert_eq!(
             too_much(device_type::BLK, all, MIN_REGION_BYTES),
             Features(0)

@@ -145,6 +145,18 @@ impl Device {
         unsafe { *(*self.as_raw()).__bindgen_anon_1.features = features };
     }
 
+    /// As [`Device::features`], those from 64 on.
+    pub(crate) fn features_beyond(&self) -> u64 {
+        // SAFETY: As there.
+        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] }
+    }
+
+    /// As [`Device::set_features`], those from 64 on.
+    pub(crate) fn set_features_beyond(&self, features: u64) {
+        // SAFETY: As there.
+        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] = features };
+    }
+
     /// Asks the device what it offers, the first 64 features. May sleep; needs the device lock.
     pub(crate) fn offered_features(&self) -> u64 {
         // SAFETY: By the type invariant; `config` is set before the device is registered.

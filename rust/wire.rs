@@ -13,10 +13,19 @@ use core::fmt;
 
 /// A set of virtio feature bits, the first 64.
 ///
-/// The successors of the numbers here are expected below 64 as well; transports that have more
-/// keep the others to themselves.
+/// The successors of the numbers here are expected below 64 as well. Of the others only those of
+/// [`beyond`] matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Features(pub u64);
+
+/// Bits of the features from 64 to 127.
+pub mod beyond {
+    /// Of network devices: tunnelled packets of several segments come, whole (UDP_TUNNEL_GSO and
+    /// its checksums, linux/virtio_net.h).
+    pub const NET_GUEST_TUNNELS: u64 = (1 << 1) | (1 << 2);
+    /// ... and go, whole.
+    pub const NET_HOST_TUNNELS: u64 = (1 << 3) | (1 << 4);
+}
 
 impl Features {
     /// The device brings a region and wants every transfer to go through it (RFC patch 1).
@@ -879,6 +888,8 @@ mod tests {
         assert_eq!(Features::NET_GUEST_GSO.0, 0x20c0_0000_0000_0780);
         assert_eq!(Features::NET_HOST_GSO.0, 0x0100_0000_0000_7800);
         assert_eq!(Features::NET_PAIRS.0, 0x1200_0000_0040_0000);
+        assert_eq!(beyond::NET_GUEST_TUNNELS, 0x6);
+        assert_eq!(beyond::NET_HOST_TUNNELS, 0x18);
     }
 
     #[test]

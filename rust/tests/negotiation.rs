@@ -1049,6 +1049,27 @@ mod cases {
     }
 
     #[test]
+    fn tunnels_need_room_as_what_is_in_them_does() -> Result {
+        // Below 1 MiB, below 4 MiB, and with all the room there is to ask for.
+        for (bytes, kept) in [
+            (512 << 10, 0),
+            (1 << 20, 1 << 3),
+            (4 << 20, (1 << 1) | (1 << 3)),
+        ] {
+            let fake = Fake::new(&Plan {
+                kind: device_type::NET,
+                region_bytes: bytes,
+                ..offering(BIT)
+            })?;
+            fake.change(|setup| setup.offered_beyond = (1 << 1) | (1 << 3));
+            fake.bind()?;
+            assert_eq!(fake.mode(), "bounced");
+            assert_eq!(fake.log().told_beyond, kept);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn late_for_a_device_that_was_refused() -> Result {
         let users = fake::module_users();
         let fake = Fake::new(&Plan {

@@ -8,6 +8,7 @@
 #include <linux/module.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
+#include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
 #include <linux/vmalloc.h>
 
@@ -106,6 +107,7 @@ static u64 fake_get_features(struct virtio_device *vdev)
 static void fake_get_extended_features(struct virtio_device *vdev, u64 *features)
 {
 	virtio_features_from_u64(features, fake_get_features(vdev));
+	features[1] = to_fake(vdev)->setup.offered_beyond;
 }
 
 static int fake_finalize_features(struct virtio_device *vdev)
@@ -116,6 +118,7 @@ static int fake_finalize_features(struct virtio_device *vdev)
 	vdev->features &= ~fake->setup.dropped;
 	fake->log.at_finalize = virtio_swiotlb_fake_sight(fake);
 	fake->log.told = vdev->features;
+	fake->log.told_beyond = vdev->features_array[1];
 	fake->log.finalized++;
 	return 0;
 }
@@ -260,6 +263,9 @@ static const struct virtio_device_id fake_ids[] = {
 
 static const unsigned int fake_features[] = {
 	VIRTIO_SWIOTLB_FAKE_FEATURE,
+	/* Of network devices. */
+	VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO,
+	VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO,
 };
 
 static struct virtio_driver fake_driver = {

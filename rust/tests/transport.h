@@ -39,6 +39,7 @@ struct virtio_swiotlb_fake_sight {
 struct virtio_swiotlb_fake_setup {
 	u64 offered;
 	u64 offered_then;	/* when asked again, if not 0 */
+	u64 offered_beyond;	/* from feature 64 on; extended transports only */
 	u8 status_noise;	/* set in every status that is read */
 	u8 status_late;		/* not in the first one that is read after each write */
 	/* The generation of the configuration does, but in one of so many reads. */
@@ -61,6 +62,7 @@ struct virtio_swiotlb_fake_log {
 	bool status_read;	/* since it was written */
 	u32 readied;		/* how often it was written with DRIVER_OK */
 	u64 told;
+	u64 told_beyond;
 	u32 asked;		/* how often for its features */
 	u32 finalized;
 	u32 resets;
