@@ -13,7 +13,7 @@
 //!
 //! Negotiation is serialised by the device lock (or, on resume, by the suspend of the parent).
 //! [`State`] has a lock of its own for the sake of readers in debugfs. All of it sleeps. Lock
-//! order: device, [`Registry::attachments`], [`Seen::state`].
+//! order: device, [`bus::Registration`]'s visit, [`Registry::attachments`], [`Seen::state`].
 
 use super::{
     bounce::{
@@ -35,7 +35,10 @@ use super::{
         Region, //
     },
     virtio::{
-        bus,
+        bus::{
+            self,
+            Then, //
+        },
         config::{
             Hooks,
             Interposer,
@@ -664,38 +667,38 @@ impl Registry {
         Ok(attachment)
     }
 
-    /// Sees to a device that was there before the module. Not under the device lock.
-    pub(crate) fn late(&self, dev: &Device) {
-        let bound = {
-            let _guard = dev.lock();
-            let offered = Features(dev.offered_features());
-            let finding = region::find(dev);
-            if !policy::concerns(offered, finding) {
-                return;
-            }
-            let bound = dev.driver_name().is_some();
-            if bound {
-                // What is bound keeps working, unless it is to be taken over and can be.
-                let reason = match self.shared.decide(dev, offered, finding) {
-                    Decision::Accept(_) | Decision::Hint(_) => {
-                        (!self.shared.parameters.takeover).then_some(Reason::NotTakenOver)
-                    }
-                    decision => decision.reason(),
-                };
-                if let Some(reason) = reason {
-                    self.leave_alone(dev, offered, Decision::Ignore(reason));
-                    return;
-                }
-            } else {
-                // The refusal of an earlier driver sticks to the device's status.
-                dev.reset();
-            }
-            bound
-        };
-        if bound {
-            dev.release_driver();
+    /// Sees to a device that was there before the module. May sleep; needs the device lock.
+    pub(crate) fn late(&self, dev: &Device) -> Then {
+        // One that came, or whose driver did, after the module began to listen.
+        if self.find(dev.id()).is_some() {
+            return Then::Nothing;
         }
-        dev.attach();
+        let offered = Features(dev.offered_features());
+        let finding = region::find(dev);
+        if !policy::concerns(offered, finding) {
+            return Then::Nothing;
+        }
+        if dev.driver_name().is_none() {
+            // The refusal of an earlier driver sticks to the device's status. What was agreed on
+            // with it does not count any more: a transport would look for queues of its own.
+            dev.set_features(0);
+            dev.reset();
+            return Then::Bind;
+        }
+        // What is bound keeps working, unless it is to be taken over and can be.
+        let reason = match self.shared.decide(dev, offered, finding) {
+            Decision::Accept(_) | Decision::Hint(_) => {
+                (!self.shared.parameters.takeover).then_some(Reason::NotTakenOver)
+            }
+            decision => decision.reason(),
+        };
+        match reason {
+            None => Then::Rebind,
+            Some(reason) => {
+                self.leave_alone(dev, offered, Decision::Ignore(reason));
+                Then::Nothing
+            }
+        }
     }
 
     /// Lists a device whose driver was bound before the module came.
@@ -715,12 +718,12 @@ impl Registry {
         }
     }
 
-    /// Unhooks a device for good: the module is being unloaded. Not under the device lock.
-    pub(crate) fn unhook(&self, dev: &Device) {
-        let _guard = dev.lock();
+    /// Unhooks a device for good: the module is being unloaded. Needs the device lock.
+    pub(crate) fn unhook(&self, dev: &Device) -> Then {
         if let Some(attachment) = self.find(dev.id()) {
             attachment.hook.remove(dev);
         }
+        Then::Nothing
     }
 
     /// From now on no device is hooked.

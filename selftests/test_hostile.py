@@ -95,6 +95,7 @@ CASES = [
     Case("region-vanishes", "bounced", works="yes", again="declined"),
     Case("swiotlb-flickers", "", works=""),
     Case("no-version1", "none"),
+    Case("admin-queue", "ignored"),
     Case("features-ok-dropped", "ignored"),
     Case("status-random", "", works=""),
     Case("generation-runs", "bounced", works="yes"),

@@ -214,6 +214,7 @@ load takeover=0
 fact late_devices cat "$debugfs/devices"
 keep restricted0 late
 fact late_disk driver restricted1
+fact late_admin virtio restricted2
 data restricted1 1048576 65536
 unbind_driver restricted0 virtio_rng
 bind_driver restricted0 virtio_rng
@@ -240,7 +241,8 @@ class TestTakeover:
 
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
-        with booted("test", [entropy(mode="optional"), disk()], TAKEOVER) as boot:
+        devices = [entropy(mode="optional"), disk(), disk(fault="admin-queue")]
+        with booted("test", devices, TAKEOVER) as boot:
             yield boot
 
     def sessions(self, boot: Boot, *, swiotlb: bool) -> set[int]:
@@ -271,6 +273,15 @@ class TestTakeover:
         """The device beside it, which had refused its driver, works at once."""
         assert boot.fact("late_disk") == "virtio_blk"
         assert_bounced(boot, "restricted1", since=1114112)
+
+    def test_refused_device_with_an_admin_queue(self, boot: Boot) -> None:
+        """What core and driver had agreed on before the module came is void when the device is
+        reset: virtio_pci would look into a queue that was never made, and did. (Its driver is
+        refused again, as the device has no such queue.)"""
+        assert boot.status("late_admin") == 0
+        refused = events(boot.report("restricted2"), "reset")
+        assert [event["kind"] for event in refused].count("status") >= 2
+        assert not events(boot.report("restricted2"), "driver_ok")
 
     def test_binding_by_hand_takes_over(self, boot: Boot) -> None:
         assert key_values(boot.fact("rebound-state"))["mode"] == "bounced"

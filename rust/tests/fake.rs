@@ -183,6 +183,15 @@ impl Fake {
         unsafe { bindings::virtio_swiotlb_fake_bound(self.0.as_ptr()) }
     }
 
+    /// The module sees to the device as to one that was there before it.
+    pub(crate) fn late(&self) {
+        let then = {
+            let _guard = self.device().lock();
+            registry().late(self.device())
+        };
+        then.carry_out(self.device());
+    }
+
     /// What somebody hears of status and features who has found the operations of `then` at the
     /// device, and calls them only now.
     pub(crate) fn ask(&self, then: &Sight) -> (u8, Features) {

@@ -1087,9 +1087,11 @@ mod cases {
         });
         fake.move_region(MARGIN, PLAN.region_bytes);
 
-        fake::registry().late(fake.device());
+        fake.late();
         assert!(bound_with(&fake, &before));
         assert_eq!(fake.log().status & STATUS_FAILED, 0);
+        // virtio-pci would look for the admin queue of a driver that has none.
+        assert_eq!(fake.log().features_at_reset, 0);
         works(&fake, 1, false)?;
         fake.unbind();
         assert!(untouched(&fake, &before, users));
@@ -1109,7 +1111,7 @@ mod cases {
         fake.move_region(MARGIN, PLAN.region_bytes);
 
         // The parameter `takeover` is off: the driver keeps its device.
-        fake::registry().late(fake.device());
+        fake.late();
         assert!(fake.is_bound());
         assert!(untouched(&fake, &before, users));
         assert_eq!(fake.log().finalized, 1);
@@ -1124,6 +1126,26 @@ mod cases {
     }
 
     #[test]
+    fn late_for_a_device_that_came_with_the_module() -> Result {
+        let fake = Fake::new(&offering(BIT))?;
+        let before = fake.sight();
+        fake.bind()?;
+        let resets = fake.log().resets;
+        fake.late();
+        assert!(bound_with(&fake, &before));
+        assert_eq!((fake.mode(), fake.log().resets), ("bounced", resets));
+        works(&fake, 1, false)?;
+        // Nor is one reset that the module has refused.
+        fake.unbind();
+        fake.change(|setup| setup.refuses = true);
+        assert!(fake.bind().is_err());
+        let resets = fake.log().resets;
+        fake.late();
+        assert_eq!(fake.log().resets, resets);
+        Ok(())
+    }
+
+    #[test]
     fn late_for_an_ordinary_device() -> Result {
         let users = fake::module_users();
         let fake = Fake::new(&Plan {
@@ -1132,7 +1154,7 @@ mod cases {
         })?;
         let before = fake.sight();
         let resets = fake.log().resets;
-        fake::registry().late(fake.device());
+        fake.late();
         assert!(!fake.is_bound());
         assert!(untouched(&fake, &before, users));
         assert_eq!(fake.log().resets, resets);

@@ -93,6 +93,7 @@ static void fake_reset(struct virtio_device *vdev)
 	fake->log.status = 0;
 	fake->log.told = 0;
 	fake->log.resets++;
+	fake->log.features_at_reset = vdev->features;
 }
 
 static u64 fake_get_features(struct virtio_device *vdev)

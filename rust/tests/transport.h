@@ -66,6 +66,7 @@ struct virtio_swiotlb_fake_log {
 	u32 asked;		/* how often for its features */
 	u32 finalized;
 	u32 resets;
+	u64 features_at_reset;
 	u32 generations;	/* how often for that of its configuration */
 	struct virtio_swiotlb_fake_queue queues[VIRTIO_SWIOTLB_FAKE_QUEUES];
 

@@ -10,8 +10,12 @@ use core::ptr;
 use kernel::{
     bindings as core_bindings,
     error::to_result,
+    new_mutex,
     prelude::*,
-    sync::Arc,
+    sync::{
+        Arc,
+        Mutex, //
+    },
     types::Opaque, //
 };
 
@@ -25,6 +29,29 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn removed(&self, dev: &Device);
 }
 
+/// What is to be done with a device after a visit.
+#[must_use]
+pub(crate) enum Then {
+    /// It is left as it is.
+    Nothing,
+    /// A driver is looked for.
+    Bind,
+    /// Its driver is unbound, and one is looked for.
+    Rebind,
+}
+
+impl Then {
+    /// Does it. May sleep; not under the device lock.
+    pub(crate) fn carry_out(self, dev: &Device) {
+        match self {
+            Then::Nothing => return,
+            Then::Bind => {}
+            Then::Rebind => dev.release_driver(),
+        }
+        dev.attach();
+    }
+}
+
 /// Hears of what happens on the virtio bus, as long as it lives.
 ///
 /// # Invariants
@@ -36,6 +63,10 @@ pub(crate) struct Registration<T: Events> {
     block: Opaque<core_bindings::notifier_block>,
     bus: *const core_bindings::bus_type,
     events: Arc<T>,
+    /// Held while a device is visited. One that leaves the bus waits for it, and has not been
+    /// unregistered, nor its parent let go, before that. Lock order: device, this.
+    #[pin]
+    visit: Mutex<()>,
 }
 
 // SAFETY: The notifier block belongs to the C side; the rest is only read.
@@ -53,6 +84,7 @@ impl<T: Events> Registration<T> {
         try_pin_init!(Self {
             bus: find_bus(module)?,
             events,
+            visit <- new_mutex!(()),
             block <- Opaque::ffi_init(|block: *mut core_bindings::notifier_block| {
                 // SAFETY: `block` is valid for writes.
                 unsafe {
@@ -72,30 +104,64 @@ impl<T: Events> Registration<T> {
         })
     }
 
-    /// Calls `f` for every device of the bus. May sleep, and so may `f`; no lock is held.
-    pub(crate) fn for_each<F: FnMut(&Device)>(&self, mut f: F) {
+    /// Visits every device of the bus: calls `f` with the device lock held, and does what it says.
+    /// May sleep, and so may `f`. A device that is leaving the bus is not visited; one that is
+    /// being visited does not leave.
+    pub(crate) fn for_each<F: FnMut(&Device) -> Then>(&self, f: F) {
         /// # Safety
         ///
-        /// `data` is the closure, `dev` a registered device of the virtio bus.
-        unsafe extern "C" fn call<F: FnMut(&Device)>(
+        /// `data` is the visit, `dev` a device that is referenced, and is or was on its bus.
+        unsafe extern "C" fn call<T: Events, F: FnMut(&Device) -> Then>(
             dev: *mut core_bindings::device,
             data: *mut c_void,
         ) -> c_int {
             // SAFETY: `data` is what was passed to `bus_for_each_dev()` below.
-            let f = unsafe { &mut *data.cast::<F>() };
-            // SAFETY: The bus holds a reference to the device while it is visited.
-            f(unsafe { Device::from_device(dev) });
+            let (this, f) = unsafe { &mut *data.cast::<(&Registration<T>, F)>() };
+            // SAFETY: The walk holds a reference to the device while it is visited.
+            let dev = unsafe { Device::from_device(dev) };
+            let then = {
+                let _device = dev.lock();
+                let _visit = this.visit.lock();
+                if !this.has(dev) {
+                    return 0;
+                }
+                f(dev)
+            };
+            then.carry_out(dev);
             0
         }
-        // SAFETY: The bus is registered, `call` gets the closure that outlives the walk.
+        let mut visit = (self, f);
+        // SAFETY: The bus is registered, `call` gets what outlives the walk.
         unsafe {
             core_bindings::bus_for_each_dev(
                 self.bus,
                 ptr::null_mut(),
-                (&raw mut f).cast(),
-                Some(call::<F>),
+                (&raw mut visit).cast(),
+                Some(call::<T, F>),
             );
         }
+    }
+
+    /// Whether `dev` is on the bus. Once it is not, [`Events::removed`] follows.
+    fn has(&self, dev: &Device) -> bool {
+        /// # Safety
+        ///
+        /// None: the addresses are compared.
+        unsafe extern "C" fn is(dev: *mut core_bindings::device, wanted: *const c_void) -> c_int {
+            ptr::addr_eq(dev, wanted).into()
+        }
+        // SAFETY: The bus is registered, and `is` takes any device.
+        let found = unsafe {
+            core_bindings::bus_find_device(
+                self.bus,
+                ptr::null_mut(),
+                dev.raw_device().cast(),
+                Some(is),
+            )
+        };
+        // SAFETY: `bus_find_device()` returns a reference, or nothing.
+        unsafe { core_bindings::put_device(found) };
+        !found.is_null()
     }
 
     /// # Safety
@@ -117,6 +183,7 @@ impl<T: Events> Registration<T> {
                 this.events.unbound(dev);
             }
             core_bindings::bus_notifier_event_BUS_NOTIFY_REMOVED_DEVICE => {
+                drop(this.visit.lock());
                 this.events.removed(dev);
             }
             _ => {}

@@ -22,7 +22,7 @@ use crate::pci::{Bar, ConfigSpace, BAR_COUNT};
 use crate::region::{Region, RegionError};
 use crate::report::Report;
 use crate::ring::{Memory, RingAddresses};
-use crate::virtio::{bit, F_SWIOTLB, F_VERSION_1, STATUS_FEATURES_OK};
+use crate::virtio::{bit, F_ADMIN_VQ, F_SWIOTLB, F_VERSION_1, STATUS_FEATURES_OK};
 
 use self::random::Random;
 use self::ring::Victim;
@@ -89,6 +89,8 @@ pub enum Fault {
     SwiotlbFlickers,
     /// Bit 27 is offered without VIRTIO_F_VERSION_1
     NoVersion1,
+    /// VIRTIO_F_ADMIN_VQ is offered, and there is no such queue
+    AdminQueue,
     /// FEATURES_OK never stands
     FeaturesOkDropped,
     /// Each read of the status has another value
@@ -184,6 +186,7 @@ const DRAWN: &[Fault] = &[
     Fault::RegionVanishes,
     Fault::SwiotlbFlickers,
     Fault::NoVersion1,
+    Fault::AdminQueue,
     Fault::FeaturesOkDropped,
     Fault::StatusRandom,
     Fault::DeviceConfigRandom,
@@ -294,10 +297,15 @@ impl Faults {
 
     /// What is offered.
     pub fn offer(&self, features: u64) -> u64 {
-        match self.has(Fault::NoVersion1) {
-            true => features & !bit(F_VERSION_1),
-            false => features,
-        }
+        let more = match self.has(Fault::AdminQueue) {
+            true => bit(F_ADMIN_VQ),
+            false => 0,
+        };
+        let less = match self.has(Fault::NoVersion1) {
+            true => bit(F_VERSION_1),
+            false => 0,
+        };
+        (features | more) & !less
     }
 
     /// The common configuration structure; `select` is that of the features.
