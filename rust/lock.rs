@@ -19,7 +19,7 @@ use kernel::{
 /// A spinlock that keeps interrupts off on this CPU, and then as they were before.
 ///
 /// May be taken in any context but NMI. Its guards must be dropped in the reverse order of their
-/// making; those of this module are never two at a time.
+/// making: those of this module, of an area of the pool and inside it of the store of tables, are.
 pub(crate) type SpinLockIrqSave<T> = Lock<T, IrqSave>;
 
 /// What makes a [`Lock`] a [`SpinLockIrqSave`].
