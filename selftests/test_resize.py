@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The backend changes its device's configuration while a driver is bound and at work.
+"""The backend changes its device's configuration while a driver is bound and at work, and
+so does the driver.
 
 A disk grows: qemu-storage-daemon is told to, and announces it. The driver hears of it by
-the interrupt of the configuration, and has no reason to negotiate again.
+the interrupt of the configuration, and has no reason to negotiate again. What the driver
+can write is whether a disk has a cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +33,16 @@ grows_to() {{
 	return 1
 }}
 
+# Both kinds of cache, one after the other, as the disk has them then.
+caches() {{ # DEVICE
+	local file kind
+	file=/sys/block/$(basename "$(disk "$1")")/cache_type
+	for kind in 'write through' 'write back'; do
+		echo "$kind" >"$file"
+		cat "$file"
+	done
+}}
+
 load
 fact sectors_{SIZES[0]} sectors restricted0
 seed restricted0
@@ -49,6 +61,7 @@ for size in {SIZES[1]} {SIZES[2]}; do
 done
 data restricted0 $(((end - 1) * {MIB})) {MIB}
 end_busy restricted0 busy
+fact caches caches restricted1
 data restricted1 {MIB} {MIB}
 fact sectors_restricted1 sectors restricted1
 """
@@ -102,6 +115,12 @@ def test_device_relays_what_it_is_told(boot: Boot) -> None:
 
 def test_disk_is_bounced_all_the_time(boot: Boot) -> None:
     assert_bounced(boot, "restricted0")
+
+
+def test_driver_writes_the_configuration(boot: Boot) -> None:
+    """And the backend takes it."""
+    assert boot.fact("caches").splitlines() == ["write through", "write back"]
+    assert not events(boot.report("restricted1"), "backend_gone")
 
 
 def test_other_disk_does_not_notice(boot: Boot) -> None:
