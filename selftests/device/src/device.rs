@@ -157,7 +157,11 @@ impl Device {
 
     fn take_backend(&mut self, found: Found) {
         let Found { backend, config } = found;
-        self.config = config;
+        if self.config != config {
+            // A driver may be in the middle of reading it.
+            self.registers.config_changed();
+            self.config = config;
+        }
         self.backend_features = backend.features();
         let mut fields = features(backend.features());
         fields["pid"] = json!(backend.pid());

@@ -572,10 +572,12 @@ fn backend_that_lacks_what_was_accepted_is_not_used() {
         return;
     };
     assert!(driver.negotiate(FEATURES));
+    let generation = driver.generation();
     machine.kill_backend();
     std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
     packed_backend::start(&machine.path("backend.sock"));
     wait_for("the backend", || machine.events("backend").len() == 2);
+    assert_ne!(driver.generation(), generation, "it has no configuration");
     driver.start();
     assert_ne!(driver.status() & NEEDS_RESET, 0);
     let reason = &machine.events("needs_reset")[0]["reason"];
