@@ -125,6 +125,11 @@ void virtio_swiotlb_break(struct virtio_device *vdev)
 	spin_unlock(&vdev->vqs_list_lock);
 }
 
+/* What the module! macro has no key for. */
+#ifdef VIRTIO_SWIOTLB_VERSION
+MODULE_VERSION(VIRTIO_SWIOTLB_VERSION);
+#endif
+
 enum from_device { PRESERVE, CLEAR };
 
 static const char * const from_device_names[] = {

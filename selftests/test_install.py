@@ -24,6 +24,11 @@ def stock_release() -> str:
     return (BUILD / "kernel/stock/include/config/kernel.release").read_text().strip()
 
 
+def version_of_sources() -> str:
+    (version,) = re.findall(r"^[^#].*$", (TOP / "VERSION").read_text(), re.M)
+    return version
+
+
 def make(*words: str | Path) -> str:
     done = subprocess.run(
         ["make", *(str(word) for word in words)],
@@ -52,6 +57,15 @@ def test_modprobe_finds_the_module(root: Path) -> None:
         check=True,
     ).stdout
     assert f"/lib/modules/{stock_release()}/updates/" in found
+
+
+def test_module_says_its_version(root: Path) -> None:
+    """In sysfs, too, when it is loaded: a report of a defect can name it."""
+    (module,) = root.rglob("virtio_swiotlb.ko*")
+    found = subprocess.run(
+        ["modinfo", "-F", "version", module], capture_output=True, text=True, check=True
+    ).stdout
+    assert found.strip() == version_of_sources()
 
 
 def test_modprobe_loads_it_before_the_drivers(root: Path) -> None:
@@ -110,7 +124,7 @@ class TestVersion:
         return found
 
     def test_is_that_of_the_sources(self, versions: dict[str, str]) -> None:
-        (version,) = re.findall(r"^[^#].*$", (TOP / "VERSION").read_text(), re.M)
+        version = version_of_sources()
         want = {"tarball": version, "clone": f"{version}+git2", "shallow": version}
         assert versions == want
 
