@@ -445,6 +445,7 @@ fn backend_that_dies_and_comes_back() {
     wait_for("its end", || machine.events("backend_gone").len() == 2);
     assert_eq!(driver.block(IN, 0, 4096, false), IOERR);
     machine.start_storage_daemon();
+    wait_for("the backend", || machine.events("backend").len() == 3);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     assert_eq!(driver.status(), 15);
@@ -537,6 +538,7 @@ fn backend_that_does_not_answer_is_gone() {
 
     machine.kill_backend();
     machine.start_storage_daemon();
+    wait_for("the backend", || machine.events("backend").len() == 2);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 2);
