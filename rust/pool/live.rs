@@ -160,4 +160,27 @@ mod tests {
         live.remove(5);
         assert_eq!(live.at_or_before(4096), None);
     }
+
+    #[test]
+    fn every_member_counts_on_every_level() {
+        // Neighbours on one level or another; one comes or goes in each step, until there was
+        // every set of them.
+        const MEMBERS: [u32; 7] = [0, 63, 64, 4095, 4096, 8191, 8192];
+        let mut store = [0; 133];
+        let mut live = Live::new(&mut store[..], 8193);
+        let mut there = [false; MEMBERS.len()];
+        for step in 1..1_u32 << MEMBERS.len() {
+            let which = step.trailing_zeros() as usize;
+            there[which] = !there[which];
+            match there[which] {
+                true => live.insert(MEMBERS[which]),
+                false => live.remove(MEMBERS[which]),
+            }
+            for page in MEMBERS.iter().flat_map(|m| m.saturating_sub(1)..*m + 2) {
+                let members = MEMBERS.iter().zip(there).filter(|(_, there)| *there);
+                let want = members.map(|(m, _)| *m).filter(|m| *m <= page).last();
+                assert_eq!(live.at_or_before(page.min(8192)), want);
+            }
+        }
+    }
 }
