@@ -327,7 +327,7 @@ pub fn longest_queue(
     // Even queues receive; the odd ones, and the last of an odd number, do not.
     let receives = index % 2 == 0 && index < queues & !1;
     let third = pages / 3;
-    let share = third / (queues as usize / 2).max(1);
+    let share = third.checked_div(queues as usize / 2).unwrap_or(third);
     let entries = match kind {
         device_type::NET if receives => {
             let large = !features.has(Features::NET_MERGEABLE)
