@@ -13,7 +13,7 @@
 //!
 //! Negotiation is serialised by the device lock (or, on resume, by the suspend of the parent).
 //! [`State`] has a lock of its own for the sake of readers in debugfs. All of it sleeps. Lock
-//! order: device, [`bus::Registration`]'s visit, [`Registry::attachments`], [`Seen::state`].
+//! order: device, [`Registry::attachments`], [`Seen::state`].
 
 use super::{
     bounce::{

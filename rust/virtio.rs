@@ -45,7 +45,7 @@ impl Device {
     ///
     /// # Safety
     ///
-    /// `ptr` must be valid, and the device registered, for `'a`.
+    /// `ptr` must be valid, and the device registered, or have been and be referenced, for `'a`.
     unsafe fn from_raw<'a>(ptr: *mut bindings::virtio_device) -> &'a Self {
         // SAFETY: By the safety requirements, and `Self` is transparent.
         unsafe { &*ptr.cast() }
@@ -55,7 +55,7 @@ impl Device {
     ///
     /// # Safety
     ///
-    /// `dev` must be on the virtio bus, and registered, for `'a`.
+    /// `dev` must be of the virtio bus, and registered, or have been and be referenced, for `'a`.
     unsafe fn from_device<'a>(dev: *mut kernel::bindings::device) -> &'a Self {
         // SAFETY: Every device of the virtio bus is the `dev` of a `struct virtio_device`.
         unsafe { Self::from_raw(kernel::container_of!(dev, bindings::virtio_device, dev)) }
@@ -138,10 +138,10 @@ impl Device {
     }
 
     /// Replaces the features that core and driver agreed on so far, the first 64. To be called
-    /// during negotiation only.
+    /// during negotiation, or with the device lock and no driver.
     pub(crate) fn set_features(&self, features: u64) {
-        // SAFETY: By the type invariant; negotiation is serialised by the device lock, or by the
-        // suspend of the parent.
+        // SAFETY: By the type invariant; serialised by the device lock, or by the suspend of the
+        // parent.
         unsafe { *(*self.as_raw()).__bindgen_anon_1.features = features };
     }
 

@@ -10,12 +10,8 @@ use core::ptr;
 use kernel::{
     bindings as core_bindings,
     error::to_result,
-    new_mutex,
     prelude::*,
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -63,10 +59,6 @@ pub(crate) struct Registration<T: Events> {
     block: Opaque<core_bindings::notifier_block>,
     bus: *const core_bindings::bus_type,
     events: Arc<T>,
-    /// Held while a device is visited. One that leaves the bus waits for it, and has not been
-    /// unregistered, nor its parent let go, before that. Lock order: device, this.
-    #[pin]
-    visit: Mutex<()>,
 }
 
 // SAFETY: The notifier block belongs to the C side; the rest is only read.
@@ -84,7 +76,6 @@ impl<T: Events> Registration<T> {
         try_pin_init!(Self {
             bus: find_bus(module)?,
             events,
-            visit <- new_mutex!(()),
             block <- Opaque::ffi_init(|block: *mut core_bindings::notifier_block| {
                 // SAFETY: `block` is valid for writes.
                 unsafe {
@@ -105,23 +96,25 @@ impl<T: Events> Registration<T> {
     }
 
     /// Visits every device of the bus: calls `f` with the device lock held, and does what it says.
-    /// May sleep, and so may `f`. A device that is leaving the bus is not visited; one that is
-    /// being visited does not leave.
+    /// May sleep, and so may `f`.
+    ///
+    /// A device that is leaving the bus is not visited. One that is being visited does not leave:
+    /// `bus_remove_device()` takes it from the bus's list, and then takes the device lock to
+    /// release a driver, before anything of it is let go.
     pub(crate) fn for_each<F: FnMut(&Device) -> Then>(&self, f: F) {
         /// # Safety
         ///
-        /// `data` is the visit, `dev` a device that is referenced, and is or was on its bus.
+        /// `data` is the visit, `dev` a device of the virtio bus that is referenced.
         unsafe extern "C" fn call<T: Events, F: FnMut(&Device) -> Then>(
             dev: *mut core_bindings::device,
             data: *mut c_void,
         ) -> c_int {
             // SAFETY: `data` is what was passed to `bus_for_each_dev()` below.
             let (this, f) = unsafe { &mut *data.cast::<(&Registration<T>, F)>() };
-            // SAFETY: The walk holds a reference to the device while it is visited.
+            // SAFETY: The device was registered, and the walk holds a reference to it.
             let dev = unsafe { Device::from_device(dev) };
             let then = {
                 let _device = dev.lock();
-                let _visit = this.visit.lock();
                 if !this.has(dev) {
                     return 0;
                 }
@@ -142,7 +135,7 @@ impl<T: Events> Registration<T> {
         }
     }
 
-    /// Whether `dev` is on the bus. Once it is not, [`Events::removed`] follows.
+    /// Whether `dev` is on the bus. Stays so while the device lock is held.
     fn has(&self, dev: &Device) -> bool {
         /// # Safety
         ///
@@ -183,7 +176,6 @@ impl<T: Events> Registration<T> {
                 this.events.unbound(dev);
             }
             core_bindings::bus_notifier_event_BUS_NOTIFY_REMOVED_DEVICE => {
-                drop(this.visit.lock());
                 this.events.removed(dev);
             }
             _ => {}
