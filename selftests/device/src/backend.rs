@@ -53,6 +53,8 @@ pub enum BackendError {
     Missing(&'static str),
     #[error("--queues {wanted} is more than the {offered} of the backend")]
     Queues { wanted: u16, offered: u64 },
+    #[error("it closed the connection")]
+    HungUp,
     #[error("the backend does not answer")]
     Silent,
     #[error("cannot start a thread: {0}")]

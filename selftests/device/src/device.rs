@@ -193,15 +193,24 @@ impl Device {
     }
 
     /// Something went wrong between us and the backend: it is gone, whatever
-    /// it thinks of it.
-    fn lose_backend(&mut self, why: &str) {
-        self.backend = None;
+    /// it thinks of it. If it has not hung up itself, it may still be at work on what
+    /// it took, and write what comes of it: nobody can answer in its stead.
+    fn lose_backend(&mut self, why: &BackendError) {
+        let backend = self.backend.take();
+        let hung_up = backend.is_some_and(|backend| backend.is_gone());
         self.report.count(|c| c.backend_losses += 1);
         self.report.event(
             "backend_gone",
-            json!({ "reason": why, "negotiation": self.negotiation }),
+            json!({ "reason": why.to_string(), "negotiation": self.negotiation }),
         );
-        if self.registers.status() & virtio::STATUS_DRIVER_OK != 0 {
+        if self.registers.status() & virtio::STATUS_DRIVER_OK == 0 {
+            return;
+        }
+        // When it was silent, it is we who hung up. What has no queues has no requests either.
+        let still_there = matches!(why, BackendError::Silent) || !hung_up;
+        if still_there && self.running.is_some() {
+            self.fail("the backend is gone");
+        } else {
             self.fail_requests("the backend is gone");
         }
     }
@@ -209,7 +218,7 @@ impl Device {
     /// What has to happen without the guest asking for it.
     pub fn tick(&mut self) {
         if self.backend.as_ref().is_some_and(Backend::is_gone) {
-            self.lose_backend("it closed the connection");
+            self.lose_backend(&BackendError::HungUp);
         }
         self.follow_config();
         if self.faults.relays() {
@@ -299,12 +308,11 @@ impl Device {
         let Some(mut backend) = self.backend.take() else {
             return;
         };
-        match read_config(&self.options, &mut backend) {
-            Ok(config) => {
-                self.config = config;
-                self.backend = Some(backend);
-            }
-            Err(error) => self.lose_backend(&error.to_string()),
+        let config = read_config(&self.options, &mut backend);
+        self.backend = Some(backend);
+        match config {
+            Ok(config) => self.config = config,
+            Err(error) => self.lose_backend(&error),
         }
     }
 
@@ -314,7 +322,7 @@ impl Device {
         let announced = self.backend.as_mut().map(Backend::config_changed);
         match announced {
             Some(Ok(true)) if self.options.config.is_none() => self.refresh_config(),
-            Some(Err(error)) => return self.lose_backend(&error.to_string()),
+            Some(Err(error)) => return self.lose_backend(&error),
             _ => return,
         }
         if self.backend.is_none() {
@@ -409,7 +417,7 @@ impl Device {
         let served = self.options.served_queues();
         let indices = running.queues.iter().map(|q| q.index);
         if let Err(error) = backend.stop(indices.filter(|index| *index < served)) {
-            self.lose_backend(&error.to_string());
+            self.lose_backend(&error);
         }
     }
 
@@ -602,8 +610,9 @@ impl Device {
             }
             Err(error) => {
                 drop(setups);
+                self.backend = Some(backend);
                 self.running = Some(running);
-                self.lose_backend(&error.to_string());
+                self.lose_backend(&error);
             }
         }
     }
@@ -644,7 +653,7 @@ impl Device {
             _ => Ok(()),
         };
         if let Err(error) = outcome {
-            self.lose_backend(&error.to_string());
+            self.lose_backend(&error);
         }
     }
 
@@ -691,7 +700,7 @@ impl Device {
         self.running = Some(running);
         match outcome {
             Ok(()) => early.into_iter().for_each(|index| self.forward(index)),
-            Err(error) => self.lose_backend(&error.to_string()),
+            Err(error) => self.lose_backend(&error),
         }
     }
 
@@ -923,7 +932,7 @@ impl Device {
         }
         self.backend = Some(backend);
         if let Err(error) = outcome {
-            self.lose_backend(&error.to_string());
+            self.lose_backend(&error);
         }
     }
 
@@ -1114,7 +1123,7 @@ impl Device {
             Ok(true) => self.refresh_config(),
             // A field that cannot be written is the driver's mistake.
             Ok(false) => log::warn!("the backend takes nothing at {offset} of its configuration"),
-            Err(error) => self.lose_backend(&error.to_string()),
+            Err(error) => self.lose_backend(&error),
         }
     }
 

@@ -12,8 +12,8 @@ use rustix::io::{preadv2, ReadWriteFlags};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Notifies whoever listens; one that is full has been notified. There is no write of an
-/// eventfd that never blocks: who empties and fills it at the right moment can still make
-/// us wait. That is one who could have kept us waiting for its answers.
+/// eventfd that never blocks: who fills it between the look and the write, after having made
+/// it blocking, stops the device until somebody reads it.
 pub fn raise(fd: &EventFd) -> Result<()> {
     match is_ready(fd, PollFlags::OUT) {
         true => fd.write(1),

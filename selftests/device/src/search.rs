@@ -2,7 +2,7 @@
 
 //! The way to a backend: the first, and another in the place of one that went away.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::{Backend, BackendError};
@@ -55,10 +55,11 @@ impl Search {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whatever comes of it waits to be taken.
+    /// Whatever comes of it waits to be taken. If another attempt is under way, that is the one.
     pub fn attempt(&self) {
+        let under_way = matches!(self.found.try_lock(), Err(TryLockError::WouldBlock));
         let mut found = self.lock();
-        if found.is_none() {
+        if found.is_none() && !under_way {
             match Found::find(&self.options, Duration::ZERO) {
                 Ok(backend) => *found = Some(backend),
                 Err(error) => log::debug!("{error}"),
