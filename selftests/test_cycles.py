@@ -55,27 +55,30 @@ name=$(virtio restricted0) other=$(virtio restricted1)
 # Somebody reads the status all the time, without a lock, whoever's function gives it.
 status_reader() {
 	local device status
-	while [ ! -e /tmp/over ]; do
+	until [ -e /tmp/over ]; do
 		for device in "$name" "$other"; do
 			read -r status <"/sys/bus/virtio/devices/$device/status"
 		done
 	done
+	: >/tmp/has_read
+}
+reader_is_done() {
+	: >/tmp/over
+	wait "$reader"
+	rm /tmp/over /tmp/has_read
 }
 bind_rounds WARM_UP
 measure before_binding
-status_reader &
+status_reader & reader=$!
 bind_rounds ROUNDS
-: >/tmp/over
-wait
+reader_is_done
 measure after_binding
 bind_driver restricted1
 load_rounds WARM_UP
 measure before_loading
-rm /tmp/over
-status_reader &
+status_reader & reader=$!
 load_rounds ROUNDS
-: >/tmp/over
-wait
+reader_is_done
 measure after_loading
 data restricted1 2097152 65536
 """
