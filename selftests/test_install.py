@@ -121,6 +121,9 @@ class TestVersion:
         for tree in ("tarball", "clone", "shallow"):
             deb = run(trees / tree / "packaging/deb", trees / tree)
             found[tree] = run("dpkg-deb", "-f", deb, "Version")
+            # The module is to say the same.
+            inside = f"./usr/src/virtio-swiotlb-{found[tree]}/VERSION"
+            assert run("bash", "-c", f"dpkg-deb --fsys-tarfile {deb} | tar xO {inside}") == found[tree]
         return found
 
     def test_is_that_of_the_sources(self, versions: dict[str, str]) -> None:
