@@ -216,3 +216,67 @@ impl Stats {
         self.bad_outside + self.bad_unmapped + self.bad_interior + self.bad_length
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_pool_stats))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_area_is_in_every_sum() {
+        let (one, two) = (Counters::new(3), Counters::new(2));
+        for area in [&one, &two, &two] {
+            area.mapped(4096, 100);
+            area.mapped(8192, 0);
+            area.unmapped(8192, 70);
+            area.ring_taken(16384);
+            area.ring_taken(8192);
+            area.ring_given(8192);
+            for why in [
+                Refusal::Empty,
+                Refusal::TooLarge,
+                Refusal::Full,
+                Refusal::HeldBack,
+            ] {
+                (0..=why as usize).for_each(|_| area.refused(why));
+            }
+            for why in [
+                BadHandle::Outside,
+                BadHandle::Unmapped,
+                BadHandle::Interior,
+                BadHandle::Length,
+            ] {
+                (0..=why as usize).for_each(|_| assert_eq!(area.bad(why), why));
+            }
+        }
+        let mut stats = Stats::default();
+        stats.add(&one);
+        stats.add(&two);
+        let want = Stats {
+            pool_bytes: 0,
+            maps: 6,
+            unmaps: 3,
+            live: 3,
+            used_bytes: 3 * (4096 + 16384),
+            bytes_in: 300,
+            bytes_out: 210,
+            allocs: 6,
+            frees: 3,
+            rings: 3,
+            reserved_bytes: 3 * 16384,
+            // Of each when it was at its fullest.
+            hiwater_bytes: (4096 + 16384 + 8192) + (2 * (4096 + 16384) + 8192),
+            largest_free_bytes: 3 * PAGE,
+            refused_empty: 3,
+            refused_too_large: 6,
+            refused_full: 9,
+            refused_held_back: 12,
+            bad_outside: 3,
+            bad_unmapped: 6,
+            bad_interior: 9,
+            bad_length: 12,
+        };
+        assert_eq!(stats, want);
+        assert_eq!((stats.full(), stats.bad_handles()), (21, 30));
+    }
+}
