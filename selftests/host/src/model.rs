@@ -632,7 +632,7 @@ fn random_operations_in_five_areas_of_odd_sizes() {
 
 #[test]
 fn random_operations_with_runs_too_long_for_a_list_of_their_own() {
-    random_operations::<Process>(8 << 20, 1, 64);
+    random_operations::<Process>(32 << 20, 1, 8);
 }
 
 #[test]
