@@ -208,12 +208,8 @@ impl<T: Hooks> Interposer<T> {
         (unsafe { &*operations(dev).cast() }, dev)
     }
 
-    /// The copy, in an operation that the core may call at any time: sysfs has no lock. The
-    /// caller has found the copy, and it may have been taken from the device since.
-    ///
-    /// # Errors
-    ///
-    /// The operations that the device has instead.
+    /// The transport's operations, in an operation that the core may call at any time: sysfs has
+    /// no lock. And the copy, unless it was taken from the device since the caller found it.
     ///
     /// # Safety
     ///
@@ -221,7 +217,10 @@ impl<T: Hooks> Interposer<T> {
     /// began; the result lives as long as that.
     unsafe fn of_any<'a>(
         vdev: *mut bindings::virtio_device,
-    ) -> Result<(&'a Self, &'a Device), &'a bindings::virtio_config_ops> {
+    ) -> (
+        &'a bindings::virtio_config_ops,
+        Option<(&'a Self, &'a Device)>,
+    ) {
         // SAFETY: By the safety requirements.
         let dev = unsafe { Device::from_raw(vdev) };
         // Looked at once: what is there the next time may be something else.
@@ -234,10 +233,11 @@ impl<T: Hooks> Interposer<T> {
             Self::finalize_features;
         if finalize.is_some_and(|finalize| ptr::fn_addr_eq(finalize, ours)) {
             // SAFETY: A copy, hence the first field of a `repr(C)` `Self` that is live.
-            Ok((unsafe { &*ops.cast() }, dev))
+            let this = unsafe { &*ops.cast::<Self>() };
+            (this.original(), Some((this, dev)))
         } else {
             // SAFETY: As above.
-            Err(unsafe { &*ops })
+            (unsafe { &*ops }, None)
         }
     }
 
@@ -284,16 +284,16 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::get_status`, for a device with this copy.
     unsafe extern "C" fn get_status(vdev: *mut bindings::virtio_device) -> u8 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = match unsafe { Self::of_any(vdev) } {
-            Ok(found) => found,
-            // SAFETY: The argument is the caller's.
-            Err(ops) => return ops.get_status.map_or(0, |get| unsafe { get(vdev) }),
-        };
-        let Some(get) = this.original().get_status else {
+        let (ops, copy) = unsafe { Self::of_any(vdev) };
+        let Some(get) = ops.get_status else {
             return 0;
         };
         // SAFETY: The argument is the caller's.
-        this.hooks.status(dev, unsafe { get(vdev) })
+        let status = unsafe { get(vdev) };
+        match copy {
+            Some((this, dev)) => this.hooks.status(dev, status),
+            None => status,
+        }
     }
 
     /// # Safety
@@ -327,17 +327,15 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::get_features`, for a device with this copy.
     unsafe extern "C" fn get_features(vdev: *mut bindings::virtio_device) -> u64 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = match unsafe { Self::of_any(vdev) } {
-            Ok(found) => found,
-            // SAFETY: The argument is the caller's.
-            Err(ops) => return ops.get_features.map_or(0, |get| unsafe { get(vdev) }),
-        };
-        let Some(get) = this.original().get_features else {
+        let (ops, copy) = unsafe { Self::of_any(vdev) };
+        let Some(get) = ops.get_features else {
             return 0;
         };
         // SAFETY: The argument is the caller's.
         let offered = unsafe { get(vdev) };
-        this.hooks.offered(dev, offered);
+        if let Some((this, dev)) = copy {
+            this.hooks.offered(dev, offered);
+        }
         offered
     }
 
@@ -349,21 +347,14 @@ impl<T: Hooks> Interposer<T> {
         features: *mut u64,
     ) {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = match unsafe { Self::of_any(vdev) } {
-            Ok(found) => found,
-            Err(ops) => {
-                if let Some(get) = ops.get_extended_features {
-                    // SAFETY: The arguments are the caller's.
-                    unsafe { get(vdev, features) };
-                }
-                return;
-            }
-        };
-        if let Some(get) = this.original().get_extended_features {
+        let (ops, copy) = unsafe { Self::of_any(vdev) };
+        if let Some(get) = ops.get_extended_features {
             // SAFETY: The arguments are the caller's.
             unsafe { get(vdev, features) };
-            // SAFETY: The original has filled `VIRTIO_FEATURES_U64S` words.
-            this.hooks.offered(dev, unsafe { *features });
+            if let Some((this, dev)) = copy {
+                // SAFETY: The original has filled `VIRTIO_FEATURES_U64S` words.
+                this.hooks.offered(dev, unsafe { *features });
+            }
         }
     }
 
