@@ -60,12 +60,11 @@ status_reader() {
 			read -r status <"/sys/bus/virtio/devices/$device/status"
 		done
 	done
-	: >/tmp/has_read
 }
 reader_is_done() {
 	: >/tmp/over
 	wait "$reader"
-	rm /tmp/over /tmp/has_read
+	rm /tmp/over
 }
 bind_rounds WARM_UP
 measure before_binding

@@ -297,15 +297,14 @@ impl Faults {
 
     /// What is offered.
     pub fn offer(&self, features: u64) -> u64 {
-        let more = match self.has(Fault::AdminQueue) {
-            true => bit(F_ADMIN_VQ),
-            false => 0,
-        };
-        let less = match self.has(Fault::NoVersion1) {
-            true => bit(F_VERSION_1),
-            false => 0,
-        };
-        (features | more) & !less
+        let mut offered = features;
+        if self.has(Fault::AdminQueue) {
+            offered |= bit(F_ADMIN_VQ);
+        }
+        if self.has(Fault::NoVersion1) {
+            offered &= !bit(F_VERSION_1);
+        }
+        offered
     }
 
     /// The common configuration structure; `select` is that of the features.
