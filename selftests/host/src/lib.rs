@@ -31,4 +31,6 @@ mod capacity;
 #[cfg(all(test, feature = "pool"))]
 mod model;
 #[cfg(all(test, feature = "pool"))]
+mod reuse;
+#[cfg(all(test, feature = "pool"))]
 mod threads;

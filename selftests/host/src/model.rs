@@ -7,60 +7,19 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use crate::platform::Poor;
 use crate::platform::Process;
 use crate::pool::BadHandle;
 use crate::pool::Direction;
 use crate::pool::Mapping;
-use crate::pool::NoMemory;
 use crate::pool::Platform;
 use crate::pool::Pool;
 use crate::pool::Refusal;
-use crate::pool::Store;
-use crate::pool::Table;
 use crate::pool::GRANULE;
 use crate::pool::PAGE;
 use crate::pool::SMALLEST;
 
 const PER_PAGE: usize = PAGE / GRANULE;
-
-/// A process in which there is never memory for a table while something is mapped.
-struct Poor;
-
-impl Platform for Poor {
-    type List<T: Unpin> = Box<[T]>;
-    type Lock<T: Unpin> = std::sync::Mutex<T>;
-    type Table = Box<Table>;
-    type Store = Empty;
-
-    fn list<T: Unpin>(
-        len: usize,
-        element: impl FnMut(usize) -> Result<T, NoMemory>,
-    ) -> Result<Box<[T]>, NoMemory> {
-        Process::list(len, element)
-    }
-
-    fn lock<T: Unpin>(value: T) -> Result<std::sync::Mutex<T>, NoMemory> {
-        Process::lock(value)
-    }
-
-    fn table() -> Result<Box<Table>, NoMemory> {
-        Process::table()
-    }
-
-    fn store(_tables: usize) -> Result<Empty, NoMemory> {
-        Ok(Empty)
-    }
-}
-
-/// A store that never has a table.
-#[derive(Clone)]
-struct Empty;
-
-impl Store<Box<Table>> for Empty {
-    fn take(&self) -> Option<Box<Table>> {
-        None
-    }
-}
 
 /// What takes granules.
 #[derive(Clone, Copy, Debug)]

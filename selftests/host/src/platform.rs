@@ -54,3 +54,42 @@ impl Store<Box<Table>> for Endless {
         Process::table().ok()
     }
 }
+
+/// A process in which there is never memory for a table while something is mapped.
+pub(crate) struct Poor;
+
+impl Platform for Poor {
+    type List<T: Unpin> = Box<[T]>;
+    type Lock<T: Unpin> = Mutex<T>;
+    type Table = Box<Table>;
+    type Store = Empty;
+
+    fn list<T: Unpin>(
+        len: usize,
+        element: impl FnMut(usize) -> Result<T, NoMemory>,
+    ) -> Result<Box<[T]>, NoMemory> {
+        Process::list(len, element)
+    }
+
+    fn lock<T: Unpin>(value: T) -> Result<Mutex<T>, NoMemory> {
+        Process::lock(value)
+    }
+
+    fn table() -> Result<Box<Table>, NoMemory> {
+        Process::table()
+    }
+
+    fn store(_tables: usize) -> Result<Empty, NoMemory> {
+        Ok(Empty)
+    }
+}
+
+/// A store that never has a table.
+#[derive(Clone)]
+pub(crate) struct Empty;
+
+impl Store<Box<Table>> for Empty {
+    fn take(&self) -> Option<Box<Table>> {
+        None
+    }
+}

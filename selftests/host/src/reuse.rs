@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What becomes of room that comes back: what of it is kept as it is, what is joined, and how it
+//! is found again.
+
+use crate::platform::Poor;
+use crate::platform::Process;
+use crate::pool::Direction;
+use crate::pool::Direction::FromDevice;
+use crate::pool::Direction::ToDevice;
+use crate::pool::Pool;
+use crate::pool::Refusal;
+use crate::pool::PAGE;
+
+/// Pages.
+fn longest_free(pool: &Pool<Process>) -> usize {
+    pool.stats().largest_free_bytes / PAGE
+}
+
+fn map(pool: &Pool<Process>, pages: usize, direction: Direction) -> usize {
+    pool.map(0, pages * PAGE, 0, direction).unwrap()
+}
+
+fn unmap(pool: &Pool<Process>, at: usize, pages: usize) {
+    pool.unmap(at, pages * PAGE).unwrap();
+}
+
+/// Maps `runs` runs of 17 pages beside all that is free, gives them back, and returns how many of
+/// them are kept apart.
+fn how_many_are_kept(pool: &Pool<Process>, runs: usize) -> usize {
+    let mut at: Vec<usize> = (0..runs).map(|_| map(pool, 17, FromDevice)).collect();
+    let free = longest_free(pool);
+    // Each that is joined makes the run longer that is before it.
+    at.sort_unstable();
+    at.into_iter()
+        .filter(|&at| {
+            unmap(pool, at, 17);
+            longest_free(pool) == free
+        })
+        .count()
+}
+
+#[test]
+fn as_many_runs_are_kept_however_often_they_come_and_go() {
+    let pool = Pool::<Process>::new(4 << 20, 1).unwrap();
+    for _ in 0..3 {
+        assert_eq!(how_many_are_kept(&pool, 20), 16);
+    }
+    // A ring makes one again of all that is kept.
+    let ring = pool.alloc(0, PAGE).unwrap();
+    assert_eq!(longest_free(&pool), 1024 - 1);
+    assert_eq!(how_many_are_kept(&pool, 20), 16);
+    assert_eq!(pool.free(ring, PAGE), Ok(()));
+}
+
+#[test]
+fn areas_share_the_number_of_runs_that_are_kept() {
+    // 17 pages are too many for a home: these are kept in the shared area.
+    for (bytes, cpus, kept) in [(500 * PAGE, 2, 5), (8 << 20, 16, 1)] {
+        let pool = Pool::<Process>::new(bytes, cpus).unwrap();
+        assert_eq!(how_many_are_kept(&pool, 7), kept);
+        assert_eq!(how_many_are_kept(&pool, 7), kept);
+    }
+}
+
+#[test]
+fn lengths_take_turns_to_be_joined() {
+    let pool = Pool::<Process>::new(1 << 20, 1).unwrap();
+    let mut short = vec![];
+    let mut long = vec![];
+    for _ in 0..256 / 7 {
+        // What is between them stays.
+        map(&pool, 1, ToDevice);
+        short.push(map(&pool, 2, FromDevice));
+        map(&pool, 1, ToDevice);
+        long.push(map(&pool, 3, FromDevice));
+    }
+    for _ in 0..256 % 7 {
+        map(&pool, 1, ToDevice);
+    }
+    let mut give = |long_ones: bool| {
+        let (at, pages) = match long_ones {
+            true => (long.pop().unwrap(), 3),
+            false => (short.pop().unwrap(), 2),
+        };
+        unmap(&pool, at, pages);
+        longest_free(&pool)
+    };
+    for i in 0..16 {
+        assert_eq!(give(i < 8), 0);
+    }
+    // Nothing else is free: the longest that there is was joined.
+    assert_eq!(give(false), 2);
+    assert_eq!(give(false), 3);
+}
+
+#[test]
+fn a_run_that_grows_past_the_longest_is_the_longest() {
+    let pool = Pool::<Process>::new(2400 * PAGE, 1).unwrap();
+    let longest = map(&pool, 560, FromDevice);
+    map(&pool, 1, ToDevice);
+    let after = map(&pool, 34, FromDevice);
+    let grows = map(&pool, 530, FromDevice);
+    for pages in [1, 600, 600, 74] {
+        map(&pool, pages, ToDevice);
+    }
+    assert_eq!(longest_free(&pool), 0);
+    unmap(&pool, longest, 560);
+    unmap(&pool, grows, 530);
+    assert_eq!(longest_free(&pool), 560);
+    unmap(&pool, after, 34);
+    assert_eq!(longest_free(&pool), 530 + 34);
+}
+
+/// Of lengths that have no list of their own, a run that is long enough may stand behind others.
+#[test]
+fn candidates_for_a_long_request_are_32() {
+    for shorter in [1, 31, 32] {
+        let pool = Pool::<Process>::new(20_000 * PAGE, 1).unwrap();
+        // From the end of the pool on; what is between them stays.
+        let mut gaps = vec![];
+        for pages in std::iter::repeat_n(513, shorter).chain([570]) {
+            gaps.push((map(&pool, pages, FromDevice), pages));
+            map(&pool, 1, ToDevice);
+        }
+        while let Ok(at) = pool.map(0, longest_free(&pool).min(5000) * PAGE, 0, ToDevice) {
+            assert!(at < gaps[shorter].0);
+        }
+        for &(at, pages) in &gaps {
+            unmap(&pool, at, pages);
+        }
+        let answer = pool.map(0, 550 * PAGE, 0, FromDevice);
+        // Of the run that it is cut from, the beginning stays.
+        let there = Ok(gaps[shorter].0 + 20 * PAGE);
+        let want = if shorter < 32 {
+            there
+        } else {
+            Err(Refusal::Full)
+        };
+        assert_eq!(answer, want);
+    }
+}
+
+#[test]
+fn a_page_of_slots_stays_for_the_next_of_its_kind() {
+    let pool = Pool::<Process>::new(1 << 20, 1).unwrap();
+    let kinds = [ToDevice, FromDevice, Direction::Bidirectional]
+        .map(|direction| [64, 128, 1000, 2048].map(|len| (len, direction)));
+    let kinds = kinds.as_flattened();
+    let map = |&(len, direction)| pool.map(0, len, 0, direction).unwrap();
+    let at: Vec<usize> = kinds.iter().map(map).collect();
+    for (&(len, _), &at) in kinds.iter().zip(&at) {
+        assert_eq!(pool.unmap(at, len), Ok(()));
+    }
+    // Free pages are handed out in another order.
+    for (kind, at) in kinds.iter().zip(&at).rev() {
+        assert_eq!(map(kind) / PAGE, at / PAGE);
+    }
+}
+
+#[test]
+fn tables_come_back_with_their_pages() {
+    // For one page in 32 there is a table, and there never is another.
+    let pool = Pool::<Poor>::new(1 << 20, 1).unwrap();
+    for _ in 0..20 {
+        let at = [(); 16].map(|()| pool.map(0, PAGE / 2, 0, FromDevice).unwrap());
+        assert_eq!(pool.stats().used_bytes, 8 * PAGE);
+        // Without a table a mapping takes a page.
+        let alone = pool.map(0, PAGE / 2, 0, FromDevice).unwrap();
+        assert_eq!(pool.stats().used_bytes, 9 * PAGE);
+        for at in at.into_iter().chain([alone]) {
+            assert_eq!(pool.unmap(at, PAGE / 2), Ok(()));
+        }
+    }
+}
