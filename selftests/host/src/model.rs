@@ -80,6 +80,9 @@ struct Model<P: Platform> {
     refused: BTreeMap<&'static str, usize>,
     bad: usize,
     maps: usize,
+    allocs: usize,
+    bytes_in: usize,
+    bytes_out: usize,
     tables_may_fail: bool,
 }
 
@@ -110,6 +113,9 @@ impl<P: Platform> Model<P> {
             refused: BTreeMap::new(),
             bad: 0,
             maps: 0,
+            allocs: 0,
+            bytes_in: 0,
+            bytes_out: 0,
             tables_may_fail: false,
         }
     }
@@ -264,6 +270,9 @@ impl<P: Platform> Model<P> {
                 });
                 self.mappings.push(mapping);
                 self.maps += 1;
+                if direction != Direction::FromDevice {
+                    self.bytes_in += len;
+                }
                 self.used += n * GRANULE;
                 self.peak = self.peak.max(self.used);
             }
@@ -323,6 +332,7 @@ impl<P: Platform> Model<P> {
         assert_eq!(seen, Some(mapping));
         let taken = self.release(mapping.offset / GRANULE);
         self.used -= taken.n * GRANULE;
+        self.bytes_out += mapping.len;
         // Once is enough.
         let again = self.pool.unmap(mapping.offset, mapping.len);
         assert!(matches!(again, Err(BadHandle::Unmapped)));
@@ -339,23 +349,35 @@ impl<P: Platform> Model<P> {
                     mapping: None,
                 });
                 self.rings.push((offset, len));
+                self.allocs += 1;
                 self.used += len.next_multiple_of(PAGE);
                 self.peak = self.peak.max(self.used);
             }
             Err(refusal) => {
                 self.count(refusal);
-                let pages = len.div_ceil(PAGE);
-                for area in &self.areas {
-                    let rings = self.ring_pages(area) + pages;
-                    let limit = self.limit(area, false);
-                    let fits = self.longest(area) >= pages
-                        && rings <= area.len() / 3
-                        && self.charged(area, false) + pages <= limit
-                        && self.charged(area, true) + pages <= limit;
-                    assert!(!fits || len == 0 || len > self.pool.largest_mapping());
+                match refusal {
+                    Refusal::Empty => assert_eq!(len, 0),
+                    Refusal::TooLarge => assert!(len > self.pool.largest_mapping()),
+                    Refusal::Full | Refusal::HeldBack => {
+                        self.is_justified_for_a_ring(len.div_ceil(PAGE), refusal);
+                    }
                 }
             }
         }
+    }
+
+    fn is_justified_for_a_ring(&self, pages: usize, why: Refusal) {
+        let mut held_back = false;
+        for area in &self.areas {
+            let rings = self.ring_pages(area) + pages;
+            let charged = self.charged(area, false).max(self.charged(area, true));
+            if rings > area.len() / 3 || charged + pages > self.limit(area, false) {
+                held_back = true;
+            } else {
+                assert!(self.longest(area) < pages);
+            }
+        }
+        assert_eq!(held_back, why == Refusal::HeldBack);
     }
 
     fn free(&mut self, i: usize) {
@@ -364,11 +386,15 @@ impl<P: Platform> Model<P> {
         }
         let i = i % self.rings.len();
         let (offset, len) = self.rings.swap_remove(i);
-        assert!(self.pool.free(offset, len + PAGE).is_err());
-        assert!(self.pool.unmap(offset, len).is_err());
-        assert!(self.pool.free(offset + 64, len).is_err());
+        let longer = self.pool.free(offset, len + PAGE);
+        assert_eq!(longer, Err(BadHandle::Length));
+        let inside = self.pool.free(offset + 64, len);
+        assert_eq!(inside, Err(BadHandle::Interior));
+        let mapping = self.pool.unmap(offset, len);
+        assert_eq!(mapping, Err(BadHandle::Unmapped));
         assert_eq!(self.pool.free(offset, len), Ok(()));
-        assert!(self.pool.free(offset, len).is_err());
+        let again = self.pool.free(offset, len);
+        assert_eq!(again, Err(BadHandle::Unmapped));
         self.bad += 4;
         let taken = self.release(offset / GRANULE);
         self.used -= taken.n * GRANULE;
@@ -422,6 +448,9 @@ impl<P: Platform> Model<P> {
         assert_eq!(stats.pool_bytes, self.pages() * PAGE);
         assert_eq!(stats.maps, self.maps);
         assert_eq!(stats.live, self.mappings.len());
+        assert_eq!(stats.bytes_in, self.bytes_in);
+        assert_eq!(stats.bytes_out, self.bytes_out);
+        assert_eq!(stats.allocs, self.allocs);
         assert_eq!(stats.used_bytes, self.used);
         let rings = self.rings.iter().map(|ring| ring.1.next_multiple_of(PAGE));
         assert_eq!(stats.reserved_bytes, rings.sum::<usize>());
