@@ -13,12 +13,14 @@ use crate::pool::Direction::ToDevice;
 use crate::pool::NoMemory;
 use crate::pool::Platform;
 use crate::pool::Pool;
+use crate::pool::Refusal;
 use crate::pool::Table;
 use crate::pool::PAGE;
 use crate::pool::SMALLEST;
 
 thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
+    static STORED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// A process that counts the bytes it is asked for.
@@ -49,6 +51,7 @@ impl Platform for Counting {
 
     fn store(tables: usize) -> Result<Endless, NoMemory> {
         BYTES.set(BYTES.get() + tables * size_of::<(Table, usize)>());
+        STORED.set(tables);
         Process::store(tables)
     }
 }
@@ -75,6 +78,28 @@ fn records_take_less_than_two_percent() {
         assert!(percent <= 2.0);
         drop(pool);
     }
+}
+
+#[test]
+fn a_table_is_ready_for_one_page_in_128() {
+    for (bytes, tables) in [
+        (SMALLEST, 2),
+        (1 << 20, 2),
+        (65 << 20, 130),
+        (512 << 20, 1024),
+        (1024 << 20, 1024),
+    ] {
+        Pool::<Counting>::new(bytes, 2).unwrap();
+        assert_eq!(STORED.get(), tables);
+    }
+}
+
+#[test]
+fn a_pool_has_at_most_what_32_bits_can_number() {
+    // Of bytes in a mapping, and of pages.
+    let pool = Pool::<Process>::new(16 << 30, 1).unwrap();
+    assert_eq!(pool.largest_mapping(), (4 << 30) - PAGE);
+    assert!(Pool::<Process>::new(PAGE << 32, 1).is_err());
 }
 
 /// How many times all of `chain` can be mapped.
@@ -217,13 +242,63 @@ fn one_length_comes_back_in_the_order_it_went() {
 }
 
 #[test]
-fn the_picture_has_a_line_for_each_area() {
-    let pool = Pool::<Process>::new(1 << 20, 2).unwrap();
-    pool.alloc(0, 3 * PAGE).unwrap();
-    pool.map(0, 70_000, 0, FromDevice).unwrap();
+fn rings_are_as_long_as_the_largest_mapping() {
+    let pool = Pool::<Process>::new(SMALLEST, 1).unwrap();
+    let largest = pool.largest_mapping();
+    assert_eq!(pool.alloc(0, 0), Err(Refusal::Empty));
+    assert_eq!(pool.alloc(0, largest + 1), Err(Refusal::TooLarge));
+    assert_eq!(pool.alloc(0, largest), Ok(0));
+    // A third of 16 pages.
+    assert_eq!(pool.alloc(0, PAGE + 1), Err(Refusal::HeldBack));
+    assert_eq!(pool.alloc(0, PAGE), Ok(largest));
+}
+
+/// The lines of the picture without what stands above them.
+fn picture(pool: &Pool<Process>) -> Vec<String> {
     let mut picture = String::new();
     pool.picture(&mut picture).unwrap();
     println!("{picture}");
-    assert_eq!(picture.lines().count(), 1 + 3);
-    assert!(picture.contains("[R") && picture.contains("#]"));
+    picture.lines().skip(1).map(String::from).collect()
+}
+
+#[test]
+fn the_picture_has_a_line_for_each_area() {
+    let pool = Pool::<Process>::new(1 << 20, 2).unwrap();
+    // Parts of 16 KiB in the shared area, of 8 KiB in the homes; what is begun is drawn.
+    assert_eq!(
+        picture(&pool),
+        [
+            "0            0x0  512 [................................] 0 0 0 0 512",
+            "1        0x80000  256 [................................] 0 0 0 0 256",
+            "2        0xc0000  256 [................................] 0 0 0 0 256",
+        ]
+    );
+    pool.alloc(0, 5 * PAGE).unwrap();
+    pool.map(0, 18 * PAGE, 0, FromDevice).unwrap();
+    pool.map(0, 2 * PAGE, 0, FromDevice).unwrap();
+    let at = pool.map(1, 3 * PAGE, 0, FromDevice).unwrap();
+    pool.unmap(at, 3 * PAGE).unwrap();
+    pool.map(1, 64, 0, FromDevice).unwrap();
+    assert_eq!(
+        picture(&pool),
+        [
+            "0            0x0  512 [RR.........................#####] 1 1 92 92 420",
+            "1        0x80000  256 [...............................#] 1 1 8 8 248",
+            "2        0xc0000  256 [...............................#] 2 1 0 12 240",
+        ]
+    );
+    // Exactly two parts of rings; a home is full but for what came back and is kept as it is.
+    pool.alloc(0, 3 * PAGE).unwrap();
+    while pool
+        .map(1, PAGE, 0, FromDevice)
+        .is_ok_and(|at| at >= 0xc_0000)
+    {}
+    assert_eq!(
+        picture(&pool),
+        [
+            "0            0x0  512 [RR.........................#####] 2 2 108 108 404",
+            "1        0x80000  256 [...............................#] 1 1 8 8 248",
+            "2        0xc0000  256 [.###############################] 62 61 240 240 0",
+        ]
+    );
 }

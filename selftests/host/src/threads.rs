@@ -3,12 +3,19 @@
 //! The pool used by several CPUs at once: every order of two short programs (loom), and long ones
 //! that check what they are given.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::ops::Deref;
+use std::ops::DerefMut;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
 
 use crate::platform::Endless;
 use crate::platform::Process;
+use crate::pool::BadHandle;
+use crate::pool::Direction::Bidirectional;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
 use crate::pool::Lock;
@@ -23,7 +30,7 @@ use crate::pool::SMALLEST;
 struct Loom;
 
 impl<T> Lock<T> for loom::sync::Mutex<T> {
-    fn lock(&self) -> impl std::ops::DerefMut<Target = T> {
+    fn lock(&self) -> impl DerefMut<Target = T> {
         loom::sync::Mutex::lock(self).unwrap()
     }
 }
@@ -185,4 +192,148 @@ fn cpus_with_different_homes_write_different_areas() {
     }
     // Half the pool is shared, a quarter is each CPU's: the numbers of 16 MiB pieces.
     assert_eq!(pages, [HashSet::from([2]), HashSet::from([3])]);
+}
+
+#[test]
+fn what_is_longer_than_a_quarter_of_a_home_is_shared() {
+    // The shared area is the first half, then comes a home for each of two CPUs.
+    let pool = Pool::<Process>::new(1 << 20, 2).unwrap();
+    for (cpu, home) in [(0, 2), (1, 3), (2, 2), (3, 3), (7, 3)] {
+        for (len, quarter) in [(1, home), (64 << 10, home), ((64 << 10) + 1, 0)] {
+            let at = pool.map(cpu, len, 0, FromDevice).unwrap();
+            let quarters = if quarter == 0 {
+                0..2
+            } else {
+                quarter..quarter + 1
+            };
+            assert!(quarters.contains(&(at / (256 << 10))));
+            assert_eq!(pool.unmap(at, len), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn a_home_that_is_full_overflows_into_the_others_in_turn() {
+    // Areas: 1 MiB is shared, and four homes have 256 KiB each.
+    let pool = Pool::<Process>::new(2 << 20, 4).unwrap();
+    let mut pieces: Vec<usize> = std::iter::from_fn(|| pool.map(1, PAGE, 0, FromDevice).ok())
+        .map(|at| at / (256 << 10))
+        .map(|piece| piece.max(3))
+        .collect();
+    pieces.dedup();
+    assert_eq!(pieces, [5, 3, 6, 7, 4]);
+}
+
+#[test]
+fn what_is_kept_is_only_joined_if_nothing_else_helps() {
+    for (len, wanted) in [(PAGE, 1), (300, 1), (5 * PAGE, 5)] {
+        let pool = Pool::<Process>::new(1 << 20, 2).unwrap();
+        // In the shared area, as it is too long for a home; then beside all that is free there.
+        let at = pool.map(0, 17 * PAGE, 0, FromDevice).unwrap();
+        assert_eq!(pool.unmap(at, 17 * PAGE), Ok(()));
+        // A home, but what is held back in it.
+        for _ in 0..64 - 3 {
+            pool.map(0, PAGE, 0, FromDevice).unwrap();
+        }
+        // Of another length than what is kept.
+        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        assert!(at < 512 << 10);
+        let free = pool.stats().largest_free_bytes / PAGE;
+        assert_eq!(free, 128 - 17 - wanted);
+    }
+}
+
+thread_local! {
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A process whose locks are counted while they are held.
+struct Watched;
+
+struct WatchedLock<T>(Mutex<T>);
+
+struct WatchedGuard<'a, T>(MutexGuard<'a, T>);
+
+impl<T> Lock<T> for WatchedLock<T> {
+    fn lock(&self) -> impl DerefMut<Target = T> {
+        // Two areas are never locked at a time.
+        assert_eq!(HELD.replace(1), 0);
+        WatchedGuard(self.0.lock().unwrap())
+    }
+}
+
+impl<T> Deref for WatchedGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for WatchedGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<T> Drop for WatchedGuard<'_, T> {
+    fn drop(&mut self) {
+        HELD.set(0);
+    }
+}
+
+impl Platform for Watched {
+    type List<T: Unpin> = Box<[T]>;
+    type Lock<T: Unpin> = WatchedLock<T>;
+    type Table = Box<Table>;
+    type Store = Endless;
+
+    fn list<T: Unpin>(
+        len: usize,
+        element: impl FnMut(usize) -> Result<T, NoMemory>,
+    ) -> Result<Box<[T]>, NoMemory> {
+        Process::list(len, element)
+    }
+
+    fn lock<T: Unpin>(value: T) -> Result<WatchedLock<T>, NoMemory> {
+        Process::lock(value).map(WatchedLock)
+    }
+
+    fn table() -> Result<Box<Table>, NoMemory> {
+        Process::table()
+    }
+
+    fn store(tables: usize) -> Result<Endless, NoMemory> {
+        Process::store(tables)
+    }
+}
+
+#[test]
+fn more_than_a_page_is_copied_out_without_the_lock() {
+    let pool = Pool::<Watched>::new(1 << 20, 2).unwrap();
+    for (len, direction, locked) in [
+        (64, FromDevice, true),
+        (PAGE, FromDevice, true),
+        (PAGE, Bidirectional, true),
+        (PAGE + 1, FromDevice, false),
+        (PAGE + 1, Bidirectional, false),
+        (20 * PAGE, FromDevice, false),
+        // Nothing is copied.
+        (20 * PAGE, ToDevice, true),
+    ] {
+        let at = pool.map(0, len, 0, direction).unwrap();
+        let mut seen = 0;
+        let answer = pool.unmap_with(at, len, |_| {
+            seen += 1;
+            assert_eq!(HELD.get() == 1, locked);
+            if !locked {
+                // The handle is nobody's any more, and the room nobody's yet.
+                assert_eq!(pool.find(at, 1), Err(BadHandle::Unmapped));
+                assert_eq!(pool.unmap(at, len), Err(BadHandle::Unmapped));
+                assert_ne!(pool.map(0, len, 0, direction), Ok(at));
+            }
+            0
+        });
+        assert_eq!((answer, seen), (Ok(()), 1));
+    }
 }
