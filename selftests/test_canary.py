@@ -238,7 +238,8 @@ def run(request: pytest.FixtureRequest, text: bytes) -> Iterator[Run]:
             Restricted("net", region_size=REGION_BYTES, watch=watch),
             Restricted("fs", file=shared, region_size=REGION_BYTES, watch=watch),
             disk(region_size="1M", watch=watch),
-            disk(region_size="1M", watch=watch),
+            # Buffers wait to be filled for longer than a search takes.
+            disk(region_size="1M", watch=watch, iops=20),
             Ordinary("blk", file=image),
         ]
         files.add("/file", FILE_BYTES)

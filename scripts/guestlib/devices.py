@@ -59,8 +59,13 @@ def _storage_daemon(
             fault = {"event": "none", "iotype": "read", "sector": device.bad // 512, "errno": 5}
             file = {"driver": "blkdebug", "image": file, "inject-error": [fault]}
         disk = {"driver": device.format, "file": file, "discard": "unmap"}
+    slow = []
+    if device.iops:
+        slow = ["--object", f"throttle-group,id=slow,x-iops-total={device.iops}"]
+        disk = {"driver": "throttle", "throttle-group": "slow", "file": disk}
     return [
         "qemu-storage-daemon",
+        *slow,
         *("--chardev", f"socket,id=monitor,path={_monitor(socket)},server=on,wait=off"),
         *("--monitor", "chardev=monitor"),
         "--blockdev",
@@ -163,6 +168,7 @@ class Restricted:
     format    of the image of blk: raw or qcow2
     sector    bytes of a sector of blk
     bad       offset in bytes of a sector of blk that cannot be read
+    iops      requests per second that blk serves, the others wait; 0 for all
     port      on the host's loopback, where console is to be talked to
     queues    number of virtqueues, of device and backend
     hotplug   whether it has a root port of its own, and can be unplugged and
@@ -185,6 +191,7 @@ class Restricted:
         format: str = "raw",
         sector: int | str = 512,
         bad: int | str = 0,
+        iops: int | str = 0,
         port: int | str = 12345,
         queues: int | str | None = None,
         hotplug: bool | str = False,
@@ -205,6 +212,7 @@ class Restricted:
         self.format = format
         self.sector = int(sector)
         self.bad = parse_bytes(bad)
+        self.iops = int(iops)
         self.port = int(port)
         self.queues = None if queues is None else int(queues)
         self.plugged = yes(plugged)
