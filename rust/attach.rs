@@ -453,8 +453,8 @@ impl Hooks for Negotiator {
                 if told.has(Features::RING_PACKED) && !policy::may_pack(seen.kind, extent.bytes) {
                     dev_info!(
                         dev.as_device(),
-                        "swiotlb: split rings are used: with packed ones requests fail when the region is full, and it has less than {} bytes\n",
-                        policy::MIN_PACKED_BYTES
+                        "swiotlb: split rings are used: the region of {} bytes is too small for packed ones\n",
+                        extent.bytes
                     );
                     told = told.without(Features::RING_PACKED);
                 }
@@ -556,15 +556,21 @@ impl Hooks for Negotiator {
         let Some(bounce) = state.bounce() else {
             return;
         };
-        for &(at, bound) in bounds {
+        for &(at, len, bound) in bounds {
             let Some(field) = at
                 .checked_sub(offset)
-                .and_then(|skip| bytes.get_mut(skip as usize..)?.first_chunk_mut::<4>())
+                .and_then(|skip| bytes.get_mut(skip as usize..)?.get_mut(..len))
             else {
                 continue;
             };
-            let value = bounce.clamp(bound, u32::from_le_bytes(*field));
-            *field = value.to_le_bytes();
+            let mut value = [0; 4];
+            for (to, from) in value.iter_mut().zip(&*field) {
+                *to = *from;
+            }
+            let value = bounce.clamp(bound, u32::from_le_bytes(value));
+            for (to, from) in field.iter_mut().zip(value.to_le_bytes()) {
+                *to = from;
+            }
         }
     }
 }

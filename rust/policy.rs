@@ -19,9 +19,6 @@ use super::wire::{
 };
 use core::fmt;
 
-/// The smallest region that is accepted, in bytes: rings, and one minimal request of any driver.
-pub const MIN_REGION_BYTES: u64 = 64 << 10;
-
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
@@ -58,8 +55,6 @@ pub enum Reason {
     HintOff,
     /// No capability names a usable region (R14).
     Malformed(Fault),
-    /// The region has only this many bytes.
-    TooSmall(u64),
     /// The region could not be claimed: something else uses its addresses.
     Claimed,
     /// The region could not be mapped, or there was no memory for the pool's records.
@@ -96,10 +91,6 @@ impl fmt::Display for Reason {
             ),
             Self::HintOff => f.write_str("a region without the feature bit, and hint=0"),
             Self::Malformed(fault) => fault.fmt(f),
-            Self::TooSmall(bytes) => write!(
-                f,
-                "the region has {bytes} bytes, at least {MIN_REGION_BYTES} are needed"
-            ),
             Self::Claimed => f.write_str("the region's addresses are in use, see /proc/iomem"),
             Self::NoMemory => f.write_str("not enough memory to map the region"),
             Self::Moved => f.write_str("the region moved while the driver was bound"),
@@ -214,9 +205,6 @@ pub fn decide(facts: &Facts) -> Decision {
         Finding::Absent if !facts.names_regions => return give_up(Reason::Transport),
         Finding::Absent => return give_up(Reason::NoRegion),
         Finding::Malformed(fault) => return give_up_closed(Reason::Malformed(fault)),
-        Finding::Usable(extent) if extent.bytes < MIN_REGION_BYTES => {
-            return give_up_closed(Reason::TooSmall(extent.bytes));
-        }
         Finding::Usable(extent) => extent,
     };
     match (bit, facts.hint) {
@@ -242,8 +230,11 @@ fn can_bounce(kind: u32) -> bool {
     )
 }
 
-/// Regions of fewer bytes are full as a matter of course when a disk is busy.
-pub const MIN_PACKED_BYTES: u64 = 4 << 20;
+/// Regions of fewer bytes are full as a matter of course when a device is busy.
+const SMALL_BYTES: u64 = 4 << 20;
+
+/// Regions of fewer bytes have no room for packets of 64 KiB among others, nor for many rings.
+const TINY_BYTES: u64 = 1 << 20;
 
 /// Whether packed rings may be accepted with a region of `bytes` bytes.
 ///
@@ -251,12 +242,12 @@ pub const MIN_PACKED_BYTES: u64 = 4 << 20;
 /// I/O error of it: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM,
 /// and disks fail the request. A device has to support split rings, so that they are used where
 /// the region is small. In a larger one this takes more requests at once than usual.
+///
+/// A packed ring takes three pages, however short, and a split one makes do with one.
 pub fn may_pack(kind: u32, bytes: u64) -> bool {
-    bounds(kind).is_empty() || bytes >= MIN_PACKED_BYTES
+    let is_disk = !bounds(kind).is_empty();
+    bytes >= if is_disk { SMALL_BYTES } else { TINY_BYTES }
 }
-
-/// Regions of fewer bytes have no room for packets of 64 KiB among others.
-const MIN_SEGMENTS_BYTES: u64 = 1 << 20;
 
 /// What a driver would accept of `features`, and may not with a region of `bytes` bytes: what makes
 /// it use more of it than there is.
@@ -277,10 +268,10 @@ pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
         _ => return Features(0),
     };
     let mut too_much = Features(0);
-    if bytes < MIN_PACKED_BYTES {
+    if bytes < SMALL_BYTES {
         too_much = too_much.with(below_4_mib);
     }
-    if bytes < MIN_SEGMENTS_BYTES {
+    if bytes < TINY_BYTES {
         too_much = too_much.with(below_1_mib);
     }
     features.only(too_much)
@@ -291,8 +282,8 @@ pub fn too_much(kind: u32, features: Features, bytes: u64) -> Features {
 pub fn too_much_beyond(kind: u32, beyond: u64, bytes: u64) -> u64 {
     let too_much = match bytes {
         _ if kind != device_type::NET => 0,
-        0..MIN_SEGMENTS_BYTES => beyond::NET_GUEST_TUNNELS | beyond::NET_HOST_TUNNELS,
-        MIN_SEGMENTS_BYTES..MIN_PACKED_BYTES => beyond::NET_GUEST_TUNNELS,
+        0..TINY_BYTES => beyond::NET_GUEST_TUNNELS | beyond::NET_HOST_TUNNELS,
+        TINY_BYTES..SMALL_BYTES => beyond::NET_GUEST_TUNNELS,
         _ => 0,
     };
     beyond & too_much
@@ -301,16 +292,21 @@ pub fn too_much_beyond(kind: u32, beyond: u64, bytes: u64) -> u64 {
 /// How many entries queue `index` of the `queues` of a driver may have in a pool of `pool_bytes`,
 /// if that matters; a power of two.
 ///
+/// The core makes each ring as long as it can, and the last queues would find no room for theirs:
+/// the rings of all queues together get a quarter of the pool, each queue the same. (They may have
+/// a third, but of each area of the pool.) Disks are told of no more queues than that is enough
+/// for ([`Limits`]); for a device of another type with more, there is no driver.
+///
 /// Receive buffers are posted until the queue is full, and stay there. With a pool that is full
 /// before, virtio-net of Linux 7.3 never stops trying: `virtnet_receive()` has itself called
 /// again at once, and each queue keeps a CPU busy. vsock and console stop, and there is nothing
 /// left for a packet that leaves, nor for other queues. So the receive buffers of all queues
-/// together get a third of the pool, each queue the same. Rings have another third at most.
+/// together get a third of the pool, each queue the same; but each has one buffer at least.
 ///
 /// virtiofs waits for room in its queue; a request for which there is none in the pool fails, and
 /// so does what the application wanted (`virtio_fs_send_req()`). A request has as many pages as the
-/// queue has entries, less four, and there are up to 12 in the background at once
-/// (FUSE_DEFAULT_MAX_BACKGROUND): each gets a 32nd of the pool.
+/// queue has entries, less four, and 256 at most (FUSE_MAX_MAX_PAGES). How many are under way at
+/// once the queue alone bounds: virtiofsd allows 65535. All of them together get half the pool.
 pub fn longest_queue(
     kind: u32,
     features: Features,
@@ -318,33 +314,62 @@ pub fn longest_queue(
     index: u32,
     pool_bytes: usize,
 ) -> Option<u16> {
+    // A descriptor, its entries in both rings, and what stands before those.
+    const SPLIT_BYTES: usize = 32;
+    const PACKED_BYTES: usize = 16;
     const FUSE_HEADERS: usize = 4;
+    const FUSE_PAGES: usize = 256;
     // A header, its page and MAX_SKB_FRAGS more (`add_recvbuf_big()`).
     const LARGE_PAGES: usize = 18;
     const LARGE_PIECES: usize = LARGE_PAGES + 1;
 
     let pages = pool_bytes / Limits::PAGE;
+    let indirect = features.has(Features::INDIRECT_DESC);
+    let of_rings = (pages / 4).checked_div(queues as usize).unwrap_or(0).max(1);
+    let ring = match features.has(Features::RING_PACKED) {
+        false => of_rings * (Limits::PAGE / SPLIT_BYTES),
+        // Both event suppression structures have a page each.
+        true => of_rings.saturating_sub(2).max(1) * (Limits::PAGE / PACKED_BYTES),
+    };
     // Even queues receive; the odd ones, and the last of an odd number, do not.
     let receives = index % 2 == 0 && index < queues & !1;
     let third = pages / 3;
     let share = third.checked_div(queues as usize / 2).unwrap_or(third);
-    let entries = match kind {
+    let filled = match kind {
         device_type::NET if receives => {
             let large = !features.has(Features::NET_MERGEABLE)
                 && features.only(Features::NET_GUEST_GSO.with(Features::NET_MTU)) != Features(0);
-            match (large, features.has(Features::INDIRECT_DESC)) {
+            // In less there is an MTU at most that makes them large: of up to 48 KiB.
+            let one = match pool_bytes < TINY_BYTES as usize {
+                true => 16,
+                false => LARGE_PIECES.next_power_of_two(),
+            };
+            match (large, indirect) {
                 (false, _) => share,
                 (true, true) => share / LARGE_PAGES,
-                (true, false) => share / LARGE_PAGES * LARGE_PIECES,
+                (true, false) => (share / LARGE_PAGES * LARGE_PIECES).max(one),
             }
         }
         device_type::CONSOLE if receives => share,
         device_type::VSOCK if index == 0 => third,
-        device_type::FS => (pages / 32 + FUSE_HEADERS).max(2 * FUSE_HEADERS),
-        _ => return None,
+        device_type::FS => {
+            let fit = |entries: usize| {
+                // Without indirect tables a request takes four entries at least.
+                let at_once = if indirect { entries } else { entries / 4 };
+                let requests = at_once * (queues as usize).saturating_sub(1);
+                requests * (entries - FUSE_HEADERS).min(FUSE_PAGES) <= pages / 2
+            };
+            let mut entries = 2 * FUSE_HEADERS;
+            while entries < 1 << 15 && fit(2 * entries) {
+                entries *= 2;
+            }
+            entries
+        }
+        _ => usize::MAX,
     };
+    let entries = filled.min(ring).max(2);
     // The next lower power of two, of what a queue can have.
-    Some(1 << entries.clamp(2, 1 << 15).ilog2())
+    (entries < 1 << 15).then(|| 1 << entries.ilog2())
 }
 
 /// What a driver is told, so that every request it can build fits an empty pool.
@@ -353,6 +378,8 @@ pub fn longest_queue(
 /// one request get a quarter of the pool. Rings take up to a third, and each direction leaves the
 /// other a 32nd, three pages at least (`pool.rs`); the rest, four pages of the smallest pool, is
 /// for what else belongs to a request: its header, its status, its table of descriptors.
+///
+/// A ring takes a page at least, and all rings get a quarter of the pool ([`longest_queue`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// The longest single mapping, in bytes.
@@ -361,6 +388,8 @@ pub struct Limits {
     pub max_segments: u32,
     /// The most sectors of 512 bytes of one request.
     pub max_sectors: u32,
+    /// The most queues that take requests.
+    pub max_queues: u32,
 }
 
 impl Limits {
@@ -379,8 +408,11 @@ impl Limits {
                 max_mapping: largest,
                 max_segments: u32::MAX,
                 max_sectors: u32::MAX,
+                max_queues: u32::MAX,
             };
         }
+        // A queue for control, and one for events.
+        let others = if kind == device_type::SCSI { 2 } else { 0 };
         let share = pool_bytes / 4;
         let fit = share / (Self::PAGE + Self::SEGMENT_OVERHEAD);
         let segments = (segments.max(1) as usize).min(fit.max(1));
@@ -390,12 +422,14 @@ impl Limits {
             max_mapping: each.min(largest).max(Self::PAGE),
             max_segments: segments as u32,
             max_sectors: (bytes / 512) as u32,
+            max_queues: (share / Self::PAGE).saturating_sub(others).max(1) as u32,
         }
     }
 
     /// What the driver reads instead of `value`.
     pub fn clamp(&self, bound: Bound, value: u32) -> u32 {
         match bound {
+            Bound::Queues => value.min(self.max_queues),
             Bound::Segments => value.min(self.max_segments),
             Bound::Sectors if value == 0 => self.max_sectors,
             Bound::Sectors => value.min(self.max_sectors),
@@ -407,7 +441,10 @@ impl Limits {
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_policy))]
 mod tests {
     use super::{
-        super::wire::is_shown_as,
+        super::wire::{
+            is_shown_as,
+            MIN_REGION_BYTES, //
+        },
         *, //
     };
 
@@ -420,14 +457,6 @@ mod tests {
         start: 0x38_0000_0000,
         bytes: 16 << 20,
         shares_bar: false,
-    };
-    const SMALL: Extent = Extent {
-        bytes: MIN_REGION_BYTES - 4096,
-        ..REGION
-    };
-    const SMALLEST: Extent = Extent {
-        bytes: MIN_REGION_BYTES,
-        ..REGION
     };
     const BROKEN: Finding = Finding::Malformed(Fault::Empty);
 
@@ -466,44 +495,99 @@ mod tests {
     }
 
     #[test]
-    fn smallest_region() {
-        assert_eq!(
-            decide_on(BIT, Finding::Usable(SMALLEST)),
-            Decision::Accept(SMALLEST)
-        );
-        assert_eq!(
-            decide_on(BIT, Finding::Usable(SMALL)),
-            Decision::Refuse(Reason::TooSmall(SMALL.bytes))
-        );
-        assert_eq!(
-            decide_on(MODERN, Finding::Usable(SMALL)),
-            Decision::Ignore(Reason::TooSmall(SMALL.bytes))
-        );
-    }
-
-    #[test]
     fn receive_buffers_of_all_queues_have_a_third_of_the_pool() {
         const SMALLEST: usize = MIN_REGION_BYTES as usize;
         let longest = |kind, queues, index, bytes| longest_queue(kind, BIT, queues, index, bytes);
         // One pair, with a control queue and without.
         assert_eq!(longest(NET, 2, 0, SMALLEST), Some(4));
         assert_eq!(longest(NET, 3, 0, SMALLEST), Some(4));
-        // What is sent is not bounded, and control is not.
-        assert_eq!(longest(NET, 3, 1, SMALLEST), None);
-        assert_eq!(longest(NET, 3, 2, SMALLEST), None);
+        // What is sent is not bounded, and control is not, beyond what rings are.
+        assert_eq!(longest(NET, 3, 1, SMALLEST), Some(128));
+        assert_eq!(longest(NET, 3, 2, SMALLEST), Some(128));
         // Eight pairs share.
         for index in [0, 2, 14] {
             assert_eq!(longest(NET, 17, index, 1 << 20), Some(8));
         }
-        assert_eq!(longest(NET, 17, 16, 1 << 20), None);
+        assert_eq!(longest(NET, 17, 16, 1 << 20), Some(256));
         assert_eq!(longest(device_type::CONSOLE, 4, 2, 1 << 20), Some(32));
-        assert_eq!(longest(device_type::CONSOLE, 4, 3, 1 << 20), None);
+        assert_eq!(longest(device_type::CONSOLE, 4, 3, 1 << 20), Some(2048));
         assert_eq!(longest(device_type::VSOCK, 3, 0, 1 << 20), Some(64));
-        assert_eq!(longest(device_type::VSOCK, 3, 2, 1 << 20), None);
-        assert_eq!(longest(device_type::BLK, 4, 0, 1 << 20), None);
-        // Always a queue, and never one that is too long.
+        assert_eq!(longest(device_type::VSOCK, 3, 2, 1 << 20), Some(2048));
+        // Always a queue, and nothing to do where none can be too long.
         assert_eq!(longest(NET, 1 << 12, 0, SMALLEST), Some(2));
-        assert_eq!(longest(NET, 2, 0, 1 << 31), Some(1 << 15));
+        assert_eq!(longest(NET, 2, 0, 1 << 31), None);
+        assert_eq!(longest(device_type::BLK, 1, 0, 16 << 20), None);
+    }
+
+    /// What the core asks the pool for (`vring_size()`, `vring_alloc_queue_packed()`), in pages.
+    fn ring_pages(entries: u16, packed: bool) -> usize {
+        let entries = usize::from(entries);
+        match packed {
+            true => (16 * entries).div_ceil(4096) + 2,
+            false => (26 * entries + 6 + 6 + 63).div_ceil(4096),
+        }
+    }
+
+    #[test]
+    fn rings_of_all_queues_fit() {
+        let packed = BIT.with(Features::RING_PACKED);
+        let mut bytes = MIN_REGION_BYTES as usize;
+        while bytes <= 1 << 30 {
+            let pages = bytes / 4096;
+            for kind in [NET, device_type::BLK, device_type::SCSI, 4] {
+                for queues in [1, 2, 3, 4, 5, 8, 9, 17, 33, 64, 129] {
+                    let limits = Limits::new(kind, bytes, bytes / 4, 1);
+                    let queues = limits.clamp(Bound::Queues, queues);
+                    for features in [BIT, packed] {
+                        let packs = features == packed;
+                        let least = if packs { 3 } else { 1 };
+                        if queues as usize * least > pages / 4
+                            || packs && !may_pack(kind, bytes as u64)
+                        {
+                            continue;
+                        }
+                        let each = longest_queue(kind, features, queues, 1, bytes);
+                        let each = ring_pages(each.unwrap_or(1 << 15), packs);
+                        assert!(each * queues as usize <= pages / 4);
+                    }
+                }
+            }
+            bytes = bytes * 5 / 4;
+        }
+    }
+
+    #[test]
+    fn rings_are_not_shorter_than_they_have_to_be() {
+        let longest = |features, queues, bytes| longest_queue(4, features, queues, 0, bytes);
+        assert_eq!(longest(BIT, 1, 64 << 10), Some(512));
+        assert_eq!(longest(BIT, 2, 64 << 10), Some(256));
+        assert_eq!(longest(BIT, 3, 64 << 10), Some(128));
+        assert_eq!(longest(BIT, 100, 64 << 10), Some(128));
+        let packed = BIT.with(Features::RING_PACKED);
+        // 64 pages, of which each ring has two beside its descriptors.
+        assert_eq!(longest(packed, 16, 1 << 20), Some(512));
+        assert_eq!(longest(packed, 17, 1 << 20), Some(256));
+        assert_eq!(longest(packed, 100, 1 << 20), Some(256));
+    }
+
+    #[test]
+    fn a_receive_buffer_fits_its_queue() {
+        let large = BIT.with(Features(1 << 7));
+        let mut bytes = SMALL_BYTES as usize;
+        while bytes <= 1 << 30 {
+            for pairs in 1..=64 {
+                let longest = |features| longest_queue(NET, features, 2 * pairs + 1, 0, bytes);
+                // Without indirect tables it takes an entry for each of its 19 pieces.
+                assert!(longest(large).unwrap_or(u16::MAX) >= 19);
+                let indirect = large.with(Features::INDIRECT_DESC);
+                assert!(longest(indirect).unwrap_or(u16::MAX) >= 2);
+            }
+            bytes = bytes * 5 / 4;
+        }
+        // The largest MTU that is good for something in little.
+        let mtu = BIT.with(Features::NET_MTU);
+        assert_eq!(longest_queue(NET, mtu, 3, 0, 64 << 10), Some(16));
+        assert_eq!(longest_queue(NET, mtu, 3, 0, (1 << 20) - 4096), Some(64));
     }
 
     #[test]
@@ -522,17 +606,34 @@ mod tests {
     #[test]
     fn requests_of_virtiofs_fit() {
         let indirect = Features::INDIRECT_DESC;
-        for (mib_16ths, entries) in [(1, 8), (16, 8), (64, 32), (256, 128)] {
-            let bytes = mib_16ths * (64 << 10);
-            let longest = longest_queue(device_type::FS, BIT, 2, 1, bytes);
-            assert_eq!(longest, Some(entries));
-            let entries = usize::from(entries);
+        let fs = |queues, bytes: usize| {
+            let told = BIT.with(indirect);
+            let told = told.without(too_much(device_type::FS, told, bytes as u64));
+            let entries = longest_queue(device_type::FS, told, queues, 1, bytes).unwrap_or(1 << 15);
             // Without indirect tables each takes four entries at least.
-            let at_once = match too_much(device_type::FS, indirect, bytes as u64) {
-                Features(0) => entries.min(12),
-                _ => entries / 4,
-            };
-            assert!(at_once * (entries - 4) * 4096 <= bytes / 2);
+            let at_once = entries / if told.has(indirect) { 1 } else { 4 };
+            (usize::from(entries), usize::from(at_once))
+        };
+        for (kib, entries) in [
+            (64, 8),
+            (1 << 10, 8),
+            (4 << 10, 16),
+            (16 << 10, 32),
+            (64 << 10, 64),
+            (1 << 20, 512),
+        ] {
+            assert_eq!(fs(2, kib << 10).0, entries);
+        }
+        let mut bytes = MIN_REGION_BYTES as usize;
+        while bytes <= 4 << 30 {
+            for queues in [2, 3, 5, 9] {
+                let (entries, at_once) = fs(queues, bytes);
+                let requests = at_once * (queues as usize - 1);
+                let pages = requests * (entries - 4).min(256);
+                // There is no shorter queue that would do.
+                assert!(pages <= bytes / 4096 / 2 || entries == 8);
+            }
+            bytes = bytes * 5 / 4;
         }
         assert_eq!(too_much(device_type::BLK, indirect, 64 << 10), Features(0));
     }
@@ -540,22 +641,19 @@ mod tests {
     #[test]
     fn small_regions_have_no_large_packets() {
         let all = Features(u64::MAX);
-        assert_eq!(too_much(NET, all, MIN_PACKED_BYTES), Features(0));
-        assert_eq!(
-            too_much(NET, all, MIN_SEGMENTS_BYTES),
-            Features::NET_GUEST_GSO
-        );
-        let less = too_much(NET, all, MIN_SEGMENTS_BYTES - 1);
+        assert_eq!(too_much(NET, all, SMALL_BYTES), Features(0));
+        assert_eq!(too_much(NET, all, TINY_BYTES), Features::NET_GUEST_GSO);
+        let less = too_much(NET, all, TINY_BYTES - 1);
         assert!(less.has(Features::NET_PAIRS.with(Features::NET_HOST_GSO)));
         assert_eq!(less.only(BIT), Features(0));
         // Nothing that was not accepted, and nothing of other devices.
         assert_eq!(too_much(NET, BIT, MIN_REGION_BYTES), Features(0));
         for (bytes, beyond) in [
             (MIN_REGION_BYTES, 0x1e),
-            (MIN_SEGMENTS_BYTES - 1, 0x1e),
-            (MIN_SEGMENTS_BYTES, 0x06),
-            (MIN_PACKED_BYTES - 1, 0x06),
-            (MIN_PACKED_BYTES, 0),
+            (TINY_BYTES - 1, 0x1e),
+            (TINY_BYTES, 0x06),
+            (SMALL_BYTES - 1, 0x06),
+            (SMALL_BYTES, 0),
         ] {
             assert_eq!(too_much_beyond(NET, u64::MAX, bytes), beyond);
             assert_eq!(too_much_beyond(NET, 0x0a, bytes), beyond & 0x0a);
@@ -693,10 +791,6 @@ mod tests {
             ),
             (Reason::Malformed(Fault::Empty), "the region is empty"),
             (
-                Reason::TooSmall(4096),
-                "the region has 4096 bytes, at least 65536 are needed",
-            ),
-            (
                 Reason::Type(device_type::CRYPTO),
                 "the driver of crypto devices maps twice what the device writes",
             ),
@@ -754,13 +848,14 @@ mod tests {
     }
 
     #[test]
-    fn disks_with_small_regions_get_split_rings() {
+    fn small_regions_get_split_rings() {
         for kind in [device_type::BLK, device_type::SCSI] {
             assert!(!may_pack(kind, MIN_REGION_BYTES));
-            assert!(!may_pack(kind, MIN_PACKED_BYTES - 4096));
-            assert!(may_pack(kind, MIN_PACKED_BYTES));
+            assert!(!may_pack(kind, SMALL_BYTES - 4096));
+            assert!(may_pack(kind, SMALL_BYTES));
         }
-        assert!(may_pack(NET, MIN_REGION_BYTES));
+        assert!(!may_pack(NET, TINY_BYTES - 4096));
+        assert!(may_pack(NET, TINY_BYTES));
     }
 
     #[test]
@@ -771,6 +866,11 @@ mod tests {
         assert_eq!(limits.clamp(Bound::Sectors, 8), 8);
         assert_eq!(limits.clamp(Bound::Sectors, 0), limits.max_sectors);
         assert_eq!(limits.clamp(Bound::Sectors, u32::MAX), limits.max_sectors);
+        assert_eq!(limits.clamp(Bound::Queues, 4), 4);
+        assert_eq!(limits.clamp(Bound::Queues, 1 << 10), 62);
+        let smallest = |kind| Limits::new(kind, 64 << 10, 1 << 14, 1).clamp(Bound::Queues, 8);
+        assert_eq!(smallest(device_type::BLK), 4);
+        assert_eq!(smallest(device_type::SCSI), 2);
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub const CONFIG_SPACE_BYTES: usize = 256;
 pub const BARS: usize = 6;
 /// The granularity in which a region is mapped, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
+/// The smallest region that is usable, in bytes: rings, and one minimal request of any driver.
+pub const MIN_REGION_BYTES: u64 = 64 << 10;
 
 const STATUS: usize = 0x06;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
@@ -91,7 +93,7 @@ const MOST_CAPABILITIES: usize = (CONFIG_SPACE_BYTES - FIRST_CAPABILITY as usize
 const ID_VENDOR: u8 = 0x09;
 const ID_MSIX: u8 = 0x11;
 
-/// VIRTIO_PCI_CAP_SWIOTLB (RFC patch 3), and the types of virtio 1.4, 4.1.4, that name memory.
+// VIRTIO_PCI_CAP_SWIOTLB (RFC patch 3), and the types of virtio 1.4, 4.1.4, that name memory.
 const TYPE_COMMON: u8 = 1;
 const TYPE_NOTIFY: u8 = 2;
 const TYPE_ISR: u8 = 3;
@@ -137,9 +139,9 @@ pub struct Extent {
     pub offset: u64,
     /// CPU physical address of the region's start, page aligned.
     pub start: u64,
-    /// Length in bytes, a multiple of [`PAGE_BYTES`], never 0.
+    /// Length in bytes, a multiple of [`PAGE_BYTES`], at least [`MIN_REGION_BYTES`].
     pub bytes: u64,
-    /// Whether the BAR holds one of the device's other structures as well.
+    /// Whether the BAR holds a structure as well that the transport's driver claims it for.
     pub shares_bar: bool,
 }
 
@@ -160,6 +162,13 @@ pub enum Structure {
     MsixTable,
     /// The MSI-X pending bit array.
     MsixPba,
+}
+
+impl Structure {
+    /// Whether the transport's driver claims the BAR in which it is (`vp_modern_probe()`).
+    fn is_driven(self) -> bool {
+        matches!(self, Self::Common | Self::Notify | Self::Isr | Self::Device)
+    }
 }
 
 impl fmt::Display for Structure {
@@ -197,6 +206,8 @@ pub enum Fault {
     NoWholePage,
     /// The region overlaps another structure of the device.
     Overlaps(Structure),
+    /// The region has only this many bytes in whole pages.
+    TooSmall(u64),
 }
 
 impl fmt::Display for Fault {
@@ -216,6 +227,10 @@ impl fmt::Display for Fault {
             Self::OutsideBar(bar) => write!(f, "the region does not fit in its BAR {bar}"),
             Self::NoWholePage => f.write_str("the region holds no whole page"),
             Self::Overlaps(structure) => write!(f, "the region overlaps {structure}"),
+            Self::TooSmall(bytes) => write!(
+                f,
+                "the region has {bytes} bytes, at least {MIN_REGION_BYTES} are needed"
+            ),
         }
     }
 }
@@ -250,8 +265,10 @@ struct Window {
 }
 
 impl Window {
+    /// Whether there are bytes that both have.
     fn overlaps(&self, other: &Self) -> bool {
         self.bar == other.bar
+            && self.bytes.min(other.bytes) != 0
             && self.offset < other.offset.saturating_add(other.bytes)
             && other.offset < self.offset.saturating_add(self.bytes)
     }
@@ -305,12 +322,14 @@ impl<'a> ConfigSpace<'a> {
         self.u8(cap.at + 3)
     }
 
+    /// Whether a virtio capability says that it has so many bytes (`cap_len`).
+    fn has_bytes(&self, cap: Capability, bytes: usize) -> bool {
+        self.u8(cap.at + 2)
+            .is_some_and(|said| usize::from(said) >= bytes)
+    }
+
     /// The window of a `struct virtio_pci_cap`, or of a `struct virtio_pci_cap64` if `wide`.
     fn virtio_window(&self, cap: Capability, wide: bool) -> Option<Window> {
-        let needed = if wide { CAP64_BYTES } else { CAP_BYTES };
-        if usize::from(self.u8(cap.at + 2)?) < needed {
-            return None;
-        }
         let mut offset = u64::from(self.u32(cap.at + 8)?);
         let mut bytes = u64::from(self.u32(cap.at + 12)?);
         if wide {
@@ -325,7 +344,7 @@ impl<'a> ConfigSpace<'a> {
     }
 
     /// The first of what else the device keeps in its BARs that `matches`.
-    fn structure(&self, matches: impl Fn(&Window) -> bool) -> Option<Structure> {
+    fn structure(&self, matches: impl Fn(Structure, &Window) -> bool) -> Option<Structure> {
         for cap in self.capabilities() {
             let found = match (cap.id, self.virtio_type(cap)) {
                 (ID_MSIX, _) => [
@@ -336,7 +355,7 @@ impl<'a> ConfigSpace<'a> {
                 _ => continue,
             };
             for (structure, window) in found.into_iter().flatten() {
-                if matches(&window) {
+                if matches(structure, &window) {
                     return Some(structure);
                 }
             }
@@ -353,7 +372,11 @@ impl<'a> ConfigSpace<'a> {
             TYPE_SHARED_MEMORY => Structure::SharedMemory,
             _ => return None,
         };
+        // The core goes by the length of these alone.
         let wide = structure == Structure::SharedMemory;
+        if wide && !self.has_bytes(cap, CAP64_BYTES) {
+            return None;
+        }
         Some((structure, self.virtio_window(cap, wide)?))
     }
 
@@ -374,7 +397,11 @@ impl<'a> ConfigSpace<'a> {
 
     /// Checks one SWIOTLB capability (WIRE.md, R14).
     fn check(&self, cap: Capability, bars: &[Bar; BARS]) -> Result<Extent, Fault> {
-        let window = self.virtio_window(cap, false).ok_or(Fault::Truncated)?;
+        let window = self
+            .has_bytes(cap, CAP_BYTES)
+            .then(|| self.virtio_window(cap, false))
+            .flatten()
+            .ok_or(Fault::Truncated)?;
         let bar = window.bar;
         let (bar_start, bar_bytes) = match bars.get(usize::from(bar)) {
             None => return Err(Fault::NoSuchBar(bar)),
@@ -392,7 +419,7 @@ impl<'a> ConfigSpace<'a> {
             .filter(|end| *end <= bar_bytes)
             .and_then(|end| bar_start.checked_add(end))
             .ok_or(Fault::OutsideBar(bar))?;
-        if let Some(structure) = self.structure(|other| other.overlaps(&window)) {
+        if let Some(structure) = self.structure(|_, other| other.overlaps(&window)) {
             return Err(Fault::Overlaps(structure));
         }
         // A page that is only partly the region's is not given to the pool.
@@ -403,29 +430,40 @@ impl<'a> ConfigSpace<'a> {
         if start >= end {
             return Err(Fault::NoWholePage);
         }
+        let bytes = end - start;
+        if bytes < MIN_REGION_BYTES {
+            return Err(Fault::TooSmall(bytes));
+        }
         Ok(Extent {
             bar,
             offset: start - bar_start,
             start,
-            bytes: end - start,
-            shares_bar: self.structure(|other| other.bar == bar).is_some(),
+            bytes,
+            shares_bar: self
+                .structure(|structure, other| structure.is_driven() && other.bar == bar)
+                .is_some(),
         })
     }
 
     /// The CPU physical address of the common configuration, through which the core drives the
     /// device, if it is in memory. `bars` are the device's own, in their order.
+    ///
+    /// The core takes the first whose BAR exists (`virtio_pci_find_capability()`), and no other.
     pub fn common(&self, bars: &[Bar; BARS]) -> Option<u64> {
-        self.capabilities()
+        let (window, bar) = self
+            .capabilities()
             .filter(|cap| self.virtio_type(*cap) == Some(TYPE_COMMON))
             .find_map(|cap| {
                 let window = self.virtio_window(cap, false)?;
-                let Some(Bar::Memory { start, bytes }) = bars.get(usize::from(window.bar)) else {
-                    return None;
-                };
-                let needed = COMMON_BYTES as u64;
-                let fits = window.bytes >= needed && window.offset + needed <= *bytes;
-                (fits && window.offset % 4 == 0).then(|| start.wrapping_add(window.offset))
-            })
+                let bar = bars.get(usize::from(window.bar))?;
+                (*bar != Bar::Absent).then_some((window, bar))
+            })?;
+        let Bar::Memory { start, bytes } = *bar else {
+            return None;
+        };
+        let needed = COMMON_BYTES as u64;
+        let fits = window.bytes >= needed && window.offset + needed <= bytes;
+        (fits && window.offset % 4 == 0).then(|| start.wrapping_add(window.offset))
     }
 
     /// Finds the device's region. `bars` are the device's own, in their order.
@@ -444,22 +482,29 @@ impl<'a> ConfigSpace<'a> {
     }
 }
 
-/// A field of a device's configuration that bounds the requests its driver builds; an le32.
+/// What a field of a device's configuration says of the requests that its driver builds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bound {
+    /// The most queues that take requests.
+    Queues,
     /// The most segments of a request.
     Segments,
     /// The most sectors of 512 bytes of a request; 0 is no bound.
     Sectors,
 }
 
-/// Where the configuration of a device type has such fields, as byte offsets.
-pub fn bounds(kind: u32) -> &'static [(u32, Bound)] {
+/// Where the configuration of a device type has such fields: their offset and length in bytes.
+/// They are little-endian.
+pub fn bounds(kind: u32) -> &'static [(u32, usize, Bound)] {
     match kind {
-        // struct virtio_blk_config (virtio 1.4, 5.2.4): seg_max.
-        device_type::BLK => &[(12, Bound::Segments)],
-        // struct virtio_scsi_config (virtio 1.4, 5.6.4): seg_max and max_sectors.
-        device_type::SCSI => &[(4, Bound::Segments), (8, Bound::Sectors)],
+        // struct virtio_blk_config (virtio 1.4, 5.2.4): seg_max, num_queues.
+        device_type::BLK => &[(12, 4, Bound::Segments), (34, 2, Bound::Queues)],
+        // struct virtio_scsi_config (virtio 1.4, 5.6.4): num_queues, seg_max, max_sectors.
+        device_type::SCSI => &[
+            (0, 4, Bound::Queues),
+            (4, 4, Bound::Segments),
+            (8, 4, Bound::Sectors),
+        ],
         _ => &[],
     }
 }
@@ -595,21 +640,27 @@ mod tests {
         let common = |device: &Device| ConfigSpace::new(&device.bytes).common(&device.bars);
         let mut device = Device::new();
         assert_eq!(common(&device), Some(BAR0));
-        // The first that is whole, aligned, and in memory.
-        device.bars[0] = Bar::Io;
-        assert_eq!(common(&device), None);
-        for (bar, offset, bytes) in [
-            (7, 0, 64),
-            (2, 0, 64),
-            (4, 2, 64),
-            (4, 0, 25),
-            (4, 0xf_fffc, 64),
-        ] {
-            device.virtio(TYPE_COMMON, bar, offset, bytes);
+        // It is the first whose BAR exists, usable or not.
+        device.virtio(TYPE_COMMON, 4, 0x100, 64);
+        for bar in [Bar::Io, Bar::Unassigned] {
+            device.bars[0] = bar;
             assert_eq!(common(&device), None);
         }
-        device.virtio(TYPE_COMMON, 4, 0xf_ff00, 26);
-        assert_eq!(common(&device), Some(BAR4 + 0xf_ff00));
+        device.bars[0] = Bar::Absent;
+        assert_eq!(common(&device), Some(BAR4 + 0x100));
+        for (bar, offset, bytes, found) in [
+            (7, 0, 64, Some(BAR4)),
+            (4, 2, 64, None),
+            (4, 0, 25, None),
+            (4, 0xf_fffc, 64, None),
+            (4, 0xf_ff00, 26, Some(BAR4 + 0xf_ff00)),
+        ] {
+            let mut device = Device::new();
+            device.bars[0] = Bar::Absent;
+            device.virtio(TYPE_COMMON, bar, offset, bytes);
+            device.virtio(TYPE_COMMON, 4, 0, 64);
+            assert_eq!(common(&device), found);
+        }
     }
 
     #[test]
@@ -641,13 +692,13 @@ mod tests {
 
     #[test]
     fn region_at_an_offset() {
-        let found = usable(fault(4, 0x2000, 0x4000));
-        assert_eq!(found, Some((BAR4 + 0x2000, 0x4000)));
+        let found = usable(fault(4, 0x2000, 0x4_0000));
+        assert_eq!(found, Some((BAR4 + 0x2000, 0x4_0000)));
     }
 
     #[test]
     fn list_is_ignored_when_status_says_there_is_none() {
-        let mut device = with_region(4, 0, 0x1000);
+        let mut device = with_region(4, 0, 0x1_0000);
         device.bytes[STATUS] = 0;
         assert_eq!(device.region(), Finding::Absent);
     }
@@ -655,15 +706,24 @@ mod tests {
     #[test]
     fn edges_are_trimmed_to_pages() {
         assert_eq!(
-            usable(fault(4, 0x10, 0x2ff0)),
-            Some((BAR4 + 0x1000, 0x2000))
+            usable(fault(4, 0x10, 0x1_1ff0)),
+            Some((BAR4 + 0x1000, 0x1_1000))
         );
-        assert_eq!(usable(fault(4, 0, 0x1fff)), Some((BAR4, 0x1000)));
+        assert_eq!(usable(fault(4, 0, 0x1_0fff)), Some((BAR4, 0x1_0000)));
         assert_eq!(
             fault(4, 0x10, 0x1000),
             Finding::Malformed(Fault::NoWholePage)
         );
         assert_eq!(fault(4, 0, 0xfff), Finding::Malformed(Fault::NoWholePage));
+    }
+
+    #[test]
+    fn a_region_has_its_least_bytes_in_whole_pages() {
+        assert_eq!(usable(fault(4, 0, 0x1_0000)), Some((BAR4, 0x1_0000)));
+        for (offset, bytes) in [(0, 0xffff), (0xfff, 0x1_0000)] {
+            let small = Finding::Malformed(Fault::TooSmall(0xf000));
+            assert_eq!(fault(4, offset, bytes), small);
+        }
     }
 
     #[test]
@@ -708,7 +768,7 @@ mod tests {
     #[test]
     fn truncated_capability() {
         let mut device = Device::new();
-        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1_0000);
         device.bytes[at + 2] = 15;
         assert_eq!(device.region(), Finding::Malformed(Fault::Truncated));
         device.bytes[at + 2] = 16;
@@ -719,7 +779,7 @@ mod tests {
     fn capability_at_the_end_of_the_space() {
         let mut device = Device::new();
         device.free = 0xf0;
-        device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0x1_0000);
         assert!(usable(device.region()).is_some());
 
         let mut device = Device::new();
@@ -733,7 +793,7 @@ mod tests {
     #[test]
     fn a_longer_capability_is_read_as_the_plain_one() {
         let mut device = Device::new();
-        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1_0000);
         device.bytes[at + 2] = 32;
         assert!(usable(device.region()).is_some());
     }
@@ -746,17 +806,23 @@ mod tests {
             (TYPE_ISR, Structure::Isr),
             (TYPE_DEVICE, Structure::Device),
         ] {
-            let mut device = with_region(4, 0x1000, 0x4000);
-            device.virtio(kind.0, 4, 0x4ffc, 4);
-            assert_eq!(device.region(), Finding::Malformed(Fault::Overlaps(kind.1)));
+            let mut device = with_region(4, 0x1_0000, 0x4_0000);
+            let at = device.virtio(kind.0, 4, 0x4_fffc, 4);
+            let overlaps = Finding::Malformed(Fault::Overlaps(kind.1));
+            assert_eq!(device.region(), overlaps);
+            // The core does not look at the length of the capability.
+            device.bytes[at + 2] = 8;
+            assert_eq!(device.region(), overlaps);
         }
     }
 
     #[test]
     fn neighbours_do_not_overlap() {
-        let mut device = with_region(4, 0x1000, 0x4000);
-        device.virtio(TYPE_ISR, 4, 0x5000, 4);
-        device.virtio(TYPE_DEVICE, 4, 0x0ff0, 0x10);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.virtio(TYPE_ISR, 4, 0x5_0000, 4);
+        device.virtio(TYPE_DEVICE, 4, 0xfff0, 0x10);
+        // What is empty is nowhere.
+        device.virtio(TYPE_NOTIFY, 4, 0x2_0000, 0);
         match device.region() {
             Finding::Usable(extent) => assert!(extent.shares_bar),
             _ => assert!(false),
@@ -764,8 +830,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_claims_a_bar_for_its_interrupts() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(2, 4, 0x1000 | 4);
+        match device.region() {
+            Finding::Usable(extent) => assert!(!extent.shares_bar),
+            _ => assert!(false),
+        }
+    }
+
+    #[test]
     fn overlap_with_a_large_shared_memory_region() {
-        let mut device = with_region(4, 0x1000, 0x4000);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
         let mut cap = [0; CAP64_BYTES];
         cap[0] = ID_VENDOR;
         cap[2] = CAP64_BYTES as u8;
@@ -781,7 +857,7 @@ mod tests {
 
     #[test]
     fn a_shared_memory_region_is_as_far_as_64_bits_say() {
-        let mut device = with_region(4, 0x1000, 0x4000);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
         let mut cap = [0; CAP64_BYTES];
         cap[0] = ID_VENDOR;
         cap[2] = CAP64_BYTES as u8;
@@ -790,7 +866,10 @@ mod tests {
         cap[13] = 0x10; // 0x1000 long
         let at = device.link(&cap);
         assert!(usable(device.region()).is_some());
-        device.bytes[at + 9] = 0x10; // at 0x1000
+        device.bytes[at + 10] = 1; // at 0x1_0000
+        device.bytes[at + 2] = CAP_BYTES as u8;
+        assert!(usable(device.region()).is_some());
+        device.bytes[at + 2] = CAP64_BYTES as u8;
         assert!(usable(device.region()).is_none());
         device.bytes[at + 16] = 1; // and 4 GiB
         assert!(usable(device.region()).is_some());
@@ -798,42 +877,43 @@ mod tests {
 
     #[test]
     fn a_vector_takes_16_bytes() {
-        let mut device = with_region(4, 0x1000, 0x4000);
-        device.msix(17, 0x0ef8 | 4, 0x8000);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(17, 0xfef8 | 4, 0x8000);
         assert_eq!(
             device.region(),
             Finding::Malformed(Fault::Overlaps(Structure::MsixTable))
         );
-        let mut device = with_region(4, 0x1000, 0x4000);
-        device.msix(16, 0x0f00 | 4, 0x8000);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(16, 0xff00 | 4, 0x8000);
         assert!(usable(device.region()).is_some());
     }
 
     #[test]
     fn overlap_with_msix() {
-        let mut device = with_region(4, 0x1000, 0x4000);
-        device.msix(65, 0x4ff8 | 4, 0x8000);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(65, 0x4_fff8 | 4, 0x8000);
         assert_eq!(
             device.region(),
             Finding::Malformed(Fault::Overlaps(Structure::MsixTable))
         );
-        let mut device = with_region(4, 0x1000, 0x4000);
-        device.msix(65, 0x8000, 0x0ff8 | 4); // 65 vectors have 16 bytes of pending bits
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(65, 0x8000, 0xfff8 | 4); // 65 vectors have 16 bytes of pending bits
         assert_eq!(
             device.region(),
             Finding::Malformed(Fault::Overlaps(Structure::MsixPba))
         );
-        let mut device = with_region(4, 0x1000, 0x4000);
-        device.msix(64, 0x5000 | 4, 0x0ff8 | 4);
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(64, 0x5_0000 | 4, 0xfff8 | 4);
         assert!(usable(device.region()).is_some());
     }
 
     #[test]
     fn first_usable_region_is_taken() {
-        let mut device = with_region(1, 0, 0x1000);
-        device.virtio(TYPE_SWIOTLB, 4, 0x3000, 0x1000);
-        device.virtio(TYPE_SWIOTLB, 4, 0x5000, 0x1000);
-        assert_eq!(usable(device.region()), Some((BAR4 + 0x3000, 0x1000)));
+        let mut device = with_region(1, 0, 0x1_0000);
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0x3_0000, 0x1_0000);
+        device.virtio(TYPE_SWIOTLB, 4, 0x5_0000, 0x1_0000);
+        assert_eq!(usable(device.region()), Some((BAR4 + 0x3_0000, 0x1_0000)));
     }
 
     #[test]
@@ -850,7 +930,7 @@ mod tests {
         device.bytes[at + 1] = 0x40;
         assert_eq!(device.region(), Finding::Absent);
 
-        let mut device = with_region(4, 0, 0x1000);
+        let mut device = with_region(4, 0, 0x1_0000);
         device.bytes[device.last] = 0x40;
         assert!(usable(device.region()).is_some());
     }
@@ -916,6 +996,10 @@ mod tests {
                 Fault::Overlaps(Structure::Isr),
                 "the region overlaps the ISR status",
             ),
+            (
+                Fault::TooSmall(4096),
+                "the region has 4096 bytes, at least 65536 are needed",
+            ),
         ] {
             assert!(is_shown_as(fault, text));
         }
@@ -934,10 +1018,17 @@ mod tests {
 
     #[test]
     fn fields_that_bound_requests() {
-        assert_eq!(bounds(device_type::BLK), [(12, Bound::Segments)]);
+        assert_eq!(
+            bounds(device_type::BLK),
+            [(12, 4, Bound::Segments), (34, 2, Bound::Queues)]
+        );
         assert_eq!(
             bounds(device_type::SCSI),
-            [(4, Bound::Segments), (8, Bound::Sectors)]
+            [
+                (0, 4, Bound::Queues),
+                (4, 4, Bound::Segments),
+                (8, 4, Bound::Sectors)
+            ]
         );
         assert_eq!(bounds(device_type::NET), []);
     }

@@ -85,7 +85,7 @@ pub(crate) struct Plan {
 pub(crate) const PLAN: Plan = Plan {
     kind: TYPE,
     offered: Features::VERSION_1.with(Features::SWIOTLB),
-    region_bytes: 256 << 10,
+    region_bytes: 1 << 20,
     capability: true,
     extended: true,
     queues: 1,

@@ -840,7 +840,7 @@ mod cases {
 
     #[test]
     fn block_device_limits() -> Result {
-        // seg_max of struct virtio_blk_config, beside it capacity, size_max and blk_size.
+        // seg_max and num_queues of struct virtio_blk_config, and what is beside them.
         let fake = Fake::new(&Plan {
             kind: device_type::BLK,
             ..offering(BIT)
@@ -859,6 +859,10 @@ mod cases {
         assert!(each >= 4096);
         // The largest request fits, with rings and a status beside it.
         assert!(segments * each <= PLAN.region_bytes / 2);
+        // As many queues as there are pages in a quarter.
+        let queues = (PLAN.region_bytes / 4 / 4096) as u32;
+        assert_eq!(fake.read_config(32), queues << 16 | 0x2120);
+        assert_eq!(fake.read_config(34), 0x2524 << 16 | queues);
         // Nothing else is changed.
         assert_eq!(fake.read_config(8), 0x0b0a_0908);
         assert_eq!(fake.read_config(16), 0x1312_1110);
@@ -873,17 +877,22 @@ mod cases {
 
     #[test]
     fn scsi_host_limits() -> Result {
-        // seg_max and max_sectors of struct virtio_scsi_config.
+        // num_queues, seg_max and max_sectors of struct virtio_scsi_config.
         let fake = Fake::new(&Plan {
             kind: device_type::SCSI,
             ..offering(BIT)
         })?;
         fake.change(|setup| {
+            setup.config[0..4].copy_from_slice(&1024_u32.to_le_bytes());
             setup.config[4..8].copy_from_slice(&126_u32.to_le_bytes());
             setup.config[8..12].copy_from_slice(&0xffff_u32.to_le_bytes());
             setup.config[12..16].copy_from_slice(&0xffff_u32.to_le_bytes());
         });
         fake.bind()?;
+        assert_eq!(
+            fake.read_config(0),
+            (PLAN.region_bytes / 4 / 4096) as u32 - 2
+        );
         assert!(fake.read_config(4) < 126);
         assert!((fake.read_config(8) as usize) * 512 <= PLAN.region_bytes / 2);
         assert_eq!(fake.read_config(12), 0xffff);

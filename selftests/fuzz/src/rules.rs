@@ -3,10 +3,10 @@
 //! What is read of a device, and what is decided.
 
 use crate::input::Input;
-use crate::policy::{concerns, decide, Decision, Facts, Limits, MIN_REGION_BYTES};
+use crate::policy::{concerns, decide, longest_queue, may_pack, too_much, Decision, Facts, Limits};
 use crate::wire::{
-    bounds, Bar, Bound, ConfigSpace, Extent, Features, Finding, BARS, CONFIG_SPACE_BYTES,
-    PAGE_BYTES,
+    bounds, Bar, Bound, ConfigSpace, Extent, Features, Finding, BARS, COMMON_BYTES,
+    CONFIG_SPACE_BYTES, MIN_REGION_BYTES, PAGE_BYTES,
 };
 
 fn bars(input: &mut Input<'_>) -> [Bar; BARS] {
@@ -30,7 +30,7 @@ fn check_extent(extent: &Extent, bars: &[Bar; BARS]) {
     let Bar::Memory { start, bytes } = bars[usize::from(extent.bar)] else {
         panic!("a region in a BAR that is no memory");
     };
-    assert!(extent.bytes > 0);
+    assert!(extent.bytes >= MIN_REGION_BYTES);
     assert_eq!(extent.start % PAGE_BYTES, 0);
     assert_eq!(extent.bytes % PAGE_BYTES, 0);
     assert_eq!(extent.start, start + extent.offset);
@@ -53,6 +53,15 @@ pub fn wire(data: &[u8]) {
     }
     // It is a function of the bytes.
     assert_eq!(finding, ConfigSpace::new(&space).region(&bars));
+    if let Some(common) = ConfigSpace::new(&space).common(&bars) {
+        let inside = |bar: &Bar| match *bar {
+            Bar::Memory { start, bytes } => common
+                .checked_sub(start)
+                .is_some_and(|offset| offset + COMMON_BYTES as u64 <= bytes),
+            _ => false,
+        };
+        assert!(bars.iter().any(inside));
+    }
 }
 
 /// Any facts, and any requests of a driver within the limits that follow.
@@ -66,7 +75,7 @@ pub fn policy(data: &[u8]) {
             bar: input.u8() % 6,
             offset: 0,
             start: u64::from(input.u32()) << 12,
-            bytes: u64::from(input.u16()) << 12,
+            bytes: MIN_REGION_BYTES + (u64::from(input.u16()) << 12),
             shares_bar: flags & 4 != 0,
         }),
     };
@@ -83,12 +92,12 @@ pub fn policy(data: &[u8]) {
     match decision {
         Decision::Accept(extent) | Decision::Hint(extent) => {
             assert_eq!(Finding::Usable(extent), finding);
-            assert!(extent.bytes >= MIN_REGION_BYTES);
             assert!(concerns(facts.offered, finding));
             assert!(!facts.own_mapping);
             assert_eq!(matches!(decision, Decision::Accept(_)), bit);
             assert!(bit || facts.hint);
             limits(&mut input, facts.device_type, extent.bytes as usize);
+            queues(&mut input, &facts, extent.bytes as usize);
         }
         // Without the bit nothing may fail because of a region.
         Decision::Decline(_) | Decision::Refuse(_) => assert!(bit),
@@ -114,6 +123,35 @@ fn limits(input: &mut Input<'_>, kind: u32, pool: usize) {
                 assert!(clamped as usize * each <= (pool / 4).max(each));
             }
             Bound::Sectors => assert!(clamped as usize * 512 <= pool),
+            Bound::Queues => assert!(clamped as usize * PAGE_BYTES as usize <= pool / 4),
         }
+    }
+}
+
+/// The rings of all queues have room, each of them if it is as long as it may be.
+fn queues(input: &mut Input<'_>, facts: &Facts, pool: usize) {
+    let bytes = pool as u64;
+    let kind = facts.device_type;
+    let dropped = too_much(kind, facts.offered, bytes);
+    assert!(facts.offered.has(dropped));
+    let features = facts.offered.without(dropped);
+    let packed = features.has(Features::RING_PACKED);
+    let count = u32::from(input.u16() % 256) + 1;
+    let page = PAGE_BYTES as usize;
+    let mut pages = 0;
+    for index in 0..count {
+        let Some(longest) = longest_queue(kind, features, count, index, pool) else {
+            return;
+        };
+        assert!(longest >= 2 && longest.is_power_of_two());
+        let entries = usize::from(longest);
+        pages += match packed {
+            true => (16 * entries).div_ceil(page) + 2,
+            false => (26 * entries + 75).div_ceil(page),
+        };
+    }
+    let least = if packed { 3 } else { 1 };
+    if count as usize * least * page <= pool / 4 && (!packed || may_pack(kind, bytes)) {
+        assert!(pages * page <= pool / 4);
     }
 }
