@@ -226,7 +226,7 @@ impl Region {
 ///
 /// # Invariants
 ///
-/// `base` is a mapping of `bytes` bytes from `memremap()`.
+/// `base` is a mapping from `memremap()`.
 struct Mapping {
     base: NonNull<u8>,
     // Dropped after `drop()` has undone the mapping. `None` where the BAR is claimed as a whole
@@ -236,12 +236,12 @@ struct Mapping {
 
 impl Mapping {
     fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
-        let claim = Claim::new(dev, extent);
-        // The transport driver claims whole BARs that hold its structures: then the claim
-        // against everybody else is there already.
-        if claim.is_none() && !extent.shares_bar {
-            return Err(Reason::Claimed);
-        }
+        let claim = match Claim::new(dev, extent) {
+            // The transport driver claims whole BARs that hold its structures: then the claim
+            // against everybody else is there already.
+            Err(Reason::Claimed) if extent.shares_bar => None,
+            claim => Some(claim?),
+        };
         let mut flags = core_bindings::MEMREMAP_WB as c_ulong;
         // What the device reads must not be encrypted with the guest's key.
         // SAFETY: No requirements.
@@ -277,8 +277,9 @@ struct Claim {
 }
 
 impl Claim {
-    fn new(dev: &Device, extent: &Extent) -> Option<Self> {
-        let name = CString::try_from_fmt(fmt!("virtio{} swiotlb", dev.index())).ok()?;
+    fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
+        let name = CString::try_from_fmt(fmt!("virtio{} swiotlb", dev.index()))
+            .map_err(|_| Reason::NoMemory)?;
         // SAFETY: The root of memory resources is static; the name lives as long as the claim.
         let resource = unsafe {
             core_bindings::__request_region(
@@ -289,8 +290,11 @@ impl Claim {
                 0,
             )
         };
+        if resource.is_null() {
+            return Err(Reason::Claimed);
+        }
         // INVARIANT: Requested just now.
-        (!resource.is_null()).then_some(Self {
+        Ok(Self {
             start: extent.start,
             bytes: extent.bytes,
             _name: name,
