@@ -148,8 +148,8 @@ pub(crate) struct Seen {
 
 /// A device's negotiation, as it stands.
 pub(crate) struct State {
-    /// The driver of the last binding, empty before there was one.
-    pub(crate) driver: CString,
+    /// The driver of the last binding, if there was one, and memory for its name.
+    pub(crate) driver: Option<CString>,
     /// What was decided, `None` while it is not.
     pub(crate) decision: Option<Decision>,
     bounced: Option<Bounced>,
@@ -211,7 +211,6 @@ impl Shared {
 impl Seen {
     fn new(dev: &Device, shared: Arc<Shared>) -> Result<impl PinInit<Self, Error>> {
         let name = CString::try_from_fmt(fmt!("virtio{}", dev.index()))?;
-        let driver = CString::try_from_fmt(fmt!(""))?;
         let kind = dev.device_type();
         Ok(try_pin_init!(Self {
             name,
@@ -221,7 +220,7 @@ impl Seen {
             generation: Generation::new(),
             shared,
             state <- new_mutex!(State {
-                driver,
+                driver: None,
                 decision: None,
                 bounced: None,
                 last: Counters::default(),
@@ -234,18 +233,24 @@ impl Seen {
     }
 
     /// A driver is about to be bound.
-    fn begin(&self, dev: &Device, offered: u64) -> Result {
+    fn begin(&self, dev: &Device, offered: u64) {
         self.offered.store(offered, Relaxed);
         // What may be there before a driver is: whoever says more is not believed.
         let before = dev.status() & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
         self.status_set.store(before.into(), Relaxed);
         self.generation.begin();
-        let driver = CString::try_from_fmt(fmt!("{}", dev.driver_name().unwrap_or(c"")))?;
+        // Nothing but a name, which may be missing.
+        let driver = CString::try_from_fmt(fmt!("{}", dev.driver_name().unwrap_or(c""))).ok();
         let mut state = self.state.lock();
         state.driver = driver;
         state.decision = None;
         state.last = Counters::default();
-        Ok(())
+    }
+
+    /// A driver is bound, or about to be, that is not hooked.
+    fn leave_alone(&self, dev: &Device, offered: u64, decision: Decision) {
+        self.begin(dev, offered);
+        self.state.lock().decision = Some(decision);
     }
 
     /// Decides, and does what is needed to bounce the device if it is to be.
@@ -485,9 +490,13 @@ impl Hooks for Negotiator {
                     told = told.without(Features::ACCESS_PLATFORM);
                 }
                 dev.set_features(told.0);
-                original.finalize_features()?;
-                // The transport drops what it does not know. Not what this is about, though.
+                let finalized = original.finalize_features();
                 let kept = Features(dev.features());
+                // ... and the core is told what makes it map rings and buffers at all. Also if
+                // this failed: after a suspend there may be rings, which are freed by it.
+                dev.set_features(kept.with(Features::ACCESS_PLATFORM).0);
+                finalized?;
+                // The transport drops what it does not know. Not what this is about, though.
                 if !kept.has(told.only(CONFINING)) {
                     dev_err!(
                         dev.as_device(),
@@ -495,8 +504,6 @@ impl Hooks for Negotiator {
                     );
                     return Err(ENODEV);
                 }
-                // ... and the core is told what makes it map rings and buffers at all.
-                dev.set_features(kept.with(Features::ACCESS_PLATFORM).0);
                 Ok(())
             }
         }
@@ -676,7 +683,7 @@ impl Registry {
     /// Sees to a device that was there before the module. May sleep; needs the device lock.
     pub(crate) fn late(&self, dev: &Device) -> Then {
         // One that came, or whose driver did, after the module began to listen.
-        if self.find(dev.id()).is_some() {
+        if self.knows(dev) {
             return Then::Nothing;
         }
         let offered = Features(dev.offered_features());
@@ -685,6 +692,10 @@ impl Registry {
             return Then::Nothing;
         }
         if dev.driver_name().is_none() {
+            // Nobody asks for one that was never tried, or was unbound on purpose.
+            if dev.status() & status::FAILED == 0 {
+                return Then::Nothing;
+            }
             // The refusal of an earlier driver sticks to the device's status. What was agreed on
             // with it does not count any more: a transport would look for queues of its own.
             dev.set_features(0);
@@ -710,18 +721,18 @@ impl Registry {
     /// Lists a device whose driver was bound before the module came.
     fn leave_alone(&self, dev: &Device, offered: Features, decision: Decision) {
         announce(dev, &decision);
-        let listed = self.attach(dev).and_then(|attachment| {
-            let seen = attachment.seen();
-            seen.begin(dev, offered.0)?;
-            seen.state.lock().decision = Some(decision);
-            Ok(())
-        });
-        if listed.is_err() {
-            dev_err!(
+        match self.attach(dev) {
+            Ok(attachment) => attachment.seen().leave_alone(dev, offered.0, decision),
+            Err(_) => dev_err!(
                 dev.as_device(),
                 "swiotlb: not enough memory to list the device\n"
-            );
+            ),
         }
+    }
+
+    /// Whether `dev` was seen, and may be hooked.
+    pub(crate) fn knows(&self, dev: &Device) -> bool {
+        self.find(dev.id()).is_some()
     }
 
     /// Unhooks a device for good: the module is being unloaded. Needs the device lock.
@@ -745,24 +756,27 @@ impl bus::Events for Registry {
         }
         let offered = dev.offered_features();
         if !policy::concerns(Features(offered), region::find(dev)) {
+            // Of one that was of concern once, nothing that was said holds for this driver.
+            if let Some(attachment) = self.find(dev.id()) {
+                let decision = Decision::Ignore(Reason::NotConcerned);
+                attachment.seen().leave_alone(dev, offered, decision);
+            }
             return;
         }
-        let hooked = self.attach(dev).and_then(|attachment| {
-            // Of the last driver nothing is left, unless the core has not told of its end: it
-            // binds twice with CONFIG_DEBUG_TEST_DRIVER_REMOVE.
-            attachment.seen().release(dev);
-            attachment.seen().begin(dev, offered)?;
-            // SAFETY: The attachment is the device's own, on the heap, and kept until the device
-            // has left the bus, or the module has unhooked it and waited.
-            unsafe { attachment.hook.install(dev) };
-            Ok(())
-        });
-        if hooked.is_err() {
+        let Ok(attachment) = self.attach(dev) else {
             dev_err!(
                 dev.as_device(),
                 "swiotlb: not bounced: not enough memory; unbind and bind the driver when there is\n"
             );
-        }
+            return;
+        };
+        // Of the last driver nothing is left, unless the core has not told of its end: it
+        // binds twice with CONFIG_DEBUG_TEST_DRIVER_REMOVE.
+        attachment.seen().release(dev);
+        attachment.seen().begin(dev, offered);
+        // SAFETY: The attachment is the device's own, on the heap, and kept until the device
+        // has left the bus, or the module has unhooked it and waited.
+        unsafe { attachment.hook.install(dev) };
     }
 
     fn unbound(&self, dev: &Device) {

@@ -8,7 +8,8 @@
 use super::{
     attach::{
         Registry,
-        Seen, //
+        Seen,
+        State, //
     },
     bounce::{
         Counters,
@@ -103,11 +104,15 @@ fn word(string: &CStr) -> &str {
     }
 }
 
+fn driver(state: &State) -> &str {
+    state.driver.as_deref().map_or("-", word)
+}
+
 fn show_devices(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     registry.for_each(|seen| {
         let state = seen.state.lock();
         let mode = state.decision.map_or("negotiating", |d| d.mode());
-        write!(f, "{} {} {}", word(&seen.name), word(&state.driver), mode)?;
+        write!(f, "{} {} {}", word(&seen.name), driver(&state), mode)?;
         if let Some(bounce) = state.bounce() {
             let usage = state.usage();
             let extent = bounce.region().extent();
@@ -134,7 +139,7 @@ fn show_totals(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Res
 
 fn show_state(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let state = seen.state.lock();
-    writeln!(f, "driver {}", word(&state.driver))?;
+    writeln!(f, "driver {}", driver(&state))?;
     let mode = state.decision.map_or("negotiating", |d| d.mode());
     writeln!(f, "mode {mode}")?;
     match state.decision.and_then(|d| d.reason()) {

@@ -23,6 +23,11 @@ void virtio_swiotlb_device_lock(struct device *dev)
 	device_lock(dev);
 }
 
+int virtio_swiotlb_device_lock_interruptible(struct device *dev)
+{
+	return device_lock_interruptible(dev);
+}
+
 void virtio_swiotlb_device_unlock(struct device *dev)
 {
 	device_unlock(dev);
@@ -103,6 +108,8 @@ void virtio_swiotlb_synchronize_rcu_tasks(void)
  * Ends the use of a device's rings. May be called in any context, also by the
  * core while it takes a chain of a split ring apart: it goes by the NEXT flags
  * in shared memory, and would follow them for ever if the device sets them all.
+ *
+ * A ring that is reset is left alone: it may be replaced meanwhile by another.
  */
 void virtio_swiotlb_break(struct virtio_device *vdev)
 {
@@ -116,7 +123,7 @@ void virtio_swiotlb_break(struct virtio_device *vdev)
 		return;
 	virtio_device_for_each_vq(vdev, vq) {
 		__virtqueue_break(vq);
-		if (packed)
+		if (packed || vq->reset)
 			continue;
 		vring = virtqueue_get_vring(vq);
 		for (i = 0; i < vring->num; i++)

@@ -12,6 +12,7 @@
 #include <linux/virtio.h>
 
 void virtio_swiotlb_device_lock(struct device *dev);
+int virtio_swiotlb_device_lock_interruptible(struct device *dev);
 void virtio_swiotlb_device_unlock(struct device *dev);
 struct resource *virtio_swiotlb_pci_resource(struct pci_dev *pdev, int bar);
 pci_bus_addr_t virtio_swiotlb_pci_bus_address(struct pci_dev *pdev, int bar);

@@ -22,6 +22,7 @@ use super::bindings;
 use core::ptr::NonNull;
 use kernel::{
     device,
+    error::to_result,
     prelude::*,
     str::CStr,
     types::Opaque, //
@@ -93,11 +94,15 @@ impl Device {
         unsafe { &raw mut (*self.as_raw()).dev }
     }
 
-    /// The device of the transport, to which the virtio device belongs.
+    /// The device of the transport, to which the virtio device belongs, if the transport keeps
+    /// its devices as the module documentation says. (vDPA names a device behind its own.)
     fn parent(&self) -> Option<NonNull<kernel::bindings::device>> {
         // SAFETY: By the type invariant; a registered device keeps its parent, and a reference to
         // it, until it is unregistered.
-        NonNull::new(unsafe { (*self.as_raw()).dev.parent })
+        let parent = NonNull::new(unsafe { (*self.as_raw()).dev.parent })?;
+        // SAFETY: As above.
+        let kept = unsafe { (*parent.as_ptr()).driver_data };
+        core::ptr::addr_eq(kept, self.as_raw()).then_some(parent)
     }
 
     /// The parent as a PCI device, if the transport is virtio-pci.
@@ -225,6 +230,18 @@ impl Device {
         // SAFETY: By the type invariant.
         unsafe { bindings::virtio_swiotlb_device_lock(self.raw_device()) };
         Guard(self)
+    }
+
+    /// Takes the device lock, unless a signal comes first. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` for a signal.
+    pub(crate) fn lock_interruptible(&self) -> Result<Guard<'_>> {
+        // SAFETY: By the type invariant.
+        let ret = unsafe { bindings::virtio_swiotlb_device_lock_interruptible(self.raw_device()) };
+        to_result(ret)?;
+        Ok(Guard(self))
     }
 }
 

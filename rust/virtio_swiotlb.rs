@@ -101,7 +101,16 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
             let this = &*this;
             #[cfg(CONFIG_KUNIT = "y")]
             tests::set_registry(&this.registry);
-            this.registration.for_each(|dev| this.registry.late(dev));
+            let visited = this.registration.for_each(
+                |dev| dev.lock_interruptible().map(Some),
+                |dev| this.registry.late(dev),
+            );
+            if visited.is_err() {
+                // What is bounced by now needs the module.
+                pr_warn!(
+                    "interrupted: devices that were there before may have been overlooked; unbind and bind their drivers\n"
+                );
+            }
             let outcomes = &this.registry.shared().outcomes;
             pr_info!(
                 "loaded: {} devices seen, {} bounced ({} on a hint), {} declined, {} refused\n",
@@ -122,7 +131,11 @@ impl PinnedDrop for VirtioSwiotlb {
         // No device is bounced: each would hold the module. Those that are being bound, or were
         // not bounced, may still be hooked.
         self.registry.stop();
-        self.registration.for_each(|dev| self.registry.unhook(dev));
+        // A lock that is waited for in this way cannot fail to be taken.
+        let _ = self.registration.for_each(
+            |dev| Ok(self.registry.knows(dev).then(|| dev.lock())),
+            |dev| self.registry.unhook(dev),
+        );
         virtio::synchronize_hooks();
     }
 }

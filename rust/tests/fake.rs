@@ -13,6 +13,7 @@ use crate::{
     },
     bindings,
     bounce::Bounce,
+    policy::Reason,
     region,
     virtio::Device,
     wire::{
@@ -373,6 +374,11 @@ impl Fake {
                 .map_or("negotiating", |d| d.mode())
         })
         .unwrap_or("unseen")
+    }
+
+    /// Why the device is not bounced, if that was decided.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        self.seen(|seen| seen.state.lock().decision?.reason())?
     }
 }
 

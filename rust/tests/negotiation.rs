@@ -18,9 +18,12 @@ use super::{
         PLAN, //
     }, //
 };
-use crate::wire::{
-    device_type,
-    Features, //
+use crate::{
+    policy::Reason,
+    wire::{
+        device_type,
+        Features, //
+    }, //
 };
 use core::mem::ManuallyDrop;
 use kernel::{
@@ -1108,6 +1111,28 @@ mod cases {
     }
 
     #[test]
+    fn late_for_a_device_that_was_unbound() -> Result {
+        let users = fake::module_users();
+        let fake = Fake::new(&Plan {
+            capability: false,
+            ..offering(MODERN)
+        })?;
+        let before = fake.sight();
+        fake.bind()?;
+        fake.unbind();
+        fake.change(|setup| setup.offered = BIT.0);
+        fake.move_region(MARGIN, PLAN.region_bytes);
+        let resets = fake.log().resets;
+
+        // Whoever unbound it may have had a reason.
+        fake.late();
+        assert!(!fake.is_bound());
+        assert_eq!(fake.log().resets, resets);
+        assert!(untouched(&fake, &before, users));
+        Ok(())
+    }
+
+    #[test]
     fn late_for_a_device_with_a_driver() -> Result {
         let users = fake::module_users();
         let fake = Fake::new(&Plan {
@@ -1151,6 +1176,26 @@ mod cases {
         let resets = fake.log().resets;
         fake.late();
         assert_eq!(fake.log().resets, resets);
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_that_is_of_concern_no_more() -> Result {
+        let users = fake::module_users();
+        let fake = Fake::new(&offering(BIT))?;
+        let before = fake.sight();
+        fake.bind()?;
+        fake.unbind();
+        assert_eq!(fake.reason(), Some(Reason::NoDriver));
+        fake.change(|setup| {
+            setup.offered = MODERN.0;
+            setup.config_space.fill(0);
+        });
+        fake.bind()?;
+        assert!(untouched(&fake, &before, users));
+        // Its driver has all of memory, and nothing says otherwise.
+        assert_eq!(fake.mode(), "ignored");
+        assert_eq!(fake.reason(), Some(Reason::NotConcerned));
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 
 use super::{
     bindings,
-    Device, //
+    Device,
+    Guard, //
 };
 use core::ptr;
 use kernel::{
@@ -52,7 +53,7 @@ impl Then {
 ///
 /// # Invariants
 ///
-/// `block` is registered with `bus`.
+/// `block` is registered with `bus`, unless registering it has failed and this is being dropped.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration<T: Events> {
     #[pin]
@@ -95,44 +96,56 @@ impl<T: Events> Registration<T> {
         })
     }
 
-    /// Visits every device of the bus: calls `f` with the device lock held, and does what it says.
-    /// May sleep, and so may `f`.
+    /// Visits the devices of the bus: calls `f` with the device lock held, and does what it says.
+    /// May sleep, and so may `lock` and `f`. `lock` takes the lock, or says that the device is not
+    /// to be visited: whoever binds a driver has the lock, for as long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `lock`, which end the visit.
     ///
     /// A device that is leaving the bus is not visited. One that is being visited does not leave:
     /// `bus_remove_device()` takes it from the bus's list, and then takes the device lock to
     /// release a driver, before anything of it is let go.
-    pub(crate) fn for_each<F: FnMut(&Device) -> Then>(&self, f: F) {
+    pub(crate) fn for_each<L, F>(&self, lock: L, f: F) -> Result
+    where
+        L: FnMut(&Device) -> Result<Option<Guard<'_>>>,
+        F: FnMut(&Device) -> Then,
+    {
         /// # Safety
         ///
         /// `data` is the visit, `dev` a device of the virtio bus that is referenced.
-        unsafe extern "C" fn call<T: Events, F: FnMut(&Device) -> Then>(
+        unsafe extern "C" fn call<T, L, F>(
             dev: *mut core_bindings::device,
             data: *mut c_void,
-        ) -> c_int {
+        ) -> c_int
+        where
+            T: Events,
+            L: FnMut(&Device) -> Result<Option<Guard<'_>>>,
+            F: FnMut(&Device) -> Then,
+        {
             // SAFETY: `data` is what was passed to `bus_for_each_dev()` below.
-            let (this, f) = unsafe { &mut *data.cast::<(&Registration<T>, F)>() };
+            let (this, lock, f) = unsafe { &mut *data.cast::<(&Registration<T>, L, F)>() };
             // SAFETY: The device was registered, and the walk holds a reference to it.
             let dev = unsafe { Device::from_device(dev) };
-            let then = {
-                let _device = dev.lock();
-                if !this.has(dev) {
-                    return 0;
-                }
-                f(dev)
+            let then = match lock(dev) {
+                Ok(Some(_device)) if this.has(dev) => f(dev),
+                Ok(_) => Then::Nothing,
+                Err(error) => return error.to_errno(),
             };
             then.carry_out(dev);
             0
         }
-        let mut visit = (self, f);
+        let mut visit = (self, lock, f);
         // SAFETY: The bus is registered, `call` gets what outlives the walk.
-        unsafe {
+        to_result(unsafe {
             core_bindings::bus_for_each_dev(
                 self.bus,
                 ptr::null_mut(),
                 (&raw mut visit).cast(),
-                Some(call::<T, F>),
-            );
-        }
+                Some(call::<T, L, F>),
+            )
+        })
     }
 
     /// Whether `dev` is on the bus. Stays so while the device lock is held.

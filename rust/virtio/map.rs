@@ -52,8 +52,8 @@ impl Direction {
 
 /// Maps the rings and buffers of one device.
 ///
-/// `map` may be called in task context, with interrupts off or not, and in softirq; `unmap` and
-/// the syncs in hardirq as well; `alloc`, `free` and `max_mapping` in task context only.
+/// `map`, `unmap` and the syncs may be called in any context but NMI (virtio-input puts buffers
+/// back in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
 pub(crate) trait Map: Send + Sync + 'static {
     /// Maps `len` bytes of guest memory at physical address `phys`, whose pages are all in the
     /// kernel's linear map. `None` if there is no room: the driver will come again.
@@ -122,16 +122,12 @@ impl<T: Map> Mapper<T> {
             return Err(EBUSY);
         }
         let parent = dev.parent().ok_or(ENXIO)?.as_ptr();
-        // SAFETY: The parent is valid as long as the device is.
-        if unsafe { (*parent).driver_data } != dev.as_raw().cast() {
-            return Err(ENXIO);
-        }
         let vdev = dev.as_raw();
         // SAFETY: `vdev` is valid, nothing is mapped yet, and the core reads both fields only in
         // what it does for the driver. `Installed` keeps the operations alive.
         unsafe {
             (*vdev).vmap = bindings::virtio_map { dma_dev: parent };
-            (*vdev).map = &raw const self.ops;
+            (*vdev).map = core::ptr::from_ref(&*self).cast();
         }
         // INVARIANT: Set just now.
         Ok(Installed(self))
@@ -141,7 +137,7 @@ impl<T: Map> Mapper<T> {
     ///
     /// `token` must have come with a callback of an installed `Self`.
     unsafe fn of<'a>(token: bindings::virtio_map) -> &'a Self {
-        // SAFETY: `install()` has checked that the token's driver data is the device, whose
+        // SAFETY: `install()` has seen that the token's driver data is the device, whose
         // mapping operations are the first field of a `repr(C)` `Self`; the caller has found this
         // function in them.
         unsafe {
@@ -186,7 +182,7 @@ impl<T: Map> Mapper<T> {
         let dir = Direction::from_raw(dir);
         if !this.inner.unmap(handle, len, dir, discard) {
             // SAFETY: The token's driver data is the device, as in `of()`; what is unmapped was
-            // mapped for a ring.
+            // mapped for a driver, whose rings exist.
             unsafe { Device::from_raw((*token.dma_dev).driver_data.cast()).break_rings() };
         }
     }
