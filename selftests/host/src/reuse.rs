@@ -112,6 +112,22 @@ fn a_run_that_grows_past_the_longest_is_the_longest() {
     assert_eq!(longest_free(&pool), 530 + 34);
 }
 
+#[test]
+fn rings_follow_each_other_though_one_fits_exactly() {
+    let pool = Pool::<Process>::new(1 << 20, 1).unwrap();
+    assert_eq!(pool.alloc(0, 3 * PAGE), Ok(0));
+    for direction in [ToDevice, FromDevice, ToDevice] {
+        map(&pool, 64, direction);
+    }
+    let after = map(&pool, 61, FromDevice);
+    assert_eq!(after, 3 * PAGE);
+    // Nothing else is free.
+    assert_eq!(pool.free(0, 3 * PAGE), Ok(()));
+    assert_eq!(pool.alloc(0, 3 * PAGE), Ok(0));
+    unmap(&pool, after, 61);
+    assert_eq!(pool.alloc(0, 2 * PAGE), Ok(3 * PAGE));
+}
+
 /// Of lengths that have no list of their own, a run that is long enough may stand behind others.
 #[test]
 fn candidates_for_a_long_request_are_32() {
