@@ -31,6 +31,12 @@ impl Lines {
         }
     }
 
+    /// The last line: whatever others still have to say comes too late.
+    pub fn last(&mut self, name: &str, fields: &Value) {
+        self.line(name, fields);
+        self.out = None;
+    }
+
     /// `fields` is an object.
     pub fn line(&mut self, name: &str, fields: &Value) {
         log::info!("{name}: {fields}");

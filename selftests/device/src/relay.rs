@@ -94,7 +94,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     thread::spawn(move || {
         if signals.forever().next().is_some() {
             let _ = std::fs::remove_file(socket);
-            last.counts("summary");
+            last.close();
             process::exit(0);
         }
     });
@@ -105,7 +105,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         if let Err(error) = outcome {
             report.event("error", json!({ "reason": error.to_string() }));
         }
-        report.counts("disconnect");
+        report.disconnected();
     }
     Ok(())
 }
@@ -278,6 +278,17 @@ struct Counts {
     descriptors_closed: u64,
 }
 
+impl Counts {
+    fn json(&self) -> Value {
+        json!({
+            "from_client": self.from_client,
+            "from_device": self.from_device,
+            "refused": self.refused,
+            "descriptors_closed": self.descriptors_closed,
+        })
+    }
+}
+
 struct Report(Mutex<(Lines, Counts)>);
 
 impl Report {
@@ -289,15 +300,15 @@ impl Report {
         lock(&self.0).0.line(name, &fields);
     }
 
-    fn counts(&self, name: &str) {
+    fn disconnected(&self) {
         let (lines, counts) = &mut *lock(&self.0);
-        let fields = json!({
-            "from_client": counts.from_client,
-            "from_device": counts.from_device,
-            "refused": counts.refused,
-            "descriptors_closed": counts.descriptors_closed,
-        });
-        lines.line(name, &fields);
+        lines.line("disconnect", &counts.json());
+    }
+
+    /// The last line: a client may hang up at this moment.
+    fn close(&self) {
+        let (lines, counts) = &mut *lock(&self.0);
+        lines.last("summary", &counts.json());
     }
 
     /// Takes guest memory out of what the VMM says.

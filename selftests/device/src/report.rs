@@ -81,7 +81,6 @@ struct Inner {
     counters: Counters,
     /// Stands beside the counters, so that nobody takes one report for another.
     allow_guest_memory: bool,
-    closed: bool,
 }
 
 /// Shared by all threads; a call is one line.
@@ -98,7 +97,6 @@ impl Report {
             lines,
             counters: Counters::default(),
             allow_guest_memory,
-            closed: false,
         }))
     }
 
@@ -112,34 +110,30 @@ impl Report {
 
     /// `fields` is an object.
     pub fn event(&self, name: &str, fields: Value) {
-        self.lock().line(name, &fields);
+        self.lock().lines.line(name, &fields);
     }
 
     /// An event that carries all counters.
     pub fn event_with_counters(&self, name: &str) {
-        self.lock().line_with_counters(name);
+        let mut inner = self.lock();
+        let fields = inner.all();
+        inner.lines.line(name, &fields);
     }
 
     /// The last line: whatever other threads still have to say comes too late.
     pub fn close(&self) {
         // Locked once: nobody gets a line in between.
         let mut inner = self.lock();
-        inner.line_with_counters("summary");
-        inner.closed = true;
+        let fields = inner.all();
+        inner.lines.last("summary", &fields);
     }
 }
 
 impl Inner {
-    fn line_with_counters(&mut self, name: &str) {
+    fn all(&self) -> Value {
         let mut counters = self.counters.json();
         counters["allow_guest_memory"] = json!(self.allow_guest_memory);
-        self.line(name, &counters);
-    }
-
-    fn line(&mut self, name: &str, fields: &Value) {
-        if !self.closed {
-            self.lines.line(name, fields);
-        }
+        counters
     }
 }
 

@@ -219,6 +219,7 @@ fn any_guest_is_survived_without_a_backend() {
     machine.kill_backend();
     let mut driver = survive(&machine, 1000, IOERR);
     machine.start_storage_daemon();
+    wait_for("the backend", || machine.events("backend").len() == 2);
     assert!(driver.negotiate(VERSION_1 | SWIOTLB | INDIRECT));
     driver.start();
     assert_eq!(driver.block(OUT, 0, 4096, false), 0);

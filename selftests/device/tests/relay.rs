@@ -44,7 +44,13 @@ fn ends() -> Ends {
     let mut machine = Machine::new();
     let listener = UnixListener::bind(machine.path("device.sock")).expect("listen");
     machine.start_relay();
-    let vmm = UnixStream::connect(machine.path("relay.sock")).expect("connect");
+    // Its socket is there a moment before it listens.
+    let mut vmm = None;
+    wait_for("the relay", || {
+        vmm = UnixStream::connect(machine.path("relay.sock")).ok();
+        vmm.is_some()
+    });
+    let vmm = vmm.expect("connected");
     let (device, _) = listener.accept().expect("the relay");
     for end in [&vmm, &device] {
         end.set_read_timeout(Some(LIMIT)).expect("timeout");
