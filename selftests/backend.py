@@ -17,6 +17,7 @@ sees the one region that it is given; an address outside is the end of it, as it
 of larger backends.
 """
 
+import contextlib
 import mmap
 import os
 import selectors
@@ -45,6 +46,13 @@ HEADER = struct.Struct("<III")
 QUEUE_REQUESTS = range(SET_VRING_NUM, SET_VRING_CALL + 1)
 
 PATTERN = b"swiotlb\n"
+
+
+def new_socket(path: str) -> str:
+    """A path to bind, also if one has been there that was killed."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return path
 
 
 def bits(*numbers: int) -> int:
@@ -158,7 +166,7 @@ class HeldDisk(Disk):
         super().__init__(image)
         self._held = False
         self._orders = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._orders.bind(f"{image}.held")
+        self._orders.bind(new_socket(f"{image}.held"))
         self._backend: Backend
 
     def attached(self, backend: "Backend") -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections import deque
 
-from backend import Backend, Model, bits
+from backend import Backend, Model, bits, new_socket
 
 OK = 0
 
@@ -54,7 +54,7 @@ class Net(Model):
         self._other = f"{cable}.{1 - int(end)}"
         self._cable = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._cable.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-        self._cable.bind(f"{cable}.{end}")
+        self._cable.bind(new_socket(f"{cable}.{end}"))
         self._waiting: list[deque[bytes]] = [deque(maxlen=self.BACKLOG) for _ in range(self._most)]
         self._backend: Backend
 

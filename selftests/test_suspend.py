@@ -137,12 +137,15 @@ def wake(guest: Guest) -> None:
     """Wakes the guest each time that it sleeps, until it ends: it cannot ask for it then."""
 
     def watch() -> None:
-        with contextlib.suppress(OSError, GuestError, ValueError):
+        # When it is gone, nobody listens.
+        with contextlib.suppress(OSError, AssertionError):
             while True:
-                status = guest.qmp("query-status")
-                if isinstance(status, dict) and status["status"] == "suspended":
-                    time.sleep(1)
-                    guest.qmp("system_wakeup")
+                # One answer that comes too late is not the end of the guest.
+                with contextlib.suppress(TimeoutError, GuestError, ValueError):
+                    status = guest.qmp("query-status")
+                    if isinstance(status, dict) and status["status"] == "suspended":
+                        time.sleep(1)
+                        guest.qmp("system_wakeup")
                 time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True).start()

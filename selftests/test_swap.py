@@ -85,8 +85,9 @@ def test_only_others_went_without_memory(boot: Boot) -> None:
     """At the bottom of reclaim the swap code does at times (swap_cluster_alloc_table()), and
     goes on. This module must not."""
     log = boot.result.kernel_log
-    traces = re.findall(r"page allocation failure:.*?</TASK>", log, re.DOTALL)
-    assert len(traces) == log.count("Call Trace:")
+    # Of two at once the first lines may be mixed; each trace is in one piece.
+    before, *traces = [part.partition("</TASK>")[0] for part in log.split("Call Trace:")]
+    assert len(traces) <= log.count("page allocation failure:")
     assert not [trace for trace in traces if "[virtio_swiotlb]" in trace]
 
 
