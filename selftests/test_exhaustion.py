@@ -5,7 +5,10 @@ no CPU spins, and what does not fit at all is said.
 test_limits.py has the smallest region behind a disk.
 """
 
+import hashlib
+import os
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +34,9 @@ def says_full(boot: Boot, device: str) -> list[str]:
 # --- network: receive buffers, and what else there is ---
 
 PAIRS = 8
-FLOWS, BYTES = 96, 1400
+# Some for each of the queues, though they are drawn: buffers are posted anew when half of
+# them are used.
+FLOWS, BYTES = 192, 1400
 
 ECHO = """
 import socket
@@ -293,6 +298,90 @@ class TestSmallest:
         assert len({files.fact(name).split()[0] for name in ("written", "read", "direct")}) == 1
         assert len(files.log("restricted0", "swiotlb: shortened ")) == 1
         assert_driven(files, "restricted0")
+
+
+# --- virtiofs: a request for which there is no room fails ---
+
+READERS, READ_BYTES = 80, 256 << 10
+
+# The file is open before the server stops, which would not open it.
+READ_AT_ONCE = f"""
+import hashlib, mmap, os, sys, threading
+file = os.open("/run/fs/file", os.O_RDONLY | os.O_DIRECT)
+parts = [mmap.mmap(-1, {READ_BYTES}) for _ in range({READERS})]
+errors = []
+def read(reader):
+    try:
+        assert os.preadv(file, [parts[reader]], reader * {READ_BYTES}) == {READ_BYTES}
+    except (AssertionError, OSError) as error:
+        errors.append(error)
+print("ready", flush=True)
+sys.stdin.readline()
+threads = [threading.Thread(target=read, args=(reader,)) for reader in range({READERS})]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(errors), hashlib.sha256(b"".join(parts)).hexdigest(), *errors)
+"""
+
+MANY_READERS = STEPS + f"""
+insmod "$MODULE"
+mkdir -p /run/fs
+mount -t virtiofs restricted0 /run/fs
+cat >/tmp/read.py <<'END'
+{READ_AT_ONCE}
+END
+counter() {{ # NAME
+	awk -v name="$1" '$1 == name {{ print $2 }}' "$debugfs/$(virtio restricted0)/counters"
+}}
+coproc readers {{ exec python3 /tmp/read.py 2>&1; }}
+read -r _ <&"${{readers[0]}}"
+host freeze
+echo >&"${{readers[1]}}"
+# Nobody answers: what can be under way is, when nothing is added any more.
+until [ "$(counter maps)" = "${{maps:-}}" ]; do
+	maps=$(counter maps)
+	sleep 2
+done
+keep restricted0 held
+host thaw
+read -r read <&"${{readers[0]}}"
+fact read echo "$read"
+wait "$readers_PID" || :
+umount /run/fs
+done_with restricted0 virtiofs
+"""
+
+
+@pytest.mark.full
+class TestReaders:
+    """More of them at once than the queue takes, with a server that takes its time."""
+
+    @pytest.fixture(scope="class", params=["64K", "1M", "8M", "16M"])
+    def boot(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Boot]:
+        shared = tmp_path_factory.mktemp("shared")
+        (shared / "file").write_bytes(os.urandom(READERS * READ_BYTES))
+        device = Restricted("fs", file=shared, region_size=request.param)
+        actions = {
+            name: lambda guest, number=number: os.kill(guest.restricted[0].backend.pid, number)
+            for name, number in (("freeze", signal.SIGSTOP), ("thaw", signal.SIGCONT))
+        }
+        with booted("stock", [device], MANY_READERS, on=actions) as boot:
+            yield boot
+
+    def test_all_is_read(self, boot: Boot) -> None:
+        data = (boot.devices[0].file / "file").read_bytes()
+        assert boot.fact("read") == f"0 {hashlib.sha256(data).hexdigest()}"
+
+    def test_region_is_never_full(self, boot: Boot) -> None:
+        """Though as much is under way as can be."""
+        held = boot.kept("held")
+        assert held["maps"] - held["unmaps"] >= 4
+        assert held["full"] == boot.counters("restricted0")["full"] == 0
+        assert_confined(boot, "restricted0")
 
 
 # --- disks: reads and writes ---

@@ -13,6 +13,7 @@ from harness import (
     assert_confined,
     booted,
     disk,
+    entropy,
     events,
     numbers,
     packed_disk,
@@ -150,7 +151,7 @@ class TestSmallestRegion:
     def test_split_rings_are_announced(self, boot: Boot) -> None:
         """And only to the device that was offered packed ones."""
         (line,) = boot.log("restricted1", "swiotlb: split rings are used: ")
-        assert "less than 4194304 bytes" in line
+        assert "the region of 65536 bytes is too small for packed ones" in line
         assert boot.log("restricted0", "swiotlb: split rings are used: ") == []
         (queue,) = events(boot.report("restricted1"), "queue")
         assert not queue["packed"]
@@ -160,6 +161,50 @@ class TestSmallestRegion:
         assert boot.counters("restricted0")["full"] > 0
         (line,) = boot.log("restricted0", "swiotlb: the region of 65536 bytes is full: ")
         assert "A larger region, or fewer or shorter queues, make room" in line
+
+
+# --- queues, where there is hardly room for rings ---
+
+CROWDED = """
+load
+modprobe virtio_rng
+path=$(disk restricted0)
+fact queues ls "/sys/block/${path#/dev/}/mq"
+data restricted0 1048576 65536 4k
+keep restricted0 disk
+fact entropy dd if=/dev/hwrng bs=64 count=1 iflag=fullblock status=none
+"""
+
+
+class TestQueuesInTheSmallestRegion:
+    """Whatever the device offers, the driver gets as many rings as there is room for, and
+    none that takes another's."""
+
+    @pytest.fixture(scope="class")
+    def boot(self) -> Iterator[Boot]:
+        devices = [disk(region_size=SMALLEST, queues=8), entropy(region_size=SMALLEST)]
+        with booted("test", devices, CROWDED, cpus=8) as boot:
+            yield boot
+
+    def test_disk_has_the_queues_that_fit(self, boot: Boot) -> None:
+        assert sorted(map(int, boot.fact("queues").split())) == [0, 1, 2, 3]
+        queues = events(boot.report("restricted0"), "queue")
+        assert [queue["size"] for queue in queues] == [128] * 4
+        assert len(boot.blocks_of("restricted0")) == 1
+        assert_bounced(boot, "restricted0")
+        counters = boot.kept("disk")
+        assert counters["allocs"] == 4
+
+    def test_full_is_not_said_of_rings(self, boot: Boot) -> None:
+        """It is said once, and kept for when a request waits."""
+        assert boot.log("restricted0", " is full: ") == []
+
+    def test_nobody_gets_packed_rings(self, boot: Boot) -> None:
+        (line,) = boot.log("restricted1", "swiotlb: split rings are used: ")
+        assert "the region of 65536 bytes is too small for packed ones" in line
+        (queue,) = events(boot.report("restricted1"), "queue")
+        assert not queue["packed"]
+        assert boot.fact("entropy").startswith("swiotlb")
 
 
 # --- as many devices as anybody has ---
