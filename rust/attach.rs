@@ -692,10 +692,6 @@ impl Registry {
             return Then::Nothing;
         }
         if dev.driver_name().is_none() {
-            // Nobody asks for one that was never tried, or was unbound on purpose.
-            if dev.status() & status::FAILED == 0 {
-                return Then::Nothing;
-            }
             // The refusal of an earlier driver sticks to the device's status. What was agreed on
             // with it does not count any more: a transport would look for queues of its own.
             dev.set_features(0);
