@@ -43,7 +43,7 @@ impl<T: Unpin> Lock<T> for Pin<KBox<SpinLockIrqSave<T>>> {
 }
 
 /// Lists and tables in the kernel's memory, and spinlocks that keep interrupts off: buffers are
-/// mapped with interrupts off and in softirq, and unmapped in hardirq, too.
+/// mapped and unmapped in hardirq, too.
 pub(crate) struct Kernel;
 
 impl Platform for Kernel {
