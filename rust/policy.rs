@@ -107,10 +107,13 @@ impl fmt::Display for Reason {
 fn type_name(kind: u32) -> &'static str {
     match kind {
         device_type::BALLOON => "balloon",
+        device_type::DMABUF => "dmabuf",
         device_type::GPU => "gpu",
         device_type::IOMMU => "iommu",
+        device_type::MEDIA => "media",
         device_type::MEM => "mem",
         device_type::PMEM => "pmem",
+        device_type::VIDEO_DECODER | device_type::VIDEO_ENCODER => "video",
         _ => "virtio",
     }
 }
@@ -217,16 +220,22 @@ pub fn decide(facts: &Facts) -> Decision {
 /// Whether all that a driver of this type tells its device are buffers that can be copied.
 ///
 /// Balloon passes page frame numbers and gives pages away to be discarded, gpu maps through the
-/// DMA API of its parent, and the addresses of mem, pmem and iommu name guest memory itself.
+/// DMA API of its parent, and the addresses of mem, pmem and iommu name guest memory itself. Linux
+/// has no drivers for video, media and dmabuf; those that others have put addresses of pages into
+/// their requests.
 fn can_bounce(kind: u32) -> bool {
     !matches!(
         kind,
         device_type::BALLOON
             | device_type::CRYPTO
+            | device_type::DMABUF
             | device_type::GPU
             | device_type::IOMMU
+            | device_type::MEDIA
             | device_type::MEM
             | device_type::PMEM
+            | device_type::VIDEO_DECODER
+            | device_type::VIDEO_ENCODER
     )
 }
 
@@ -724,7 +733,7 @@ mod tests {
 
     #[test]
     fn types_that_cannot_be_bounced() {
-        for kind in [5, 16, 20, 23, 24, 27] {
+        for kind in [5, 16, 20, 23, 24, 27, 30, 31, 37, 48] {
             for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
                 let mut facts = facts(BIT, finding);
                 facts.device_type = kind;
@@ -804,6 +813,10 @@ mod tests {
             (device_type::IOMMU, "iommu"),
             (device_type::MEM, "mem"),
             (device_type::PMEM, "pmem"),
+            (device_type::DMABUF, "dmabuf"),
+            (device_type::MEDIA, "media"),
+            (device_type::VIDEO_DECODER, "video"),
+            (device_type::VIDEO_ENCODER, "video"),
             (NET, "virtio"),
         ] {
             assert_eq!(type_name(kind), name);

@@ -524,6 +524,10 @@ pub mod device_type {
     pub const MEM: u32 = 24;
     pub const FS: u32 = 26;
     pub const PMEM: u32 = 27;
+    pub const VIDEO_ENCODER: u32 = 30;
+    pub const VIDEO_DECODER: u32 = 31;
+    pub const DMABUF: u32 = 37;
+    pub const MEDIA: u32 = 48;
 }
 
 /// Whether `what` is shown as `text`, for a test.
