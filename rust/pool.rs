@@ -43,8 +43,9 @@
 //! open to tiny mappings of the same direction, of 256 bytes at most, and the rest to nobody but
 //! the other direction: two pages at least, single ones, not necessarily side by side. As the
 //! directions do not share pages of slots either, a queue with nothing in flight can always post a
-//! chain of one buffer of up to 4 KiB and some small ones in its direction: a header, a packet and
-//! a descriptor table; or a block and a status byte.
+//! chain of one buffer of up to 4 KiB that lies in one page, and small ones that take slots of one
+//! length: a header, a packet and a descriptor table; or a block and a status byte. (From 160 pages
+//! on there are three pages, and small ones may take slots of two lengths.)
 //!
 //! What is open to tiny mappings is there so that a request with a status byte can be made though
 //! receive buffers have all that they may. Beyond that, one direction does not protect its queues
@@ -56,8 +57,8 @@
 //! # Rings
 //!
 //! Rings are whole pages, zeroed by the caller. They are taken from the beginning of an area while
-//! mappings are cut from its end, so that the two do not mix. They may take at most a third
-//! of each area.
+//! mappings are cut from its end, so that the two do not mix as long as there is room. They may
+//! take at most a third of each area.
 //!
 //! # Reuse
 //!
@@ -315,7 +316,8 @@ impl<P: Platform> Pool<P> {
     }
 
     /// The most bytes that one mapping can have: a quarter of the pool, which fits when there are
-    /// no other mappings, however much of the pool is rings.
+    /// no other mappings, however much of the pool is rings, if these were made with no mappings
+    /// there either.
     pub(crate) fn largest_mapping(&self) -> usize {
         self.largest
     }
@@ -793,6 +795,30 @@ mod tests {
         assert_eq!(pool.free(2 * PAGE, 1734), Ok(()));
         assert_eq!(pool.stats().reserved_bytes, 0);
         assert_eq!(pool.stats().largest_free_bytes, SMALLEST);
+        Ok(())
+    }
+
+    #[test]
+    fn a_ring_that_is_made_anew_does_not_climb() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(1 << 20, 1)?;
+        let mut rings = [0, 0];
+        for ring in &mut rings {
+            *ring = pool.alloc(0, 6726).unwrap_or(usize::MAX);
+        }
+        // As virtqueue_resize() does, with mappings that come and go.
+        for turn in 0..50 {
+            let mapping = pool.map(0, 5000 * (turn % 7 + 1), 0, ToDevice);
+            let new = pool.alloc(0, 6726).unwrap_or(usize::MAX);
+            assert!(new <= 8 * PAGE);
+            assert_eq!(pool.free(rings[turn % 2], 6726), Ok(()));
+            rings[turn % 2] = new;
+            assert!(mapping.is_ok_and(|offset| pool.unmap(offset, 5000 * (turn % 7 + 1)).is_ok()));
+        }
+        for ring in rings {
+            assert_eq!(pool.free(ring, 6726), Ok(()));
+        }
+        assert_eq!(pool.alloc(0, 100_000), Ok(0));
+        assert!(pool.map(0, pool.largest_mapping(), 0, ToDevice).is_ok());
         Ok(())
     }
 

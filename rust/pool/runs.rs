@@ -514,16 +514,12 @@ impl<P: Platform> Runs<P> {
         self.live.at_or_before(page)
     }
 
-    /// Takes a run of `pages` pages as near to the beginning of the area as can be.
+    /// Takes a run of `pages` pages as near to the beginning of the area as can be, within bounds: a
+    /// ring that is resized is made anew before the old one goes, and does not climb for that.
     pub(super) fn take_ring(&mut self, pages: u32) -> Option<u32> {
-        let start = self.rings_end;
-        let free = match self.pages.get(start as usize).map(|page| &page.state) {
-            Some(&State::Free { pages }) => pages,
-            _ => 0,
-        };
-        if free < pages {
+        let Some((start, free)) = self.place_of_ring(pages) else {
             return self.cut(pages);
-        }
+        };
         self.unlink(start, free);
         let rest = free - pages;
         if rest > 0 {
@@ -534,7 +530,7 @@ impl<P: Platform> Runs<P> {
         if pages > 1 {
             self.live.insert(start);
         }
-        self.rings_end += pages;
+        self.rings_end = self.rings_end.max(start + pages);
         Some(start)
     }
 
@@ -542,6 +538,27 @@ impl<P: Platform> Runs<P> {
     pub(super) fn give_ring(&mut self, start: u32, pages: u32) {
         *self.state(start) = State::Inside;
         self.join(start, pages);
+    }
+
+    /// The first free run of `pages` pages or more among the first stretches of the area, else the
+    /// one behind the rings; and its length.
+    fn place_of_ring(&self, pages: u32) -> Option<(u32, u32)> {
+        let state = |page: u32| self.pages.get(page as usize).map(|page| &page.state);
+        let mut start = 0;
+        for _ in 0..LOOKS {
+            start += match state(start) {
+                Some(&State::Free { pages: free }) if free >= pages => return Some((start, free)),
+                Some(&State::Free { pages } | &State::Ring { pages }) => pages,
+                Some(&State::Mapping { pages, .. }) => pages,
+                Some(State::Slots(_)) => 1,
+                // A run that is kept, of whatever length; or the end.
+                _ => break,
+            };
+        }
+        match state(self.rings_end) {
+            Some(&State::Free { pages: free }) if free >= pages => Some((self.rings_end, free)),
+            _ => None,
+        }
     }
 }
 
