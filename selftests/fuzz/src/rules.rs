@@ -114,7 +114,7 @@ fn limits(input: &mut Input<'_>, kind: u32, pool: usize) {
     let segments = input.u32();
     let limits = Limits::new(kind, pool, pool / 4, segments);
     assert!(limits.max_mapping <= pool / 4 && limits.max_segments >= 1);
-    for &(_, bound) in bounds(kind) {
+    for &(_, _, bound) in bounds(kind) {
         let clamped = limits.clamp(bound, segments);
         match bound {
             Bound::Segments => {
