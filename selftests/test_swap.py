@@ -5,7 +5,6 @@ Each mapping is made in the midst of reclaim; if it needed memory, or waited for
 guest would stand still.
 """
 
-import re
 from collections.abc import Iterator
 
 import pytest
