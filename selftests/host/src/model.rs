@@ -576,8 +576,10 @@ fn operations() -> usize {
 }
 
 fn random_operations<P: Platform>(bytes: usize, cpus: usize, share: usize) {
-    let mut model = Model::<P>::new(bytes, cpus);
-    model.tables_may_fail = true;
+    random_operations_in(Model::<P>::new(bytes, cpus), bytes, cpus, share);
+}
+
+fn random_operations_in<P: Platform>(mut model: Model<P>, bytes: usize, cpus: usize, share: usize) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ bytes as u64 ^ cpus as u64);
     let refusals = Cell::new(0);
     for i in 0..operations() / share {
@@ -625,7 +627,9 @@ fn random_operations_with_runs_too_long_for_a_list_of_their_own() {
 
 #[test]
 fn random_operations_without_memory_for_tables() {
-    random_operations::<Poor>(1 << 20, 2, 8);
+    let mut model = Model::<Poor>::new(1 << 20, 2);
+    model.tables_may_fail = true;
+    random_operations_in(model, 1 << 20, 2, 8);
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
