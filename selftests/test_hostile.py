@@ -25,6 +25,7 @@ from harness import (
     assert_bounced,
     booted,
     disk,
+    entropy,
     hostile_lines,
     make_kernel,
     ordinary_disk,
@@ -274,6 +275,48 @@ def alone(device: Restricted, driver: str, timeout: float) -> Result:
         result = run(guest, f"DRIVER={driver}\n{ALONE}", timeout)
     assert "hostile: begin" in result.kernel_log, result
     return result
+
+
+# --- a device that is none of the module's ---
+
+# It is never unbound, and whoever unbinds it has its lock.
+HELD = """
+echo "$(virtio restricted0)" >/sys/bus/virtio/drivers/virtio_blk/unbind &
+until grep -q vp_reset "/proc/$!/stack"; do sleep 0.1; done
+fact load timeout -s INT 5 insmod "$MODULE"
+fact users awk '$1 == "virtio_swiotlb" { print $3 }' /proc/modules
+unbind_driver restricted1 virtio_rng
+bind_driver restricted1 virtio_rng
+keep restricted1 bound
+fact read head -c 8 /dev/hwrng
+unbind_driver restricted1 virtio_rng
+fact unload rmmod virtio_swiotlb
+"""
+
+
+@pytest.mark.full
+class TestHeldNeighbour:
+    """Loading the module looks at each device in turn, and waits for one that is held, but not
+    longer than it is wanted. Unloading looks only at those that were seen."""
+
+    @pytest.fixture(scope="class")
+    def boot(self) -> Iterator[Boot]:
+        devices = [disk(fault="reset-stuck", **DIRECT), entropy(mode="optional")]
+        options = {"powers_off": False, "share_memory": True}
+        with booted("test", devices, HELD, **options) as boot:
+            yield boot
+
+    def test_signal_ends_the_wait(self, boot: Boot) -> None:
+        assert boot.fact("users") == "0"
+        (line,) = [line for line in boot.result.kernel_log.splitlines() if "interrupted: " in line]
+        assert "unbind and bind their drivers" in line
+
+    def test_others_are_bounced_when_they_are_bound(self, boot: Boot) -> None:
+        assert key_values(boot.fact("bound-state"))["mode"] == "bounced"
+        assert boot.fact("read") == "swiotlb"
+
+    def test_module_goes(self, boot: Boot) -> None:
+        assert boot.status("unload") == 0, boot.fact("unload")
 
 
 @pytest.mark.full
