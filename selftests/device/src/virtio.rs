@@ -18,6 +18,7 @@ pub const F_PROTOCOL_FEATURES: u32 = 30;
 pub const F_VERSION_1: u32 = 32;
 pub const F_ACCESS_PLATFORM: u32 = 33;
 pub const F_RING_PACKED: u32 = 34;
+pub const F_IN_ORDER: u32 = 35;
 pub const F_SR_IOV: u32 = 37;
 pub const F_NOTIFICATION_DATA: u32 = 38;
 pub const F_NOTIF_CONFIG_DATA: u32 = 39;
@@ -38,12 +39,14 @@ pub fn bits(features: u64) -> Vec<u32> {
 
 /// What of the backend's offer must not reach the guest: what concerns the
 /// two of us only, what this transport has its own answer to, and what it
-/// does not implement.
+/// does not implement. With IN_ORDER one used element may stand for many chains, where
+/// [`Walker`](crate::ring::Walker) goes by one for each.
 const HIDDEN: u64 = bit(F_NOTIFY_ON_EMPTY)
     | bit(F_LOG_ALL)
     | bit(F_SWIOTLB)
     | bit(F_PROTOCOL_FEATURES)
     | bit(F_ACCESS_PLATFORM)
+    | bit(F_IN_ORDER)
     | bit(F_SR_IOV)
     | bit(F_NOTIFICATION_DATA)
     | bit(F_NOTIF_CONFIG_DATA)
@@ -626,7 +629,7 @@ mod tests {
             event_idx: true,
         };
         let offered = offer.features(backend);
-        for hidden in [24, 26, 27, 30, 33, 34, 37, 38, 39, 40, 41] {
+        for hidden in [24, 26, 27, 30, 33, 34, 35, 37, 38, 39, 40, 41] {
             assert_eq!(offered & bit(hidden), 0, "{hidden}");
         }
         let all = Offer {
