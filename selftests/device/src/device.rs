@@ -389,8 +389,8 @@ impl Device {
         }
         let memory = failing.reach.memory(&self.region);
         failing.queues.retain_mut(|queue| {
-            let RunningQueue { index, ring, .. } = *queue;
-            let answered = failure.answer(index, &ring, &mut queue.walker, &memory);
+            let index = queue.index;
+            let answered = failure.answer(index, &mut queue.walker, &memory);
             if let Some(answered @ 1..) = answered {
                 self.report.count(|c| c.requests_failed += answered as u64);
                 let _ = notify::raise(&queue.idle_call);

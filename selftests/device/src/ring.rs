@@ -2,7 +2,8 @@
 
 //! Looks at what the driver put into its rings and says which addresses lie
 //! outside the region (R2 to R5). Pure: reads slices of shared memory, trusts
-//! nothing in them, does bounded work, changes nothing.
+//! nothing in them, does bounded work, changes nothing but for the used elements
+//! of requests that somebody answers ([`Walker::put_used`]).
 //!
 //! # What is looked at, and when
 //!
@@ -15,7 +16,7 @@
 //! Late, suspect and lost are counted, so that a reader knows what zero
 //! violations mean. The backend cannot follow an address outside in any case.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, VolatileSlice};
@@ -257,7 +258,8 @@ impl Buffers {
 /// A chain that is available and not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    pub head: u16,
+    /// What a used element calls it: its head in split rings, its buffer ID in packed ones.
+    pub id: u16,
     pub buffers: Buffers,
 }
 
@@ -285,12 +287,20 @@ impl Walker {
         }
     }
 
-    /// What was seen to be available and is not used; none if that is not certain. It never
-    /// is in a packed ring: what is used there may lie over the descriptors of what is not.
+    /// What was seen to be available and is not used; none if that is not certain.
     pub fn requests(&mut self, memory: &Memory<'_>) -> Option<Vec<Request>> {
         match self {
             Walker::Split(walker) => walker.requests(memory),
-            Walker::Packed(_) => None,
+            Walker::Packed(walker) => walker.requests(memory),
+        }
+    }
+
+    /// Puts the used element of a request there, as the backend would that is gone. `len` is
+    /// how many bytes are written, as the driver is told.
+    pub fn put_used(&mut self, memory: &Memory<'_>, id: u16, len: u32) -> Option<()> {
+        match self {
+            Walker::Split(walker) => walker.put_used(memory, id, len),
+            Walker::Packed(walker) => walker.put_used(memory, id, len),
         }
     }
 }
@@ -302,6 +312,8 @@ struct Descriptor {
     flags: u16,
     /// Split: the next descriptor.
     next: u16,
+    /// Packed: the buffer ID.
+    id: u16,
 }
 
 impl Descriptor {
@@ -312,10 +324,10 @@ impl Descriptor {
             len: (low >> 64) as u32,
             flags: (low >> 96) as u16,
             next: (low >> 112) as u16,
+            id: 0,
         }
     }
 
-    /// Packed: the ID, which nothing here needs, stands before the flags.
     fn packed(raw: [u8; 16]) -> Self {
         let low = u128::from_le_bytes(raw);
         Self {
@@ -323,6 +335,7 @@ impl Descriptor {
             len: (low >> 64) as u32,
             flags: (low >> 112) as u16,
             next: 0,
+            id: (low >> 96) as u16,
         }
     }
 }
@@ -440,6 +453,10 @@ impl<'a, 'b> Chain<'a, 'b> {
         }
     }
 
+    fn is_sound(&self) -> bool {
+        self.outside.is_empty() && self.malformed.is_none()
+    }
+
     /// Adds what was found. What is not `certain` accuses nobody.
     fn finish(self, certain: bool, checked: &mut Checked) {
         checked.descriptors += self.descriptors;
@@ -526,7 +543,7 @@ impl SplitWalker {
             let mut certain = newest && self.outstanding[usize::from(head)] > 0;
             let mut chain = Chain::new(memory, &mut budget, head);
             self.walk(&mut chain, head);
-            if certain && !(chain.outside.is_empty() && chain.malformed.is_none()) {
+            if certain && !chain.is_sound() {
                 self.take_used(memory);
                 certain = self.outstanding[usize::from(head)] > 0;
             }
@@ -553,13 +570,22 @@ impl SplitWalker {
             .map(|(_, head)| {
                 let mut chain = Chain::new(memory, &mut budget, head);
                 self.walk(&mut chain, head);
-                let sound = chain.outside.is_empty() && chain.malformed.is_none();
-                sound.then_some(Request {
-                    head,
+                chain.is_sound().then_some(Request {
+                    id: head,
                     buffers: chain.buffers,
                 })
             })
             .collect()
+    }
+
+    /// See [`Walker::put_used`].
+    fn put_used(&self, memory: &Memory<'_>, head: u16, len: u32) -> Option<()> {
+        let used = self.ring.device;
+        let index = memory.load_u16(used + 2)?;
+        let slot = u64::from(index % self.ring.size);
+        let element = [u32::from(head).to_le_bytes(), len.to_le_bytes()].concat();
+        memory.write(used + 4 + 8 * slot, &element)?;
+        memory.store_u16(used + 2, index.wrapping_add(1))
     }
 
     /// Accounts for what the backend has finished.
@@ -632,65 +658,153 @@ impl SplitWalker {
     }
 }
 
+/// A place in a packed ring, and what the wrap counter is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    slot: u16,
+    wrap: bool,
+}
+
+impl Cursor {
+    const START: Self = Self {
+        slot: 0,
+        wrap: true,
+    };
+
+    fn forward(self, descriptors: u16, size: u16) -> Self {
+        let (slot, size) = (u32::from(self.slot) + u32::from(descriptors), size.into());
+        Self {
+            slot: (slot % size) as u16,
+            wrap: self.wrap != (slot >= size),
+        }
+    }
+
+    /// The same slot, a lap on or a lap back: the flags are the same.
+    fn lap(self) -> Self {
+        Self {
+            wrap: !self.wrap,
+            ..self
+        }
+    }
+
+    /// Whether the driver has made the descriptor here available in this lap, by its flags.
+    fn is_available(self, flags: u16) -> bool {
+        (flags & DESC_F_AVAIL != 0) == self.wrap
+    }
+
+    /// Whether a used element has taken its place since.
+    fn is_used(self, flags: u16) -> bool {
+        self.is_available(flags) && (flags & DESC_F_USED != 0) == self.wrap
+    }
+
+    fn is_unused(self, flags: u16) -> bool {
+        self.is_available(flags) && !self.is_used(flags)
+    }
+
+    fn used_flags(self) -> u16 {
+        if self.wrap {
+            DESC_F_AVAIL | DESC_F_USED
+        } else {
+            0
+        }
+    }
+}
+
+/// A chain of a packed ring, as it was read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kept {
+    descriptors: u16,
+    buffers: Buffers,
+}
+
 /// A packed virtqueue (virtio 1.4, 2.8).
 ///
-/// Once a chain is used, its length is gone with its flags. So this goes by
+/// Once a chain is used, its length is gone with its flags. So the check goes by
 /// descriptor, not by chain: the driver fills the ring in order, and each
 /// descriptor carries an address that can be judged by itself.
+///
+/// What is outstanding cannot be read from the ring either. Used elements follow one
+/// another and lie over descriptors of whatever chain was there, used or not. Each names a
+/// chain, and that chain's length leads to the next of them (2.8.6). So chains are kept as
+/// they were read. One that was used before then leaves it uncertain what is outstanding,
+/// until nothing is.
 pub struct PackedWalker {
     ring: RingAddresses,
-    next: u16,
-    wrap: bool,
+    /// Where the driver makes the next descriptor available.
+    next: Cursor,
+    /// Where the next used element comes. From here to `next` the ring has what the driver
+    /// wrote, and as many descriptors as outstanding chains and `reading` have.
+    used: Cursor,
+    /// By buffer ID: what is available and not used.
+    outstanding: BTreeMap<u16, Kept>,
+    /// The chain that goes on at `next`.
+    reading: Kept,
+    /// Descriptors and used elements as they were read last, by slot.
+    read: Vec<[u8; 16]>,
+    /// Whether the above is certain. Flags repeat every two laps: a driver that came around
+    /// twice between two looks is noticed if its descriptors differ.
+    exact: bool,
 }
 
 impl PackedWalker {
     fn new(ring: RingAddresses) -> Self {
         Self {
             ring,
-            next: 0,
-            wrap: true,
+            next: Cursor::START,
+            used: Cursor::START,
+            outstanding: BTreeMap::new(),
+            reading: Kept::default(),
+            read: vec![[0; 16]; usize::from(ring.size)],
+            exact: true,
         }
     }
 
     fn check(&mut self, memory: &Memory<'_>) -> Checked {
+        self.take_used(memory);
         let mut checked = Checked::default();
         let mut budget = BUDGET;
         // Behind a used descriptor may lie the rest of its chain, which looks
         // available and whose table may be gone.
         let mut after_used = false;
         for _ in 0..self.ring.size {
-            let at = self.ring.desc + DESC_SIZE * u64::from(self.next);
-            let flags = |m: &Memory<'_>| m.load_u16(at + 14);
-            let Some(now) = flags(memory) else {
+            let Some(now) = self.flags(memory, self.next) else {
                 break;
             };
-            if (now & DESC_F_AVAIL != 0) != self.wrap {
+            if !self.next.is_available(now) {
                 break;
             }
-            if (now & DESC_F_USED != 0) == self.wrap {
+            if self.next.is_used(now) {
                 checked.chains += 1;
                 checked.late += 1;
                 after_used = true;
+                self.exact = false;
                 self.advance();
                 continue;
             }
-            let Some(raw) = memory.descriptor(at) else {
+            let Some(raw) = memory.descriptor(self.at(self.next)) else {
                 break;
             };
             let d = Descriptor::packed(raw);
-            let mut chain = Chain::new(memory, &mut budget, self.next);
+            let slot = self.next.slot;
+            let mut chain = Chain::new(memory, &mut budget, slot);
+            chain.buffers = self.reading.buffers;
             if !chain.spend() {
                 chain.finish(true, &mut checked);
                 break;
             }
             let indirect = d.flags & DESC_F_INDIRECT != 0;
             if indirect {
-                chain.table(self.next, &d, true);
+                chain.table(slot, &d, true);
             } else {
-                chain.buffer(Kind::Descriptor, self.next, None, &d);
+                chain.buffer(Kind::Descriptor, slot, None, &d);
             }
-            let still = flags(memory) == Some(now);
+            let still = self.flags(memory, self.next) == Some(now);
             let certain = still && !(indirect && after_used);
+            if certain && chain.is_sound() {
+                self.keep(raw, chain.buffers);
+            } else {
+                self.exact = false;
+            }
             chain.finish(certain, &mut checked);
             if d.flags & DESC_F_NEXT == 0 {
                 checked.chains += 1;
@@ -698,15 +812,136 @@ impl PackedWalker {
             }
             self.advance();
         }
+        self.settle(memory);
         checked
     }
 
-    fn advance(&mut self) {
-        self.next += 1;
-        if self.next >= self.ring.size {
-            self.next = 0;
-            self.wrap = !self.wrap;
+    /// See [`Walker::requests`].
+    fn requests(&mut self, memory: &Memory<'_>) -> Option<Vec<Request>> {
+        self.take_used(memory);
+        if !self.exact || !self.is_as_read(memory) {
+            return None;
         }
+        let outstanding = self.outstanding.iter();
+        let request = |(id, kept): (&u16, &Kept)| Request {
+            id: *id,
+            buffers: kept.buffers,
+        };
+        Some(outstanding.map(request).collect())
+    }
+
+    /// See [`Walker::put_used`].
+    fn put_used(&mut self, memory: &Memory<'_>, id: u16, len: u32) -> Option<()> {
+        let kept = self.outstanding.remove(&id)?;
+        // Whether anything was written (virtio 1.4, 2.8.3).
+        let written = kept.buffers.first_writable.map_or(0, |_| DESC_F_WRITE);
+        let at = self.at(self.used);
+        memory.write(at + 8, &len.to_le_bytes())?;
+        memory.write(at + 12, &id.to_le_bytes())?;
+        memory.store_u16(at + 14, self.used.used_flags() | written)?;
+        self.read[usize::from(self.used.slot)] = memory.descriptor(at)?;
+        self.used = self.used.forward(kept.descriptors, self.ring.size);
+        Some(())
+    }
+
+    /// Accounts for what the backend has finished.
+    fn take_used(&mut self, memory: &Memory<'_>) {
+        let last = self.last();
+        let before = self.read[usize::from(last.slot)];
+        let found = memory.descriptor(self.at(last));
+        while self.exact && self.follow(memory).is_some() {}
+        let after = self.read[usize::from(last.slot)];
+        // It was there, or is used since, or the driver has filled the ring just up to there.
+        // Or else it came around, once or more.
+        let filled = |raw| last.lap().is_unused(Descriptor::packed(raw).flags);
+        self.exact &= found.is_some_and(|raw| raw == before || raw == after || filled(raw));
+    }
+
+    /// Goes on to the next used element; none if there is no such.
+    fn follow(&mut self, memory: &Memory<'_>) -> Option<()> {
+        let flags = self.flags(memory, self.used)?;
+        if self.used == self.next || self.used.is_unused(flags) {
+            return None;
+        }
+        let raw = memory.descriptor(self.at(self.used))?;
+        self.read[usize::from(self.used.slot)] = raw;
+        let kept = self.outstanding.remove(&Descriptor::packed(raw).id);
+        // Or it is a chain that was not seen, or the driver came around.
+        self.exact = self.used.is_used(flags) && kept.is_some();
+        self.used = self.used.forward(kept?.descriptors, self.ring.size);
+        Some(())
+    }
+
+    /// Adds the descriptor at `next` to its chain, which has these buffers so far.
+    fn keep(&mut self, raw: [u8; 16], buffers: Buffers) {
+        if !self.exact {
+            return;
+        }
+        if self.next == self.used.lap() {
+            // More is available than there is room for.
+            self.exact = false;
+            return;
+        }
+        self.read[usize::from(self.next.slot)] = raw;
+        self.reading.descriptors += 1;
+        self.reading.buffers = buffers;
+        let d = Descriptor::packed(raw);
+        if d.flags & DESC_F_NEXT != 0 {
+            return;
+        }
+        let kept = std::mem::take(&mut self.reading);
+        if self.outstanding.insert(d.id, kept).is_some() {
+            self.exact = false;
+        }
+    }
+
+    /// The place for the next used element is as far behind the driver as descriptors are
+    /// outstanding: a used element in the last slot before `next` says that none are. `next` is
+    /// read after it, so that the driver had not gone on by then. Where the last chain has
+    /// several descriptors, that slot is not written, and does not tell.
+    fn settle(&mut self, memory: &Memory<'_>) {
+        let last = self.last();
+        let is_used = self.flags(memory, last).is_some_and(|f| last.is_used(f));
+        let next = self.flags(memory, self.next);
+        let Some(raw) = memory.descriptor(self.at(last)) else {
+            return;
+        };
+        if is_used && next.is_some_and(|flags| !self.next.is_available(flags)) {
+            self.read[usize::from(last.slot)] = raw;
+            self.outstanding.clear();
+            self.reading = Kept::default();
+            self.used = self.next;
+            self.exact = true;
+        }
+    }
+
+    /// Whether the driver's descriptors are still those that were read.
+    fn is_as_read(&self, memory: &Memory<'_>) -> bool {
+        let mut at = self.used;
+        while at != self.next {
+            if memory.descriptor(self.at(at)) != Some(self.read[usize::from(at.slot)]) {
+                return false;
+            }
+            at = at.forward(1, self.ring.size);
+        }
+        true
+    }
+
+    /// The place before `next`.
+    fn last(&self) -> Cursor {
+        self.next.forward(self.ring.size - 1, self.ring.size).lap()
+    }
+
+    fn at(&self, cursor: Cursor) -> u64 {
+        self.ring.desc + DESC_SIZE * u64::from(cursor.slot)
+    }
+
+    fn flags(&self, memory: &Memory<'_>, cursor: Cursor) -> Option<u16> {
+        memory.load_u16(self.at(cursor) + 14)
+    }
+
+    fn advance(&mut self) {
+        self.next = self.next.forward(1, self.ring.size);
     }
 }
 
@@ -1097,7 +1332,7 @@ mod tests {
 
         fn heads(r: &mut Ring) -> Option<Vec<u16>> {
             let requests = r.requests();
-            requests.map(|all| all.iter().map(|request| request.head).collect())
+            requests.map(|all| all.iter().map(|request| request.id).collect())
         }
 
         #[test]
@@ -1139,7 +1374,7 @@ mod tests {
                 last_writable: Some((DATA + 1024, 1)),
             };
             let all = [Request {
-                head: 1,
+                id: 1,
                 buffers: want,
             }];
             assert_eq!(r.requests(), Some(all.to_vec()));
@@ -1298,11 +1533,6 @@ mod tests {
         }
 
         #[test]
-        fn requests_are_never_known() {
-            assert_eq!(ring().requests(), None);
-        }
-
-        #[test]
         fn a_full_ring_ends() {
             let mut r = ring();
             for n in 0..4 {
@@ -1310,6 +1540,293 @@ mod tests {
             }
             let c = r.check();
             assert_eq!(c.descriptors, 4);
+        }
+
+        /// A ring of 8, whose places are counted on from lap to lap.
+        struct Places(Ring);
+
+        impl Places {
+            fn new() -> Self {
+                Self(Ring::new(8, true))
+            }
+
+            /// A chain from a place on. Its ID is in its last descriptor (2.8.6).
+            fn offer(&mut self, place: u64, descriptors: u64, id: u16) {
+                for n in (0..descriptors).rev() {
+                    let at = place + n;
+                    let (id, more) = if n == descriptors - 1 {
+                        (id, 0)
+                    } else {
+                        (0x5555, DESC_F_NEXT)
+                    };
+                    let flags = flags(at / 8 % 2 == 0, more);
+                    self.0.desc(slot(at % 8), DATA + 16 * n, 8, id, flags);
+                }
+            }
+
+            fn complete(&mut self, place: u64, id: u16) {
+                let at = slot(place % 8);
+                self.0.put(at + 12, &id.to_le_bytes());
+                self.0.put(at + 14, &used(place / 8 % 2 == 0).to_le_bytes());
+            }
+
+            fn check(&mut self) -> Checked {
+                self.0.check()
+            }
+
+            fn ids(&mut self) -> Option<Vec<u16>> {
+                let requests = self.0.requests();
+                requests.map(|all| all.iter().map(|request| request.id).collect())
+            }
+        }
+
+        #[test]
+        fn requests_are_what_is_not_used() {
+            let mut r = Places::new();
+            assert_eq!(r.ids(), Some(vec![]));
+            r.offer(0, 1, 5);
+            r.offer(1, 3, 2);
+            r.offer(4, 1, 7);
+            assert_eq!(r.ids(), Some(vec![]), "not seen yet");
+            r.check();
+            assert_eq!(r.ids(), Some(vec![2, 5, 7]));
+            // The last first: over a chain that is still outstanding.
+            r.complete(0, 7);
+            assert_eq!(r.ids(), Some(vec![2, 5]));
+            r.complete(1, 2);
+            assert_eq!(r.ids(), Some(vec![5]));
+            r.complete(4, 5);
+            assert_eq!(r.ids(), Some(vec![]));
+        }
+
+        #[test]
+        fn requests_know_their_buffers() {
+            let mut r = ring();
+            r.desc(slot(0), DATA, 0, 9, flags(true, DESC_F_NEXT));
+            r.desc(slot(1), DATA + 16, 16, 9, flags(true, DESC_F_NEXT));
+            let write = DESC_F_WRITE;
+            r.desc(slot(2), DATA + 64, 8, 3, flags(true, write));
+            r.desc(slot(3), TABLE, 48, 1, flags(true, DESC_F_INDIRECT));
+            r.desc(TABLE, DATA + 128, 4, 0, 0);
+            r.desc(TABLE + 16, DATA + 256, 512, 0, write);
+            r.desc(TABLE + 32, DATA + 1024, 1, 0, write);
+            r.check();
+            // A used element changes nothing of what is known.
+            let request = |id, readable, first, last| Request {
+                id,
+                buffers: Buffers {
+                    first_readable: Some(readable),
+                    first_writable: Some(first),
+                    last_writable: Some(last),
+                },
+            };
+            let direct = request(3, (DATA + 16, 16), (DATA + 64, 8), (DATA + 64, 8));
+            let table = request(1, (DATA + 128, 4), (DATA + 256, 512), (DATA + 1024, 1));
+            assert_eq!(r.requests(), Some(vec![table, direct]));
+            r.desc(slot(0), 0, 0, 1, used(true));
+            assert_eq!(r.requests(), Some(vec![direct]));
+        }
+
+        /// A driver and a backend that keep to the rules, and one look at each step.
+        #[test]
+        fn requests_are_known_lap_after_lap() {
+            let mut state = 1u64;
+            let mut random = |below: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % below
+            };
+            let mut r = Places::new();
+            let (mut next, mut finished) = (0, 0);
+            let mut outstanding: Vec<(u16, u64)> = Vec::new();
+            for n in 0..2000 {
+                let room = 8 - (next - finished);
+                let descriptors = 1 + random(3);
+                if descriptors <= room && random(2) == 0 {
+                    let id = n % 500;
+                    r.offer(next, descriptors, id);
+                    next += descriptors;
+                    outstanding.push((id, descriptors));
+                    r.check();
+                } else if !outstanding.is_empty() {
+                    let which = random(outstanding.len() as u64) as usize;
+                    let (id, descriptors) = outstanding.remove(which);
+                    r.complete(finished, id);
+                    finished += descriptors;
+                }
+                let mut ids: Vec<_> = outstanding.iter().map(|(id, _)| *id).collect();
+                ids.sort();
+                assert_eq!(r.ids(), Some(ids), "step {n}");
+            }
+            assert!(finished > 100 * 8, "{finished}");
+        }
+
+        #[test]
+        fn used_before_the_look_is_uncertain_until_all_is_used() {
+            let mut r = Places::new();
+            r.offer(0, 1, 0);
+            r.complete(0, 0);
+            r.offer(1, 1, 1);
+            assert_eq!(r.check().late, 1);
+            assert_eq!(r.ids(), None);
+            r.complete(1, 1);
+            r.check();
+            assert_eq!(r.ids(), Some(vec![]));
+            r.offer(2, 1, 0);
+            r.check();
+            assert_eq!(r.ids(), Some(vec![0]));
+        }
+
+        #[test]
+        fn a_late_chain_with_nothing_behind_it_is_all_that_was_used() {
+            let mut r = Places::new();
+            r.offer(0, 1, 0);
+            r.check();
+            r.complete(0, 0);
+            r.offer(1, 1, 0);
+            r.complete(1, 0);
+            assert_eq!(r.check().late, 1);
+            assert_eq!(r.ids(), Some(vec![]));
+        }
+
+        #[test]
+        fn what_may_be_the_rest_of_a_late_chain_is_uncertain() {
+            let mut r = Places::new();
+            r.offer(0, 2, 0);
+            r.complete(0, 0);
+            r.check();
+            assert_eq!(r.ids(), None);
+            r.offer(2, 1, 0);
+            r.check();
+            assert_eq!(r.ids(), None);
+        }
+
+        #[test]
+        fn used_elements_of_what_was_not_seen_are_uncertain() {
+            let mut r = Places::new();
+            r.offer(0, 1, 0);
+            r.check();
+            r.offer(1, 1, 1);
+            r.complete(0, 1);
+            r.check();
+            assert_eq!(r.ids(), None, "0 lies under 1");
+            r.complete(1, 0);
+            r.check();
+            assert_eq!(r.ids(), Some(vec![]));
+        }
+
+        #[test]
+        fn an_id_that_is_there_twice_is_uncertain() {
+            let mut r = Places::new();
+            r.offer(0, 1, 6);
+            r.offer(1, 1, 6);
+            r.check();
+            assert_eq!(r.ids(), None);
+        }
+
+        #[test]
+        fn a_driver_that_came_around_is_uncertain() {
+            let mut r = Places::new();
+            r.offer(0, 1, 5);
+            r.check();
+            for place in 0..10 {
+                r.offer(place, 1, 5);
+                r.complete(place, 5);
+            }
+            r.check();
+            // Twice around, all looks the same.
+            for place in 10..16 {
+                r.offer(place, 1, 5);
+                r.complete(place, 5);
+            }
+            r.offer(16, 1, 5);
+            r.check();
+            assert_eq!(r.ids(), None);
+        }
+
+        #[test]
+        fn used_elements_that_the_driver_overwrote_are_missed() {
+            let mut r = Places::new();
+            r.offer(0, 2, 5);
+            r.check();
+            r.complete(0, 5);
+            r.offer(8, 1, 5);
+            r.ids();
+            let Walker::Packed(walker) = r.0.walker else {
+                panic!("a packed ring");
+            };
+            assert!(!walker.exact);
+        }
+
+        #[test]
+        fn half_a_chain_is_forgotten_when_all_is_used() {
+            let mut r = Places::new();
+            r.offer(0, 2, 5);
+            r.0.desc(slot(1), 0, 0, 0, 0);
+            r.check();
+            r.complete(0, 5);
+            r.check();
+            assert_eq!(r.ids(), Some(vec![]));
+            r.offer(1, 1, 3);
+            r.check();
+            r.complete(1, 3);
+            r.offer(2, 1, 4);
+            r.check();
+            assert_eq!(r.ids(), Some(vec![4]));
+        }
+
+        #[test]
+        fn a_driver_that_came_around_before_the_first_look_is_uncertain() {
+            let mut r = Places::new();
+            for place in 0..16 {
+                r.offer(place, 1, 5);
+                r.complete(place, 5);
+            }
+            r.offer(16, 1, 5);
+            r.check();
+            assert_eq!(r.ids(), None);
+        }
+
+        #[test]
+        fn more_than_a_ring_holds_is_uncertain() {
+            // Only who writes in the middle of a check gets that far.
+            let mut walker = PackedWalker::new(ring().ring);
+            walker.next = walker.used.lap();
+            walker.keep([0; 16], Buffers::default());
+            assert!(!walker.exact && walker.outstanding.is_empty());
+        }
+
+        #[test]
+        fn nothing_is_settled_when_the_driver_has_gone_on() {
+            let mut r = Places::new();
+            r.offer(0, 1, 0);
+            r.complete(0, 0);
+            r.offer(1, 1, 0);
+            let mut walker = PackedWalker::new(r.0.ring);
+            walker.exact = false;
+            walker.next = walker.next.forward(1, 8);
+            r.0.look(|_, memory| walker.settle(memory));
+            assert!(!walker.exact);
+        }
+
+        #[test]
+        fn what_lies_outside_is_no_request() {
+            let mut r = ring();
+            r.desc(slot(0), DATA, 8, 0, flags(true, DESC_F_NEXT));
+            r.desc(slot(1), RAM, 8, 0, flags(true, 0));
+            assert_eq!(r.check().violations, 1);
+            assert_eq!(r.requests(), None);
+        }
+
+        #[test]
+        fn requests_are_looked_at_again() {
+            let mut r = Places::new();
+            r.offer(0, 3, 0);
+            r.check();
+            assert_eq!(r.ids(), Some(vec![0]));
+            r.0.put(slot(1), &(DATA + 1).to_le_bytes());
+            assert_eq!(r.ids(), None);
         }
     }
 
