@@ -4,8 +4,8 @@
 What is true with unmodified drivers: requests end with errors, those that the backend
 took with it and all that come later. Nobody waits for ever: not who asked, and not who
 unbinds the driver. Once there is another backend and the driver is bound anew, all is
-well. The device answers for the backend (selftests/device/src/failure.rs); it could not
-with packed rings, and a driver such as virtio_blk would wait there.
+well. The device answers for the backend (selftests/device/src/failure.rs), with packed
+rings as with split ones.
 """
 
 import os
@@ -23,6 +23,7 @@ from harness import (
     disk,
     events,
     ordinary_disk,
+    packed_disk,
     summary,
 )
 from guestlib import Guest, Restricted
@@ -30,19 +31,22 @@ from guestlib.process import Process
 from guestlib.result import read_report
 
 #: The fate of each, and its driver.
-IDLE, BUSY, LOADED, SCSI, FS = (f"restricted{n}" for n in range(5))
+IDLE, BUSY, LOADED, SCSI, FS, PACKED = (f"restricted{n}" for n in range(6))
 DRIVERS = {
     IDLE: "virtio_blk",
     BUSY: "virtio_blk",
     LOADED: "virtio_blk",
     SCSI: "virtio_scsi",
     FS: "virtiofs",
+    PACKED: "virtio_blk",
 }
-NEIGHBOUR = "restricted5"
+NEIGHBOUR = "restricted6"
 #: Buffers for events that the driver leaves to the device.
 FORGOTTEN = {SCSI: 8}
 #: Of what does not end.
 HUNG = 124
+#: Requests of the packed disk that are under way at once.
+AT_ONCE = 8
 
 SCRIPT = STEPS + f"""
 status_of() {{ # DEVICE: the virtio status byte
@@ -92,7 +96,7 @@ round_trip() {{
 }}
 
 load
-for device in {IDLE} {BUSY} {LOADED} {NEIGHBOUR}; do
+for device in {IDLE} {BUSY} {LOADED} {PACKED} {NEIGHBOUR}; do
 	data $device 1048576 65536
 done
 mkdir -p /run/fs
@@ -115,24 +119,32 @@ data {IDLE} 1114112 65536
 host freeze-{BUSY}
 host freeze-{SCSI}
 host freeze-{FS}
+host freeze-{PACKED}
 exec {{busy}}< <(result_of dd if=/dev/zero of="$(disk {BUSY})" bs=64k count=1 seek=2M \\
 	oflag=direct,seek_bytes status=none 2>"$SHARE/facts/{BUSY}-said")
 exec {{scsi}}< <(result_of dd if="$sd" of=/dev/null bs=64k count=1 iflag=direct status=none \\
 	2>"$SHARE/facts/{SCSI}-said")
 exec {{fs}}< <(result_of dd if=/run/fs/file of=/dev/null bs=64k count=1 iflag=direct status=none \\
 	2>"$SHARE/facts/{FS}-said")
+exec {{packed}}< <(result_of fio --name=packed --filename="$(disk {PACKED})" --offset=2M --size=4M \\
+	--rw=randrw --bs=16k --direct=1 --ioengine=libaio --iodepth={AT_ONCE} \\
+	2>"$SHARE/facts/{PACKED}-said")
 sleep 2
-for device in {BUSY} {SCSI} {FS}; do
+for device in {BUSY} {SCSI} {FS} {PACKED}; do
 	keep $device $device-stuck
 	host kill-$device
 done
 fact {BUSY}-end ended "$busy"
 fact {SCSI}-end ended "$scsi"
 fact {FS}-end ended "$fs"
+fact {PACKED}-end ended "$packed"
+fact {PACKED}-later in_time dd if="$(disk {PACKED})" of=/dev/null bs=4k count=1 iflag=direct status=none
 fact {FS}-umount in_time umount /run/fs
 
-revive {BUSY} virtio_blk
-data {BUSY} 2097152 262144
+for device in {BUSY} {PACKED}; do
+	revive $device virtio_blk
+	data $device 2097152 262144
+done
 revive {SCSI} virtio_scsi
 sd=$(scsi_disk {SCSI})
 fact {SCSI}-after round_trip "$sd"
@@ -153,7 +165,7 @@ data {LOADED} 2097152 262144
 
 data {NEIGHBOUR} 1114112 262144
 data ordinary0 1048576 65536
-for device in {IDLE} {BUSY} {LOADED} {NEIGHBOUR}; do
+for device in {IDLE} {BUSY} {LOADED} {PACKED} {NEIGHBOUR}; do
 	done_with $device virtio_blk
 done
 done_with {SCSI} virtio_scsi
@@ -202,6 +214,7 @@ def boot() -> Iterator[Boot]:
         disk(),
         Restricted("scsi", size="8M", region_size=REGION_BYTES),
         Restricted("fs", region_size=REGION_BYTES),
+        packed_disk(),
         disk(),
         ordinary_disk(),
     ]
@@ -237,6 +250,7 @@ def test_driver_that_begins_without_a_backend_ends(boot: Boot) -> None:
         (SCSI, "Input/output error"),
         (FS, "Transport endpoint is not connected"),
         (LOADED, "Input/output error"),
+        (PACKED, "Input/output error"),
     ],
 )
 def test_requests_under_way_end_with_errors(boot: Boot, device: str, error: str) -> None:
@@ -249,6 +263,16 @@ def test_requests_under_way_end_with_errors(boot: Boot, device: str, error: str)
     report = summary(boot.report(device))
     assert report["requests_failed"] > 0
     assert (report["chains_lost"], report["violations"], report["malformed"]) == (0, 0, 0)
+
+
+def test_packed_rings_are_answered(boot: Boot) -> None:
+    """All that was under way, and what came afterwards."""
+    assert all(queue["packed"] for queue in events(boot.report(PACKED), "queue"))
+    stuck = boot.kept(f"{PACKED}-stuck")
+    assert stuck["maps"] - stuck["unmaps"] >= AT_ONCE
+    assert boot.status(f"{PACKED}-later") not in (0, HUNG)
+    assert "Input/output error" in boot.fact(f"{PACKED}-later")
+    assert summary(boot.report(PACKED))["requests_failed"] > AT_ONCE
 
 
 @pytest.mark.parametrize("device", DRIVERS)
