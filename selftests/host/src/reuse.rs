@@ -154,6 +154,37 @@ fn rings_follow_each_other_though_one_fits_exactly() {
     assert_eq!(pool.alloc(0, 2 * PAGE), Ok(3 * PAGE));
 }
 
+#[test]
+fn a_ring_takes_the_first_room_there_is_behind_whatever_lies_before_it() {
+    let pool = Pool::<Process>::new(1 << 20, 1).unwrap();
+    assert_eq!(pool.alloc(0, 3 * PAGE), Ok(0));
+    map(&pool, 64, ToDevice);
+    map(&pool, 64, FromDevice);
+    let room = map(&pool, 64, ToDevice);
+    map(&pool, 60, FromDevice);
+    assert_eq!(pool.map(0, 64, 0, FromDevice), Ok(3 * PAGE));
+    unmap(&pool, room, 64);
+    assert_eq!(pool.alloc(0, 2 * PAGE), Ok(room));
+}
+
+#[test]
+fn rings_lie_side_by_side_however_many_they_are() {
+    let pool = Pool::<Process>::new(1 << 20, 1).unwrap();
+    for i in 0..256 / 3 / 2 {
+        assert_eq!(pool.alloc(0, 2 * PAGE), Ok(2 * i * PAGE));
+    }
+}
+
+#[test]
+fn rings_that_every_area_holds_back_are_held_back() {
+    // Four areas, and five.
+    for cpus in [3, 4] {
+        let pool = Pool::<Process>::new(2 << 20, cpus).unwrap();
+        while pool.alloc(0, PAGE).is_ok() {}
+        assert_eq!(pool.stats().refused_held_back, 1);
+    }
+}
+
 /// Of lengths that have no list of their own, a run that is long enough may stand behind others.
 #[test]
 fn candidates_for_a_long_request_are_32() {
