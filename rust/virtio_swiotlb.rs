@@ -108,7 +108,7 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
             if visited.is_err() {
                 // What is bounced by now needs the module.
                 pr_warn!(
-                    "interrupted: devices that were there before may have been overlooked; unbind and bind their drivers\n"
+                    "interrupted: not all devices were seen; unbind and bind their drivers\n"
                 );
             }
             let outcomes = &this.registry.shared().outcomes;

@@ -514,8 +514,8 @@ impl<P: Platform> Runs<P> {
         self.live.at_or_before(page)
     }
 
-    /// Takes a run of `pages` pages as near to the beginning of the area as can be, within bounds: a
-    /// ring that is resized is made anew before the old one goes, and does not climb for that.
+    /// Takes a run of `pages` pages near the beginning of the area: a ring that is resized is made
+    /// anew before the old one goes, and does not climb for that.
     pub(super) fn take_ring(&mut self, pages: u32) -> Option<u32> {
         let Some((start, free)) = self.place_of_ring(pages) else {
             return self.cut(pages);
