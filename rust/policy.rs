@@ -577,6 +577,9 @@ mod tests {
         assert_eq!(longest(packed, 16, 1 << 20), Some(512));
         assert_eq!(longest(packed, 17, 1 << 20), Some(256));
         assert_eq!(longest(packed, 100, 1 << 20), Some(256));
+        // No queue is longer than the longest there can be.
+        assert_eq!(longest(BIT, 1, 4 << 20), None);
+        assert_eq!(longest(BIT, 1, (4 << 20) - 4096), Some(1 << 14));
     }
 
     #[test]
@@ -608,6 +611,8 @@ mod tests {
         // Without indirect tables each takes as many entries as it has pieces.
         assert_eq!(longest(large), Some(256));
         assert_eq!(longest(large.with(Features::NET_MERGEABLE)), Some(256));
+        // Room for seven, in 133 pieces.
+        assert_eq!(longest_queue(NET, large, 2, 0, 390 * 4096), Some(128));
         let mtu = BIT.with(Features::NET_MTU).with(Features::INDIRECT_DESC);
         assert_eq!(longest(mtu), Some(16));
     }
@@ -626,6 +631,7 @@ mod tests {
         for (kib, entries) in [
             (64, 8),
             (1 << 10, 8),
+            (1536, 16),
             (4 << 10, 16),
             (16 << 10, 32),
             (64 << 10, 64),
@@ -644,6 +650,11 @@ mod tests {
             }
             bytes = bytes * 5 / 4;
         }
+        let direct = longest_queue(device_type::FS, BIT, 2, 1, 4 << 20);
+        assert_eq!(direct, Some(32));
+        let told = Features(u64::MAX);
+        assert_eq!(too_much(device_type::FS, told, TINY_BYTES - 1), indirect);
+        assert_eq!(too_much(device_type::FS, told, TINY_BYTES), Features(0));
         assert_eq!(too_much(device_type::BLK, indirect, 64 << 10), Features(0));
     }
 
