@@ -600,6 +600,8 @@ mod tests {
         let mtu = BIT.with(Features::NET_MTU);
         assert_eq!(longest_queue(NET, mtu, 3, 0, 64 << 10), Some(16));
         assert_eq!(longest_queue(NET, mtu, 3, 0, (1 << 20) - 4096), Some(64));
+        // From there on any, and of many pairs each has room for one.
+        assert_eq!(longest_queue(NET, mtu, 21, 0, 1 << 20), Some(32));
     }
 
     #[test]
@@ -615,6 +617,8 @@ mod tests {
         assert_eq!(longest_queue(NET, large, 2, 0, 390 * 4096), Some(128));
         let mtu = BIT.with(Features::NET_MTU).with(Features::INDIRECT_DESC);
         assert_eq!(longest(mtu), Some(16));
+        let twice = |features| longest_queue(NET, features, 2, 0, 8 << 20);
+        assert_eq!(twice(large.with(Features::INDIRECT_DESC)), Some(32));
     }
 
     #[test]
