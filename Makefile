@@ -79,7 +79,7 @@ bench: test-kernel device
 bench-check: BENCH_ARGS := --check
 bench-check: bench
 
-## mutants: break the rules of the wire format one by one, and see the tests fail (an hour)
+## mutants: break the rules of the wire format one by one, and see the tests fail (more than an hour)
 mutants: selftest-parts
 	@scripts/mutants
 
