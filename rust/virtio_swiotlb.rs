@@ -107,9 +107,7 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
             );
             if visited.is_err() {
                 // What is bounced by now needs the module.
-                pr_warn!(
-                    "interrupted: not all devices were seen; unbind and bind their drivers\n"
-                );
+                pr_warn!("interrupted: not all devices were seen; unbind and bind their drivers\n");
             }
             let outcomes = &this.registry.shared().outcomes;
             pr_info!(
