@@ -112,6 +112,7 @@ fn at_beginning(buffers: &Buffers, bytes: Vec<u8>) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::random::Random;
     use crate::region::Region;
     use crate::ring::{RingAddresses, Window};
 
@@ -494,31 +495,26 @@ mod tests {
     /// nothing is written elsewhere.
     #[test]
     fn rubbish_everywhere_is_survived() {
-        let mut state = 1u64;
-        let mut random = |below: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
-        };
+        let mut random = Random::new(1);
         let mut answered = 0;
         for round in 0..3000 {
             let mut q = Queue::new();
             for at in (BASE..AVAIL).chain(TABLE..DATA).step_by(16) {
-                let addr = match random(16) {
-                    0 => random(u64::MAX),
-                    _ => BASE + random(PAGES * PAGE),
+                let addr = match random.below(16) {
+                    0 => random.below(u64::MAX),
+                    _ => BASE + random.below(PAGES * PAGE),
                 };
-                let len = random(64) as u32;
-                let flags = random(4) as u16 | if random(8) == 0 { INDIRECT } else { 0 };
-                q.desc(at, addr, len, flags, random(8) as u16);
+                let len = random.below(64) as u32;
+                let flags =
+                    random.below(4) as u16 | if random.below(8) == 0 { INDIRECT } else { 0 };
+                q.desc(at, addr, len, flags, random.below(8) as u16);
             }
-            q.put(USED + 2, &[u8::from(random(16) == 0), 0]);
-            q.offer(random(8) as u16);
+            q.put(USED + 2, &[u8::from(random.below(16) == 0), 0]);
+            q.offer(random.below(8) as u16);
             let memory = Queue::memory(&q.region);
             q.walker.check(&memory);
             let failure = [Failure::Blk, Failure::Scsi, Failure::Fs][round % 3];
-            let queue = random(4) as u16;
+            let queue = random.below(4) as u16;
             let count = failure.answer(queue, &mut q.walker, &memory);
             answered += count.unwrap_or(0);
             assert!(q.is_clean_outside());
@@ -530,38 +526,39 @@ mod tests {
     /// between two looks.
     #[test]
     fn rubbish_everywhere_in_packed_rings_is_survived() {
-        let mut state = 1u64;
-        let mut random = |below: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
-        };
+        let mut random = Random::new(1);
         let (mut answered, mut uncertain) = (0, 0);
         for round in 0..3000 {
             let mut q = Queue::of(true);
             for look in 0..8 {
                 for at in (BASE..BASE + 128).chain(TABLE..DATA).step_by(16) {
-                    if look > 0 && random(8) != 0 {
+                    if look > 0 && random.below(8) != 0 {
                         continue;
                     }
-                    let addr = match random(64) {
-                        0 => random(u64::MAX),
-                        _ => BASE + random(PAGES * PAGE),
+                    let addr = match random.below(64) {
+                        0 => random.below(u64::MAX),
+                        _ => BASE + random.below(PAGES * PAGE),
                     };
-                    let kind = random(4) as u16 | if random(8) == 0 { INDIRECT } else { 0 };
-                    let lap = match random(8) {
+                    let kind =
+                        random.below(4) as u16 | if random.below(8) == 0 { INDIRECT } else { 0 };
+                    let lap = match random.below(8) {
                         0 => IS_USED,
                         1 => AVAILABLE | IS_USED,
                         2 => 0,
                         _ => AVAILABLE,
                     };
-                    q.desc(at, addr, random(64) as u32, random(8) as u16, kind | lap);
+                    q.desc(
+                        at,
+                        addr,
+                        random.below(64) as u32,
+                        random.below(8) as u16,
+                        kind | lap,
+                    );
                 }
                 let memory = Queue::memory(&q.region);
                 q.walker.check(&memory);
                 let failure = [Failure::Blk, Failure::Scsi, Failure::Fs][round % 3];
-                match failure.answer(random(4) as u16, &mut q.walker, &memory) {
+                match failure.answer(random.below(4) as u16, &mut q.walker, &memory) {
                     Some(count) => answered += count,
                     None => uncertain += 1,
                 }

@@ -10,7 +10,7 @@
 //! faults each of these calls does nothing.
 
 mod config;
-mod random;
+pub mod random;
 mod ring;
 mod thread;
 

@@ -948,6 +948,7 @@ impl PackedWalker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::random::Random;
 
     const BASE: u64 = 0x38_0000_0000;
     const LEN: u64 = 0x1_0000;
@@ -1630,27 +1631,21 @@ mod tests {
         /// A driver and a backend that keep to the rules, and one look at each step.
         #[test]
         fn requests_are_known_lap_after_lap() {
-            let mut state = 1u64;
-            let mut random = |below: u64| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state % below
-            };
+            let mut random = Random::new(1);
             let mut r = Places::new();
             let (mut next, mut finished) = (0, 0);
             let mut outstanding: Vec<(u16, u64)> = Vec::new();
             for n in 0..2000 {
                 let room = 8 - (next - finished);
-                let descriptors = 1 + random(3);
-                if descriptors <= room && random(2) == 0 {
+                let descriptors = 1 + random.below(3);
+                if descriptors <= room && random.below(2) == 0 {
                     let id = n % 500;
                     r.offer(next, descriptors, id);
                     next += descriptors;
                     outstanding.push((id, descriptors));
                     r.check();
                 } else if !outstanding.is_empty() {
-                    let which = random(outstanding.len() as u64) as usize;
+                    let which = random.below(outstanding.len() as u64) as usize;
                     let (id, descriptors) = outstanding.remove(which);
                     r.complete(finished, id);
                     finished += descriptors;
@@ -1861,18 +1856,12 @@ mod tests {
     /// walkers: nothing panics, and no check does more than it may.
     #[test]
     fn rubbish_everywhere_is_survived() {
-        let mut state = 1u64;
-        let mut random = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut random = Random::new(1);
         for packed in [false, true] {
             let mut r = Ring::new(8, packed);
             for _ in 0..200 {
                 // Half of the addresses are made to lie inside.
-                r.bytes.fill_with(|| match random() {
+                r.bytes.fill_with(|| match random.next() {
                     n if n % 2 == 0 => BASE + n % LEN,
                     n => n,
                 });
