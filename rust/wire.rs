@@ -397,11 +397,10 @@ impl<'a> ConfigSpace<'a> {
 
     /// Checks one SWIOTLB capability (WIRE.md, R14).
     fn check(&self, cap: Capability, bars: &[Bar; BARS]) -> Result<Extent, Fault> {
-        let window = self
-            .has_bytes(cap, CAP_BYTES)
-            .then(|| self.virtio_window(cap, false))
-            .flatten()
-            .ok_or(Fault::Truncated)?;
+        if !self.has_bytes(cap, CAP_BYTES) {
+            return Err(Fault::Truncated);
+        }
+        let window = self.virtio_window(cap, false).ok_or(Fault::Truncated)?;
         let bar = window.bar;
         let (bar_start, bar_bytes) = match bars.get(usize::from(bar)) {
             None => return Err(Fault::NoSuchBar(bar)),

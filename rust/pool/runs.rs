@@ -36,7 +36,8 @@ const STEPS: u32 = 8;
 const BITMAP: usize = (EXACT + STEPS * (u32::BITS - EXACT.ilog2())).div_ceil(64) as usize;
 
 /// Free runs of one list that are looked at before a request of more than [`EXACT`] pages is told
-/// that there is none. All runs of a list are within an eighth of the same length.
+/// that there is none. All runs of a list are within an eighth of the same length. And so many
+/// stretches at the beginning of an area are looked at for a ring.
 const LOOKS: usize = 32;
 
 /// Runs of up to this many pages are kept: 64 KiB, wherever in a page they begin, and twice that.
