@@ -461,8 +461,9 @@ impl<'a> ConfigSpace<'a> {
             return None;
         };
         let needed = COMMON_BYTES as u64;
-        let fits = window.bytes >= needed && window.offset + needed <= bytes;
-        (fits && window.offset % 4 == 0).then(|| start.wrapping_add(window.offset))
+        let end = window.offset + needed;
+        let fits = window.bytes >= needed && end <= bytes && start.checked_add(end).is_some();
+        (fits && window.offset % 4 == 0).then(|| start + window.offset)
     }
 
     /// Finds the device's region. `bars` are the device's own, in their order.
@@ -663,6 +664,16 @@ mod tests {
             device.virtio(TYPE_COMMON, bar, offset, bytes);
             device.virtio(TYPE_COMMON, 4, 0, 64);
             assert_eq!(common(&device), found);
+        }
+        // A BAR that wraps.
+        let mut device = Device::new();
+        device.bars[0] = Bar::Memory {
+            start: u64::MAX - 0xfff,
+            bytes: 0x8000,
+        };
+        for (offset, found) in [(0, true), (0xf00, true), (0xff0, false), (0x1000, false)] {
+            device.bytes[0x48..0x4c].copy_from_slice(&u32::to_le_bytes(offset));
+            assert_eq!(common(&device).is_some(), found);
         }
     }
 
