@@ -50,6 +50,7 @@ use super::{
         },
         Device,
         DeviceId,
+        Locked,
         ModuleReference, //
     },
     wire::{
@@ -157,8 +158,7 @@ pub(crate) struct State {
     last: Counters,
 }
 
-/// What a bounced device has. Dropping it takes nothing from the device: see
-/// [`Seen::release`].
+/// What a bounced device has, until [`Seen::release`].
 struct Bounced {
     installed: Installed<Bounce>,
     _module: ModuleReference,
@@ -196,7 +196,7 @@ impl Shared {
     }
 
     /// Applies the policy to a device as it is now.
-    fn decide(&self, dev: &Device, offered: Features, finding: Finding) -> Decision {
+    fn decide(&self, dev: &Locked, offered: Features, finding: Finding) -> Decision {
         policy::decide(&Facts {
             device_type: dev.device_type(),
             offered,
@@ -233,7 +233,7 @@ impl Seen {
     }
 
     /// A driver is about to be bound.
-    fn begin(&self, dev: &Device, offered: u64) {
+    fn begin(&self, dev: &Locked, offered: u64) {
         self.offered.store(offered, Relaxed);
         // What may be there before a driver is: whoever says more is not believed.
         let before = dev.status() & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
@@ -248,13 +248,13 @@ impl Seen {
     }
 
     /// A driver is bound, or about to be, that is not hooked.
-    fn leave_alone(&self, dev: &Device, offered: u64, decision: Decision) {
+    fn leave_alone(&self, dev: &Locked, offered: u64, decision: Decision) {
         self.begin(dev, offered);
         self.state.lock().decision = Some(decision);
     }
 
     /// Decides, and does what is needed to bounce the device if it is to be.
-    fn negotiate(&self, dev: &Device) -> (Decision, Option<Bounced>) {
+    fn negotiate(&self, dev: &Locked) -> (Decision, Option<Bounced>) {
         let decision = self.shared.decide(dev, self.offered(), region::find(dev));
         let Some(extent) = decision.extent() else {
             return (decision, None);
@@ -266,7 +266,7 @@ impl Seen {
     }
 
     /// Maps the region, makes the pool, and gives the device its mapping operations.
-    fn bounce(&self, dev: &Device, extent: &Extent) -> Result<Bounced, Reason> {
+    fn bounce(&self, dev: &Locked, extent: &Extent) -> Result<Bounced, Reason> {
         let module = ModuleReference::get(self.shared.module).ok_or(Reason::Unloading)?;
         let region = Region::new(dev, extent)?;
         let mapper = Bounce::new(
@@ -285,7 +285,7 @@ impl Seen {
     }
 
     /// The driver is gone, or never came: undoes what [`Seen::bounce`] did.
-    fn release(&self, dev: &Device) {
+    fn release(&self, dev: &Locked) {
         let mut state = self.state.lock();
         let Some(bounced) = state.bounced.take() else {
             return;
@@ -302,7 +302,9 @@ impl Seen {
         state.last = counters;
         state.decision = Some(Decision::Ignore(Reason::NoDriver));
         *self.shared.retired.lock() += counters;
-        bounced.installed.remove(dev);
+        // SAFETY: They are the device's own. The core has told that its driver is gone, or binds
+        // one, before which it is.
+        unsafe { bounced.installed.remove(dev) };
     }
 }
 
@@ -416,7 +418,7 @@ impl Hooks for Negotiator {
     }
 
     /// Runs again after the driver's `validate`, and on resume: then everything is in place.
-    fn finalize(&self, dev: &Device, original: Original<'_>) -> Result {
+    fn finalize(&self, dev: &Locked, original: Original<'_>) -> Result {
         let seen = &*self.0;
         let mut state = seen.state.lock();
         let decision = match (&state.bounced, state.decision) {
@@ -509,7 +511,7 @@ impl Hooks for Negotiator {
         }
     }
 
-    fn queues(&self, dev: &Device, count: u32) {
+    fn queues(&self, dev: &Locked, count: u32) {
         let state = self.0.state.lock();
         let Some(bytes) = state.bounce().map(|bounce| bounce.region().bytes()) else {
             return;
@@ -660,8 +662,8 @@ impl Registry {
         attachments.iter().find(|a| a.id == id).cloned()
     }
 
-    /// The attachment of `dev`, new if it has none. Needs the device lock.
-    fn attach(&self, dev: &Device) -> Result<Arc<Attachment>> {
+    /// The attachment of `dev`, new if it has none.
+    fn attach(&self, dev: &Locked) -> Result<Arc<Attachment>> {
         if let Some(attachment) = self.find(dev.id()) {
             return Ok(attachment);
         }
@@ -680,8 +682,8 @@ impl Registry {
         Ok(attachment)
     }
 
-    /// Sees to a device that was there before the module. May sleep; needs the device lock.
-    pub(crate) fn late(&self, dev: &Device) -> Then {
+    /// Sees to a device that was there before the module. May sleep.
+    pub(crate) fn late(&self, dev: &Locked) -> Then {
         // One that came, or whose driver did, after the module began to listen.
         if self.knows(dev) {
             return Then::Nothing;
@@ -715,7 +717,7 @@ impl Registry {
     }
 
     /// Lists a device whose driver was bound before the module came.
-    fn leave_alone(&self, dev: &Device, offered: Features, decision: Decision) {
+    fn leave_alone(&self, dev: &Locked, offered: Features, decision: Decision) {
         announce(dev, &decision);
         match self.attach(dev) {
             Ok(attachment) => attachment.seen().leave_alone(dev, offered.0, decision),
@@ -731,8 +733,8 @@ impl Registry {
         self.find(dev.id()).is_some()
     }
 
-    /// Unhooks a device for good: the module is being unloaded. Needs the device lock.
-    pub(crate) fn unhook(&self, dev: &Device) -> Then {
+    /// Unhooks a device for good: the module is being unloaded.
+    pub(crate) fn unhook(&self, dev: &Locked) -> Then {
         if let Some(attachment) = self.find(dev.id()) {
             attachment.hook.remove(dev);
         }
@@ -746,7 +748,7 @@ impl Registry {
 }
 
 impl bus::Events for Registry {
-    fn binding(&self, dev: &Device) {
+    fn binding(&self, dev: &Locked) {
         if self.shared.unloading.load(Relaxed) {
             return;
         }
@@ -775,7 +777,7 @@ impl bus::Events for Registry {
         unsafe { attachment.hook.install(dev) };
     }
 
-    fn unbound(&self, dev: &Device) {
+    fn unbound(&self, dev: &Locked) {
         if let Some(attachment) = self.find(dev.id()) {
             attachment.hook.remove(dev);
             attachment.seen().release(dev);

@@ -21,7 +21,10 @@ use super::{
         Handle,
         Map, //
     },
-    wire::Bound,
+    wire::{
+        Bound,
+        MIN_REGION_BYTES, //
+    },
     work::Work, //
 };
 use core::{
@@ -48,6 +51,9 @@ use self::complaints::{
     Full,
     TooLarge, //
 };
+
+// Every region that is usable is one of which a pool can be made.
+const _: () = assert!(MIN_REGION_BYTES as usize >= pool::SMALLEST);
 
 /// What a mapping that the device only writes begins with: the parameter `from_device`.
 #[derive(Clone, Copy)]
@@ -304,10 +310,10 @@ impl Bounce {
     #[inline(always)]
     fn copy_in(&self, phys: u64, offset: usize, len: usize) {
         debug_assert!(offset + len <= self.region.bytes());
-        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, and the
-        // owner of the buffer at `phys` has lent it for the time of the mapping, in the linear
-        // map (`Map::map`). The device may change the region meanwhile: what is read or written
-        // then is the device's own data, and no reference to it exists.
+        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, and the buffer
+        // at `phys` is lent for the time of the mapping, in the linear map (`Map::map`). The device
+        // may change the region meanwhile: what is read or written then is the device's own data,
+        // and no reference to it exists.
         unsafe {
             let there = self.region.base().as_ptr().add(offset);
             bindings::virtio_swiotlb_copy_in(there.cast(), phys, len);
@@ -389,8 +395,11 @@ impl Bounce {
 }
 
 impl Map for Bounce {
+    /// # Safety
+    ///
+    /// As [`Map::map`].
     #[inline(always)]
-    fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle> {
+    unsafe fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle> {
         match self
             .pool
             .map_near(|| self.cpu(), len, phys, direction.into())

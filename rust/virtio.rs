@@ -19,7 +19,13 @@ pub(crate) mod config;
 pub(crate) mod map;
 
 use super::bindings;
-use core::ptr::NonNull;
+use core::{
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
 use kernel::{
     device,
     error::to_result,
@@ -37,8 +43,8 @@ use kernel::{
 #[repr(transparent)]
 pub(crate) struct Device(Opaque<bindings::virtio_device>);
 
-// SAFETY: The virtio core itself uses a device from any thread; the methods below that need the
-// device lock say so.
+// SAFETY: The virtio core itself uses a device from any thread; what needs the device lock are
+// methods of `Locked`.
 unsafe impl Sync for Device {}
 
 impl Device {
@@ -102,7 +108,7 @@ impl Device {
         let parent = NonNull::new(unsafe { (*self.as_raw()).dev.parent })?;
         // SAFETY: As above.
         let kept = unsafe { (*parent.as_ptr()).driver_data };
-        core::ptr::addr_eq(kept, self.as_raw()).then_some(parent)
+        ptr::addr_eq(kept, self.as_raw()).then_some(parent)
     }
 
     /// The parent as a PCI device, if the transport is virtio-pci.
@@ -110,82 +116,11 @@ impl Device {
         let parent = self.parent()?.as_ptr();
         // SAFETY: `parent` is valid; the bus pointer is set before a device is registered.
         let bus = unsafe { (*parent).bus };
-        if !core::ptr::eq(bus, &raw const kernel::bindings::pci_bus_type) {
+        if !ptr::eq(bus, &raw const kernel::bindings::pci_bus_type) {
             return None;
         }
         // SAFETY: Every device of the PCI bus is the `dev` of a `struct pci_dev`.
         Some(unsafe { kernel::container_of!(parent, kernel::bindings::pci_dev, dev) })
-    }
-
-    /// The name of the driver that is bound or being bound. Needs the device lock, as does the
-    /// use of the name.
-    pub(crate) fn driver_name(&self) -> Option<&CStr> {
-        // SAFETY: By the type invariant.
-        let driver = unsafe { (*self.as_raw()).dev.driver };
-        if driver.is_null() {
-            return None;
-        }
-        // SAFETY: Under the device lock the driver stays, and drivers have names.
-        Some(unsafe { CStr::from_char_ptr((*driver).name) })
-    }
-
-    /// Whether the transport, or somebody else, has given the device mapping operations.
-    pub(crate) fn has_mapping(&self) -> bool {
-        // SAFETY: By the type invariant.
-        unsafe { !(*self.as_raw()).map.is_null() }
-    }
-
-    /// The features that core and driver agreed on so far, the first 64. Needs the device lock,
-    /// or to be called by the core during negotiation.
-    pub(crate) fn features(&self) -> u64 {
-        // SAFETY: By the type invariant; both views of the union are plain integers.
-        unsafe { *(*self.as_raw()).__bindgen_anon_1.features }
-    }
-
-    /// Replaces the features that core and driver agreed on so far, the first 64. To be called
-    /// during negotiation, or with the device lock and no driver.
-    pub(crate) fn set_features(&self, features: u64) {
-        // SAFETY: By the type invariant; serialised by the device lock, or by the suspend of the
-        // parent.
-        unsafe { *(*self.as_raw()).__bindgen_anon_1.features = features };
-    }
-
-    /// As [`Device::features`], those from 64 on.
-    pub(crate) fn features_beyond(&self) -> u64 {
-        // SAFETY: As there.
-        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] }
-    }
-
-    /// As [`Device::set_features`], those from 64 on.
-    pub(crate) fn set_features_beyond(&self, features: u64) {
-        // SAFETY: As there.
-        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] = features };
-    }
-
-    /// Asks the device what it offers, the first 64 features. May sleep; needs the device lock.
-    pub(crate) fn offered_features(&self) -> u64 {
-        // SAFETY: By the type invariant; `config` is set before the device is registered.
-        let ops = unsafe { &*(*self.as_raw()).config };
-        // As `virtio_get_features()` of the core: a transport has one of the two.
-        if let Some(get) = ops.get_extended_features {
-            let mut features = [0; 2];
-            // SAFETY: The callee fills `VIRTIO_FEATURES_U64S` (2) words.
-            unsafe { get(self.as_raw(), features.as_mut_ptr()) };
-            features[0]
-        } else if let Some(get) = ops.get_features {
-            // SAFETY: The operation belongs to this device.
-            unsafe { get(self.as_raw()) }
-        } else {
-            0
-        }
-    }
-
-    /// The device's status, as the device says. May sleep; needs the device lock.
-    pub(crate) fn status(&self) -> u8 {
-        // SAFETY: By the type invariant; `config` is set before the device is registered.
-        let get = unsafe { (*(*self.as_raw()).config).get_status };
-        // SAFETY: The operation belongs to this device.
-        get.map_or(0, |get| unsafe { get(self.as_raw()) })
     }
 
     /// Ends the use of the device's rings: nothing is put into them any more, and nothing taken
@@ -198,17 +133,6 @@ impl Device {
     unsafe fn break_rings(&self) {
         // SAFETY: By the type invariant, and by the safety requirements.
         unsafe { bindings::virtio_swiotlb_break(self.as_raw()) };
-    }
-
-    /// Brings a device that refused a driver back to where a driver can be tried again. May
-    /// sleep; needs the device lock, and that no driver is bound.
-    pub(crate) fn reset(&self) {
-        const ACKNOWLEDGE: u32 = 1;
-        // SAFETY: By the type invariant, and nobody drives the device.
-        unsafe {
-            bindings::virtio_reset_device(self.as_raw());
-            bindings::virtio_add_status(self.as_raw(), ACKNOWLEDGE);
-        }
     }
 
     /// Unbinds the device's driver, if it has one. May sleep; not under the device lock.
@@ -232,6 +156,16 @@ impl Device {
         Guard(self)
     }
 
+    /// Makes a reference to a device that is locked already.
+    ///
+    /// # Safety
+    ///
+    /// The invariant of [`Locked`] must hold as long as the reference lives.
+    unsafe fn assume_locked(&self) -> &Locked {
+        // SAFETY: `Locked` is transparent, and its invariant holds by the safety requirements.
+        unsafe { &*ptr::from_ref(self).cast() }
+    }
+
     /// Takes the device lock, unless a signal comes first. May sleep.
     ///
     /// # Errors
@@ -245,12 +179,119 @@ impl Device {
     }
 }
 
+/// A device that nobody else configures meanwhile: the device lock is held or, on resume, the
+/// parent is suspended.
+///
+/// # Invariants
+///
+/// That is so as long as a reference to this lives.
+#[repr(transparent)]
+pub(crate) struct Locked(Device);
+
+impl Locked {
+    /// The name of the driver that is bound or being bound.
+    pub(crate) fn driver_name(&self) -> Option<&CStr> {
+        // SAFETY: By the type invariant.
+        let driver = unsafe { (*self.as_raw()).dev.driver };
+        if driver.is_null() {
+            return None;
+        }
+        // SAFETY: Nobody else unbinds the driver, and drivers have names.
+        Some(unsafe { CStr::from_char_ptr((*driver).name) })
+    }
+
+    /// Whether the transport, or somebody else, has given the device mapping operations.
+    pub(crate) fn has_mapping(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { !(*self.as_raw()).map.is_null() }
+    }
+
+    /// The features that core and driver agreed on so far, the first 64.
+    pub(crate) fn features(&self) -> u64 {
+        // SAFETY: By the type invariant; both views of the union are plain integers.
+        unsafe { *(*self.as_raw()).__bindgen_anon_1.features }
+    }
+
+    /// Replaces the features that core and driver agreed on so far, the first 64: during a
+    /// negotiation, or while there is no driver.
+    pub(crate) fn set_features(&self, features: u64) {
+        // SAFETY: By the type invariant; nobody else configures the device.
+        unsafe { *(*self.as_raw()).__bindgen_anon_1.features = features };
+    }
+
+    /// As [`Locked::features`], those from 64 on.
+    pub(crate) fn features_beyond(&self) -> u64 {
+        // SAFETY: As there.
+        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] }
+    }
+
+    /// As [`Locked::set_features`], those from 64 on.
+    pub(crate) fn set_features_beyond(&self, features: u64) {
+        // SAFETY: As there.
+        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] = features };
+    }
+
+    /// Asks the device what it offers, the first 64 features. May sleep.
+    pub(crate) fn offered_features(&self) -> u64 {
+        // SAFETY: By the type invariant; `config` is set before the device is registered.
+        let ops = unsafe { &*(*self.as_raw()).config };
+        // As `virtio_get_features()` of the core: a transport has one of the two.
+        if let Some(get) = ops.get_extended_features {
+            let mut features = [0; 2];
+            // SAFETY: The callee fills `VIRTIO_FEATURES_U64S` (2) words.
+            unsafe { get(self.as_raw(), features.as_mut_ptr()) };
+            features[0]
+        } else if let Some(get) = ops.get_features {
+            // SAFETY: The operation belongs to this device.
+            unsafe { get(self.as_raw()) }
+        } else {
+            0
+        }
+    }
+
+    /// The device's status, as the device says. May sleep.
+    pub(crate) fn status(&self) -> u8 {
+        // SAFETY: By the type invariant; `config` is set before the device is registered.
+        let get = unsafe { (*(*self.as_raw()).config).get_status };
+        // SAFETY: The operation belongs to this device.
+        get.map_or(0, |get| unsafe { get(self.as_raw()) })
+    }
+
+    /// Brings a device that refused a driver back to where a driver can be tried again. May
+    /// sleep; no driver may be bound.
+    pub(crate) fn reset(&self) {
+        const ACKNOWLEDGE: u32 = 1;
+        // SAFETY: By the type invariant, and nobody drives the device.
+        unsafe {
+            bindings::virtio_reset_device(self.as_raw());
+            bindings::virtio_add_status(self.as_raw(), ACKNOWLEDGE);
+        }
+    }
+}
+
+impl Deref for Locked {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.0
+    }
+}
+
 /// Identifies a device as long as it is registered; says nothing afterwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeviceId(usize);
 
 /// The device lock, held until this is dropped.
 pub(crate) struct Guard<'a>(&'a Device);
+
+impl Deref for Guard<'_> {
+    type Target = Locked;
+
+    fn deref(&self) -> &Locked {
+        // SAFETY: The device lock is held as long as `self` lives.
+        unsafe { self.0.assume_locked() }
+    }
+}
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {

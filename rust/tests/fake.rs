@@ -187,8 +187,8 @@ impl Fake {
     /// The module sees to the device as to one that was there before it.
     pub(crate) fn late(&self) {
         let then = {
-            let _guard = self.device().lock();
-            registry().late(self.device())
+            let device = self.device().lock();
+            registry().late(&device)
         };
         then.carry_out(self.device());
     }

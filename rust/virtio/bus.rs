@@ -5,7 +5,8 @@
 use super::{
     bindings,
     Device,
-    Guard, //
+    Guard,
+    Locked, //
 };
 use core::ptr;
 use kernel::{
@@ -16,13 +17,13 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What happens on the bus. All are called with the device lock held and may sleep.
+/// What happens on the bus. All may sleep.
 pub(crate) trait Events: Send + Sync + 'static {
     /// A driver is about to be bound: the device has not been touched yet.
-    fn binding(&self, dev: &Device);
+    fn binding(&self, dev: &Locked);
     /// No driver is bound any more, or binding it failed.
-    fn unbound(&self, dev: &Device);
-    /// The device leaves the bus. (Called without the device lock; no driver is bound.)
+    fn unbound(&self, dev: &Locked);
+    /// The device leaves the bus, without a driver.
     fn removed(&self, dev: &Device);
 }
 
@@ -110,7 +111,7 @@ impl<T: Events> Registration<T> {
     pub(crate) fn for_each<L, F>(&self, lock: L, f: F) -> Result
     where
         L: FnMut(&Device) -> Result<Option<Guard<'_>>>,
-        F: FnMut(&Device) -> Then,
+        F: FnMut(&Locked) -> Then,
     {
         /// # Safety
         ///
@@ -122,14 +123,14 @@ impl<T: Events> Registration<T> {
         where
             T: Events,
             L: FnMut(&Device) -> Result<Option<Guard<'_>>>,
-            F: FnMut(&Device) -> Then,
+            F: FnMut(&Locked) -> Then,
         {
             // SAFETY: `data` is what was passed to `bus_for_each_dev()` below.
             let (this, lock, f) = unsafe { &mut *data.cast::<(&Registration<T>, L, F)>() };
             // SAFETY: The device was registered, and the walk holds a reference to it.
             let dev = unsafe { Device::from_device(dev) };
             let then = match lock(dev) {
-                Ok(Some(_device)) if this.has(dev) => f(dev),
+                Ok(Some(locked)) if this.has(dev) => f(&locked),
                 Ok(_) => Then::Nothing,
                 Err(error) => return error.to_errno(),
             };
@@ -182,11 +183,15 @@ impl<T: Events> Registration<T> {
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(block), Self, block) };
         // SAFETY: The chain is called with a device of the virtio bus.
         let dev = unsafe { Device::from_device(data.cast()) };
+        // SAFETY: Only for what the chain tells under the device lock.
+        let locked = || unsafe { dev.assume_locked() };
         match action as u32 {
-            core_bindings::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER => this.events.binding(dev),
+            core_bindings::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER => {
+                this.events.binding(locked());
+            }
             core_bindings::bus_notifier_event_BUS_NOTIFY_UNBOUND_DRIVER
             | core_bindings::bus_notifier_event_BUS_NOTIFY_DRIVER_NOT_BOUND => {
-                this.events.unbound(dev);
+                this.events.unbound(locked());
             }
             core_bindings::bus_notifier_event_BUS_NOTIFY_REMOVED_DEVICE => {
                 this.events.removed(dev);

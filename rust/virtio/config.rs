@@ -7,7 +7,8 @@
 
 use super::{
     bindings,
-    Device, //
+    Device,
+    Locked, //
 };
 use core::{
     ptr,
@@ -38,10 +39,10 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     /// # Errors
     ///
     /// An error keeps the driver from being bound, or resumed.
-    fn finalize(&self, dev: &Device, original: Original<'_>) -> Result;
+    fn finalize(&self, dev: &Locked, original: Original<'_>) -> Result;
 
     /// The driver is about to make its queues, so many; none exists yet.
-    fn queues(&self, dev: &Device, count: u32);
+    fn queues(&self, dev: &Locked, count: u32);
 
     /// The core resets the device, which begins a negotiation or ends a binding.
     fn reset(&self, dev: &Device);
@@ -62,7 +63,7 @@ pub(crate) trait Hooks: Send + Sync + 'static {
 /// A device's original operations, during a call of the hook.
 pub(crate) struct Original<'a> {
     ops: &'a bindings::virtio_config_ops,
-    dev: &'a Device,
+    dev: &'a Locked,
 }
 
 impl Original<'_> {
@@ -79,8 +80,7 @@ impl Original<'_> {
 
     /// Takes the hooks from the device, as [`Interposer::remove`] does.
     pub(crate) fn step_aside(&self) {
-        // SAFETY: The caller is in the device's negotiation, and the original operations are
-        // valid as long as the device.
+        // SAFETY: The original operations are valid as long as the device.
         unsafe { set_operations(self.dev, self.ops) };
     }
 }
@@ -95,9 +95,8 @@ fn operations(dev: &Device) -> *const bindings::virtio_config_ops {
 ///
 /// # Safety
 ///
-/// Writers are serialised by the device lock, or by being in the device's negotiation. `ops` must
-/// be valid for as long as anybody can read it: see [`Interposer::install`].
-unsafe fn set_operations(dev: &Device, ops: *const bindings::virtio_config_ops) {
+/// `ops` must be valid for as long as anybody can read it: see [`Interposer::install`].
+unsafe fn set_operations(dev: &Locked, ops: *const bindings::virtio_config_ops) {
     // SAFETY: A device is valid; its readers load the pointer in one go.
     unsafe { atomic_store(&raw mut (*dev.as_raw()).config, ops, Release) };
 }
@@ -125,8 +124,8 @@ unsafe impl<T: Hooks> Send for Interposer<T> {}
 unsafe impl<T: Hooks> Sync for Interposer<T> {}
 
 impl<T: Hooks> Interposer<T> {
-    /// Makes a copy of the operations that `dev` has now. Needs the device lock.
-    pub(crate) fn new(dev: &Device, hooks: T) -> Self {
+    /// Makes a copy of the operations that `dev` has now.
+    pub(crate) fn new(dev: &Locked, hooks: T) -> Self {
         let original = operations(dev);
         // SAFETY: The lock keeps the pointer, and the operations are valid as long as it.
         let mut ops = unsafe { *original };
@@ -171,51 +170,35 @@ impl<T: Hooks> Interposer<T> {
         &self.hooks
     }
 
-    /// Gives the copy to the device. Needs the device lock.
+    /// Gives the copy to the device.
     ///
     /// # Safety
     ///
     /// `self` must be that of `dev`, must not move, and must live until the device is
     /// unregistered, or until [`Interposer::remove`] and a grace period of
     /// `synchronize_rcu_tasks()` have passed.
-    pub(crate) unsafe fn install(&self, dev: &Device) {
-        // SAFETY: The device lock serialises writers, and the copy lives by the requirements. The
-        // pointer is one to all of `self`, which is what it becomes again in an operation.
+    pub(crate) unsafe fn install(&self, dev: &Locked) {
+        // SAFETY: The copy lives by the requirements. The pointer is one to all of `self`, which is
+        // what it becomes again in an operation.
         unsafe { set_operations(dev, ptr::from_ref(self).cast()) };
     }
 
-    /// Gives the device its original operations back. Needs the device lock, or to be called
-    /// from a hook.
-    pub(crate) fn remove(&self, dev: &Device) {
+    /// Gives the device its original operations back.
+    pub(crate) fn remove(&self, dev: &Locked) {
         if ptr::addr_eq(operations(dev), self) {
-            // SAFETY: The device lock serialises writers. `original` is valid by the type
-            // invariant.
+            // SAFETY: `original` is valid by the type invariant.
             unsafe { set_operations(dev, self.original) };
         }
     }
 
-    /// The copy, in an operation that the core calls under the device lock, or for a driver that
-    /// is bound.
-    ///
-    /// # Safety
-    ///
-    /// `vdev` must be a device whose operations are those of a live `Self`; the result lives as
-    /// long as that.
-    unsafe fn of<'a>(vdev: *mut bindings::virtio_device) -> (&'a Self, &'a Device) {
-        // SAFETY: By the safety requirements.
-        let dev = unsafe { Device::from_raw(vdev) };
-        // SAFETY: As above, and `ops` is the first field of a `repr(C)` type.
-        (unsafe { &*operations(dev).cast() }, dev)
-    }
-
-    /// The transport's operations, in an operation that the core may call at any time: sysfs has
-    /// no lock. And the copy, unless it was taken from the device since the caller found it.
+    /// The transport's operations, and the copy, unless it was taken from the device since the
+    /// caller found it: sysfs has no lock.
     ///
     /// # Safety
     ///
     /// `vdev` must be a device whose operations are those of a live `Self`, or were when the call
     /// began; the result lives as long as that.
-    unsafe fn of_any<'a>(
+    unsafe fn of<'a>(
         vdev: *mut bindings::virtio_device,
     ) -> (
         &'a bindings::virtio_config_ops,
@@ -234,16 +217,12 @@ impl<T: Hooks> Interposer<T> {
         if finalize.is_some_and(|finalize| ptr::fn_addr_eq(finalize, ours)) {
             // SAFETY: A copy, hence the first field of a `repr(C)` `Self` that is live.
             let this = unsafe { &*ops.cast::<Self>() };
-            (this.original(), Some((this, dev)))
+            // SAFETY: By the type invariant.
+            (unsafe { &*this.original }, Some((this, dev)))
         } else {
             // SAFETY: As above.
             (unsafe { &*ops }, None)
         }
-    }
-
-    fn original(&self) -> &bindings::virtio_config_ops {
-        // SAFETY: By the type invariant.
-        unsafe { &*self.original }
     }
 
     /// # Safety
@@ -256,13 +235,15 @@ impl<T: Hooks> Interposer<T> {
         len: c_uint,
     ) {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
-        if let Some(get) = this.original().get {
+        let (ops, copy) = unsafe { Self::of(vdev) };
+        if let Some(get) = ops.get {
             // SAFETY: The arguments are the caller's.
             unsafe { get(vdev, offset, buf, len) };
-            // SAFETY: The caller's buffer has `len` bytes, which the original has filled.
-            let bytes = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), len as usize) };
-            this.hooks.read(dev, offset, bytes);
+            if let Some((this, dev)) = copy {
+                // SAFETY: The caller's buffer has `len` bytes, which the original has filled.
+                let bytes = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), len as usize) };
+                this.hooks.read(dev, offset, bytes);
+            }
         }
     }
 
@@ -271,12 +252,16 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::generation`, for a device with this copy.
     unsafe extern "C" fn generation(vdev: *mut bindings::virtio_device) -> u32 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
-        let Some(generation) = this.original().generation else {
+        let (ops, copy) = unsafe { Self::of(vdev) };
+        let Some(generation) = ops.generation else {
             return 0;
         };
         // SAFETY: The argument is the caller's.
-        this.hooks.generation(dev, unsafe { generation(vdev) })
+        let generation = unsafe { generation(vdev) };
+        match copy {
+            Some((this, dev)) => this.hooks.generation(dev, generation),
+            None => generation,
+        }
     }
 
     /// # Safety
@@ -284,7 +269,7 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::get_status`, for a device with this copy.
     unsafe extern "C" fn get_status(vdev: *mut bindings::virtio_device) -> u8 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (ops, copy) = unsafe { Self::of_any(vdev) };
+        let (ops, copy) = unsafe { Self::of(vdev) };
         let Some(get) = ops.get_status else {
             return 0;
         };
@@ -301,9 +286,11 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::set_status`, for a device with this copy.
     unsafe extern "C" fn set_status(vdev: *mut bindings::virtio_device, status: u8) {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
-        this.hooks.set_status(dev, status);
-        if let Some(set) = this.original().set_status {
+        let (ops, copy) = unsafe { Self::of(vdev) };
+        if let Some((this, dev)) = copy {
+            this.hooks.set_status(dev, status);
+        }
+        if let Some(set) = ops.set_status {
             // SAFETY: The arguments are the caller's.
             unsafe { set(vdev, status) };
         }
@@ -314,9 +301,11 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::reset`, for a device with this copy.
     unsafe extern "C" fn reset(vdev: *mut bindings::virtio_device) {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
-        this.hooks.reset(dev);
-        if let Some(reset) = this.original().reset {
+        let (ops, copy) = unsafe { Self::of(vdev) };
+        if let Some((this, dev)) = copy {
+            this.hooks.reset(dev);
+        }
+        if let Some(reset) = ops.reset {
             // SAFETY: The argument is the caller's.
             unsafe { reset(vdev) };
         }
@@ -327,7 +316,7 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::get_features`, for a device with this copy.
     unsafe extern "C" fn get_features(vdev: *mut bindings::virtio_device) -> u64 {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (ops, copy) = unsafe { Self::of_any(vdev) };
+        let (ops, copy) = unsafe { Self::of(vdev) };
         let Some(get) = ops.get_features else {
             return 0;
         };
@@ -347,7 +336,7 @@ impl<T: Hooks> Interposer<T> {
         features: *mut u64,
     ) {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (ops, copy) = unsafe { Self::of_any(vdev) };
+        let (ops, copy) = unsafe { Self::of(vdev) };
         if let Some(get) = ops.get_extended_features {
             // SAFETY: The arguments are the caller's.
             unsafe { get(vdev, features) };
@@ -369,11 +358,14 @@ impl<T: Hooks> Interposer<T> {
         affinity: *mut kernel::bindings::irq_affinity,
     ) -> c_int {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
-        let Some(find) = this.original().find_vqs else {
+        let (ops, copy) = unsafe { Self::of(vdev) };
+        let Some(find) = ops.find_vqs else {
             return EINVAL.to_errno();
         };
-        this.hooks.queues(dev, count);
+        if let Some((this, dev)) = copy {
+            // SAFETY: Queues are made in a probe or on resume, when nobody else configures.
+            this.hooks.queues(unsafe { dev.assume_locked() }, count);
+        }
         // SAFETY: The arguments are the caller's.
         unsafe { find(vdev, count, queues, infos, affinity) }
     }
@@ -383,11 +375,14 @@ impl<T: Hooks> Interposer<T> {
     /// As `virtio_config_ops::finalize_features`, for a device with this copy.
     unsafe extern "C" fn finalize_features(vdev: *mut bindings::virtio_device) -> c_int {
         // SAFETY: This function is reached through the copy of a live `Self`.
-        let (this, dev) = unsafe { Self::of(vdev) };
-        let original = Original {
-            ops: this.original(),
-            dev,
-        };
-        from_result(|| this.hooks.finalize(dev, original).map(|()| 0))
+        let (ops, copy) = unsafe { Self::of(vdev) };
+        from_result(|| {
+            // Whoever takes the copy away has the device lock.
+            let (this, dev) = copy.ok_or(ENODEV)?;
+            // SAFETY: Features are negotiated in a probe or on resume, when nobody else configures.
+            let dev = unsafe { dev.assume_locked() };
+            this.hooks.finalize(dev, Original { ops, dev })?;
+            Ok(0)
+        })
     }
 }

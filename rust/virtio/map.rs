@@ -10,10 +10,14 @@
 
 use super::{
     bindings,
-    Device, //
+    Device,
+    Locked, //
 };
 use crate::compat::direction_number;
-use core::ptr::NonNull;
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings as core_bindings,
     dma::DataDirection,
@@ -55,9 +59,14 @@ impl Direction {
 /// `map`, `unmap` and the syncs may be called in any context but NMI (virtio-input puts buffers
 /// back in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
 pub(crate) trait Map: Send + Sync + 'static {
-    /// Maps `len` bytes of guest memory at physical address `phys`, whose pages are all in the
-    /// kernel's linear map. `None` if there is no room: the driver will come again.
-    fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
+    /// Maps `len` bytes of guest memory at physical address `phys`. `None` if there is no room:
+    /// the driver will come again.
+    ///
+    /// # Safety
+    ///
+    /// Until they are unmapped the bytes must be in the kernel's linear map, and be used by
+    /// nobody else where `direction` says that the device writes.
+    unsafe fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
     /// Undoes `map`. With `discard` the buffer keeps what it has, whatever the device wrote.
     /// `false` if nothing is mapped so: then the core has lost track of its rings.
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool;
@@ -84,12 +93,13 @@ pub(crate) struct Mapper<T: Map> {
     inner: T,
 }
 
-/// A mapper that its device uses, until this is given to [`Installed::remove`].
+/// A mapper that its device uses, until this is given to [`Installed::remove`]. If it is dropped
+/// instead, the mapper stays.
 ///
 /// # Invariants
 ///
 /// The device's `map` points to the mapper.
-pub(crate) struct Installed<T: Map>(KBox<Mapper<T>>);
+pub(crate) struct Installed<T: Map>(ManuallyDrop<KBox<Mapper<T>>>);
 
 impl<T: Map> Mapper<T> {
     /// Makes the operations; `inner` does the work.
@@ -110,27 +120,26 @@ impl<T: Map> Mapper<T> {
         }
     }
 
-    /// Gives the operations to a device that has none, before its rings are made. Needs the
-    /// device lock, or to be called by the core during negotiation.
+    /// Gives the operations to a device that has none, before its rings are made.
     ///
     /// # Errors
     ///
     /// `EBUSY` if the device has mapping operations, `ENXIO` if its transport keeps
     /// its devices in another way than the module documentation says.
-    pub(crate) fn install(self: KBox<Self>, dev: &Device) -> Result<Installed<T>> {
+    pub(crate) fn install(self: KBox<Self>, dev: &Locked) -> Result<Installed<T>> {
         if dev.has_mapping() {
             return Err(EBUSY);
         }
         let parent = dev.parent().ok_or(ENXIO)?.as_ptr();
         let vdev = dev.as_raw();
         // SAFETY: `vdev` is valid, nothing is mapped yet, and the core reads both fields only in
-        // what it does for the driver. `Installed` keeps the operations alive.
+        // what it does for the driver. `Installed` keeps the operations.
         unsafe {
             (*vdev).vmap = bindings::virtio_map { dma_dev: parent };
             (*vdev).map = core::ptr::from_ref(&*self).cast();
         }
         // INVARIANT: Set just now.
-        Ok(Installed(self))
+        Ok(Installed(ManuallyDrop::new(self)))
     }
 
     /// # Safety
@@ -161,9 +170,10 @@ impl<T: Map> Mapper<T> {
         let this = unsafe { Self::of(token) };
         // SAFETY: The caller gives a valid page.
         let phys = unsafe { bindings::virtio_swiotlb_page_to_phys(page) } + offset as u64;
-        this.inner
-            .map(phys, len, Direction::from_raw(dir))
-            .unwrap_or(MAPPING_ERROR)
+        let dir = Direction::from_raw(dir);
+        // SAFETY: The caller lends the device a buffer of its own, and the linear map has all of
+        // memory (Kconfig).
+        unsafe { this.inner.map(phys, len, dir) }.unwrap_or(MAPPING_ERROR)
     }
 
     /// # Safety
@@ -286,9 +296,12 @@ impl<T: Map> Installed<T> {
         &self.0.inner
     }
 
-    /// Takes the operations from the device again. Needs the device lock, and that the driver is
-    /// gone with all its rings and buffers.
-    pub(crate) fn remove(self, dev: &Device) {
+    /// Takes the operations from the device again.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be the device that has them, and its driver gone with all rings and buffers.
+    pub(crate) unsafe fn remove(self, dev: &Locked) {
         let vdev = dev.as_raw();
         // SAFETY: `vdev` is valid, and the core has no use for the fields without a driver.
         unsafe {
@@ -297,5 +310,6 @@ impl<T: Map> Installed<T> {
                 dma_dev: core::ptr::null_mut(),
             };
         }
+        drop(ManuallyDrop::into_inner(self.0));
     }
 }
