@@ -235,6 +235,15 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
+    /// Whether the first descriptor says that there is another (split rings).
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the ring is not in the region.
+    pub(crate) fn is_linked(&self) -> Result<bool> {
+        Ok(self.desc(self.desc, 0, false)?.flags & NEXT != 0)
+    }
+
     /// One more request was seen to by somebody else (split rings).
     pub(crate) fn skip(&mut self) {
         self.next = self.next.wrapping_add(1);

@@ -276,6 +276,18 @@ impl Fake {
         (!token.is_null()).then_some(len)
     }
 
+    /// Queue `queue` is being reset, or no longer.
+    pub(crate) fn set_resetting(&self, queue: u32, resetting: bool) {
+        // SAFETY: The driver is bound, and uses the queue in this thread only.
+        unsafe { bindings::virtio_swiotlb_fake_resetting(self.0.as_ptr(), queue, resetting) };
+    }
+
+    /// The core gives back `len` bytes at `handle`, which it was never given.
+    pub(crate) fn unmap_unknown(&self, handle: u64, len: usize) {
+        // SAFETY: The device is bounced, and what is not mapped is not found.
+        unsafe { bindings::virtio_swiotlb_fake_unmap(self.0.as_ptr(), handle, len) };
+    }
+
     /// The bytes of the BAR.
     fn memory(&self) -> NonNull<[u8]> {
         // SAFETY: Fixed when the fake was made.

@@ -492,6 +492,26 @@ mod cases {
     }
 
     #[test]
+    fn rings_that_are_being_reset_are_not_touched() -> Result {
+        let fake = Fake::new(&Plan {
+            queues: 2,
+            ..offering(BIT)
+        })?;
+        fake.bind()?;
+        let queues = [Queue::new(&fake, 0), Queue::new(&fake, 1)];
+        for queue in &queues {
+            queue.link_all()?;
+            assert!(queue.is_linked()?);
+        }
+        fake.set_resetting(1, true);
+        fake.unmap_unknown(0, 100);
+        fake.set_resetting(1, false);
+        assert!(!queues[0].is_linked()?);
+        assert!(queues[1].is_linked()?);
+        Ok(())
+    }
+
+    #[test]
     fn features_dropped_by_the_transport() -> Result {
         let users = fake::module_users();
         for dropped in [Features::SWIOTLB, PLATFORM] {
@@ -722,6 +742,26 @@ mod cases {
             fake.unbind();
             assert!(untouched(&fake, &before, users));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn reset_that_fails_leaves_rings_to_be_freed() -> Result {
+        let users = fake::module_users();
+        let fake = Fake::new(&offering(BIT))?;
+        let before = fake.sight();
+        fake.bind()?;
+        works(&fake, 1, false)?;
+        // Not every driver frees its rings first.
+        fake.change(|setup| setup.finalize_error = EIO.to_errno());
+        assert!(fake.reset_done() == Err(EIO));
+        assert_eq!(fake.told(), BIT);
+        // Without this the core would free them as memory of its own.
+        assert_eq!(fake.sight().features, BIT.with(PLATFORM).0);
+        fake.unbind();
+        let counters = fake.seen(|seen| seen.state.lock().counters());
+        assert!(counters.is_some_and(|c| c.allocs != 0 && c.allocs == c.frees));
+        assert!(untouched(&fake, &before, users));
         Ok(())
     }
 

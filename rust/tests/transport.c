@@ -121,7 +121,7 @@ static int fake_finalize_features(struct virtio_device *vdev)
 	fake->log.told = vdev->features;
 	fake->log.told_beyond = vdev->features_array[1];
 	fake->log.finalized++;
-	return 0;
+	return fake->setup.finalize_error;
 }
 
 static bool fake_notify(struct virtqueue *vq)
@@ -484,6 +484,22 @@ void *virtio_swiotlb_fake_get(struct virtio_swiotlb_fake *fake, u32 queue,
 			      u32 *len)
 {
 	return virtqueue_get_buf(fake->log.queues[queue].vq, len);
+}
+
+/* A queue is being reset, or no longer: its rings may be gone meanwhile. */
+void virtio_swiotlb_fake_resetting(struct virtio_swiotlb_fake *fake, u32 queue,
+				   bool resetting)
+{
+	fake->log.queues[queue].vq->reset = resetting;
+}
+
+/* The core gives back what it takes for a buffer that the device has read. */
+void virtio_swiotlb_fake_unmap(struct virtio_swiotlb_fake *fake, u64 handle,
+			       size_t len)
+{
+	const struct virtio_map_ops *map = fake->vdev.map;
+
+	map->unmap_page(fake->vdev.vmap, handle, len, DMA_TO_DEVICE, 0);
 }
 
 u64 virtio_swiotlb_fake_phys(void *buffer)

@@ -44,7 +44,8 @@ struct virtio_swiotlb_fake_setup {
 	u8 status_late;		/* not in the first one that is read after each write */
 	/* The generation of the configuration does, but in one of so many reads. */
 	u32 runs;
-	u64 dropped;		/* finalize_features() clears these */
+	u64 dropped;		/* finalize_features() clears these ... */
+	int finalize_error;	/* ... and then returns this */
 	bool refuses;		/* the device does not keep FEATURES_OK */
 	u8 config_space[256];
 	u8 config[VIRTIO_SWIOTLB_FAKE_CONFIG];
@@ -110,6 +111,11 @@ int virtio_swiotlb_fake_add(struct virtio_swiotlb_fake *fake, u32 queue,
 			    void *out, u32 out_len, void *in, u32 in_len);
 void *virtio_swiotlb_fake_get(struct virtio_swiotlb_fake *fake, u32 queue,
 			      u32 *len);
+
+void virtio_swiotlb_fake_resetting(struct virtio_swiotlb_fake *fake, u32 queue,
+				   bool resetting);
+void virtio_swiotlb_fake_unmap(struct virtio_swiotlb_fake *fake, u64 handle,
+			       size_t len);
 
 u64 virtio_swiotlb_fake_phys(void *buffer);
 void virtio_swiotlb_fake_interrupts(bool on);
