@@ -104,7 +104,7 @@ The table was written by the tests themselves (``selftests/driver_table.py``) as
 they ran, last on {day}, on Debian's kernel
 {kernel} with QEMU {qemu}. To have it written anew::
 
-	make check check-full
+	make check
 	make check-full TEST_ARGS=--drivers-rst
 
 .. list-table::

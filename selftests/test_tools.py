@@ -29,6 +29,13 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+#: What the module needs to be on in a tree, as far as the check looks.
+GOOD = "".join(
+    f"CONFIG_{symbol}=y\n"
+    for symbol in ("MODULES", "RUST", "VIRTIO_PCI", "DEBUG_FS", "X86_64", "PAGE_SIZE_4KB")
+)
+
+
 def tree(
     path: Path, *, symbols: str = "", more: str = "", header: str = "", metadata: bool = True
 ) -> Path:
@@ -37,9 +44,7 @@ def tree(
     config = path / "include/config/auto.conf"
     config.parent.mkdir(parents=True)
     config.write_text(
-        symbols
-        or "CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_VIRTIO=y\nCONFIG_64BIT=y\n"
-        f'CONFIG_RUSTC_VERSION_TEXT="{rustc}"\n{more}'
+        symbols or f'{GOOD}CONFIG_RUSTC_VERSION_TEXT="{rustc}"\n{more}'
     )
     (path / "include/linux").mkdir()
     (path / "include/linux/virtio_config.h").write_text(header or "struct virtio_map_ops {\n")
@@ -51,8 +56,6 @@ def tree(
 
 class TestKernelTree:
     """`make KDIR=...` says in one sentence what is wrong with a tree."""
-
-    GOOD = 'CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_VIRTIO=m\nCONFIG_64BIT=y\n'
 
     def complaint(self, kdir: Path) -> str:
         answer = run("make", f"KDIR={kdir}")
@@ -80,11 +83,18 @@ class TestKernelTree:
 
     @pytest.mark.parametrize(
         ("missing", "said"),
-        [("MODULES", "no modules"), ("RUST", "no Rust"), ("VIRTIO", "no virtio"), ("64BIT", "64-bit")],
+        [
+            ("MODULES", "no modules"),
+            ("RUST", "no Rust"),
+            ("VIRTIO_PCI", "no virtio over PCI"),
+            ("DEBUG_FS", "no debugfs"),
+            ("X86_64", "neither for x86-64 nor for arm64"),
+            ("PAGE_SIZE_4KB", "pages of more than 4 KiB"),
+        ],
     )
     def test_option_is_off(self, tmp_path: Path, missing: str, said: str) -> None:
         symbols = "".join(
-            line + "\n" for line in self.GOOD.splitlines() if f"CONFIG_{missing}=" not in line
+            line + "\n" for line in GOOD.splitlines() if f"CONFIG_{missing}=" not in line
         )
         assert said in self.complaint(tree(tmp_path / "tree", symbols=symbols))
 
@@ -106,7 +116,7 @@ class TestKernelTree:
         assert "Rust metadata" in self.complaint(headers)
 
     def test_another_rustc(self, tmp_path: Path) -> None:
-        symbols = self.GOOD + 'CONFIG_RUSTC_VERSION_TEXT="rustc 1.70.0 (another)"\n'
+        symbols = GOOD + 'CONFIG_RUSTC_VERSION_TEXT="rustc 1.70.0 (another)"\n'
         said = self.complaint(tree(tmp_path / "tree", symbols=symbols))
         assert "another Rust compiler: rustc 1.70.0 (another)" in said
 
