@@ -374,20 +374,15 @@ impl Bounce {
         }
     }
 
-    /// Finds what part of a mapping a sync is for, and has it copied.
-    fn sync(
-        &self,
-        handle: Handle,
-        len: usize,
-        copy: impl FnOnce(usize, u64, &Tally, pool::Direction),
-    ) {
-        let offset = self.offset(handle);
-        match self.pool.find(offset, len) {
-            Ok(mapping) => {
-                let inside = (offset - mapping.offset) as u64;
-                let tally = self.tally(self.cpu());
+    /// Has `copy` have the part of a mapping that a sync is for.
+    fn sync(&self, handle: Handle, len: usize, copy: impl Fn(&pool::Mapping, &Tally)) {
+        let tally = self.tally(self.cpu());
+        match self
+            .pool
+            .sync_with(self.offset(handle), len, |piece| copy(piece, tally))
+        {
+            Ok(()) => {
                 tally.syncs.fetch_add(1, Relaxed);
-                copy(offset, mapping.orig + inside, tally, mapping.direction);
             }
             Err(bad) => self.bad(handle, len, bad),
         }
@@ -422,14 +417,12 @@ impl Map for Bounce {
     #[inline(always)]
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool {
         let wanted = direction != Direction::ToDevice && !discard;
-        let ended = self.pool.unmap_with(self.offset(handle), len, |mapping| {
-            // A buffer that was lent for reading is not written, whatever is said now.
-            if !wanted || mapping.direction == pool::Direction::ToDevice {
-                return 0;
-            }
-            self.copy_out(mapping.offset, mapping.orig, len);
-            len
-        });
+        // A buffer that was lent for reading is not written, whatever is said now.
+        let ended = self
+            .pool
+            .unmap_with(self.offset(handle), len, wanted, |piece| {
+                self.copy_out(piece.offset, piece.orig, piece.len);
+            });
         match ended {
             Ok(()) => true,
             Err(bad) => {
@@ -440,20 +433,20 @@ impl Map for Bounce {
     }
 
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |offset, phys, tally, mapped| {
+        self.sync(handle, len, |piece, tally| {
             // As in `unmap()`.
-            if direction != Direction::ToDevice && mapped != pool::Direction::ToDevice {
-                self.copy_out(offset, phys, len);
-                tally.bytes_from_device.fetch_add(len as u64, Relaxed);
+            if direction != Direction::ToDevice && piece.direction != pool::Direction::ToDevice {
+                self.copy_out(piece.offset, piece.orig, piece.len);
+                tally.bytes_from_device.fetch_add(piece.len as u64, Relaxed);
             }
         });
     }
 
     fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |offset, phys, tally, _| {
+        self.sync(handle, len, |piece, tally| {
             if direction != Direction::FromDevice {
-                self.copy_in(phys, offset, len);
-                tally.bytes_to_device.fetch_add(len as u64, Relaxed);
+                self.copy_in(piece.orig, piece.offset, piece.len);
+                tally.bytes_to_device.fetch_add(piece.len as u64, Relaxed);
             }
         });
     }

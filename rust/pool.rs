@@ -118,6 +118,10 @@ pub(crate) const GRANULE: usize = 64;
 /// Bytes in a page of the pool, whatever the guest's own pages are.
 pub(crate) const PAGE: usize = 4096;
 
+/// The most bytes that are copied while an area is locked: as long as most mappings are at most,
+/// which saves a second visit, and no more than some microseconds.
+pub(crate) const PIECE: usize = 16 * PAGE;
+
 /// The least bytes that a pool can be made of.
 pub(crate) const SMALLEST: usize = 16 * PAGE;
 
@@ -187,6 +191,20 @@ pub(crate) struct Mapping {
     pub(crate) orig: u64,
     /// Which way its data go.
     pub(crate) direction: Direction,
+}
+
+impl Mapping {
+    /// What is copied at once of the `len` bytes that begin `inside` bytes from its beginning.
+    #[inline(always)]
+    fn piece(&self, inside: usize, len: usize) -> Self {
+        Self {
+            offset: self.offset + inside,
+            len: len.min(PIECE),
+            // A number like any other, see above.
+            orig: self.orig.wrapping_add(inside as u64),
+            ..*self
+        }
+    }
 }
 
 /// There is no memory for what the pool has to remember.
@@ -477,12 +495,51 @@ impl<P: Platform> Pool<P> {
         Err(self.refuse(home, held_back))
     }
 
-    /// The mapping that the `len` bytes at `offset` are part of; `offset` may lie inside it.
+    /// Has `copy` have the `len` bytes at `offset`, which may lie inside a mapping, in pieces of at
+    /// most [`PIECE`] bytes, each under the area's lock: as long as that is held, buffer and room
+    /// are the mapping's. The length of what it is given is that of the piece.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BadHandle`] but [`BadHandle::Interior`]; all are counted, and what is left is not
+    /// copied.
+    #[inline]
+    pub(crate) fn sync_with(
+        &self,
+        offset: usize,
+        len: usize,
+        mut copy: impl FnMut(&Mapping),
+    ) -> Result<(), BadHandle> {
+        let slot = self.locate(offset)?;
+        let at = offset - slot.base;
+        let mut copied = 0;
+        loop {
+            let area = slot.area.lock();
+            let found = area.find(at + copied, len - copied);
+            let piece = found.map(|mapping| {
+                let inside = at + copied - mapping.offset;
+                let piece = mapping.piece(inside, len - copied);
+                copy(&Mapping {
+                    offset: slot.base + piece.offset,
+                    ..piece
+                });
+                piece.len
+            });
+            drop(area);
+            copied += piece.map_err(|why| slot.counters.bad(why))?;
+            if copied == len {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The mapping that the `len` bytes at `offset` are part of, for a test; `offset` may lie inside
+    /// it.
     ///
     /// # Errors
     ///
     /// Those of [`BadHandle`] but [`BadHandle::Interior`]; all are counted.
-    #[inline]
+    #[cfg(any(test, CONFIG_KUNIT))]
     pub(crate) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
         let slot = self.locate(offset)?;
         match slot.area.lock().find(offset - slot.base, len) {
@@ -501,44 +558,49 @@ impl<P: Platform> Pool<P> {
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
     #[cfg(any(test, CONFIG_KUNIT))]
     pub(crate) fn unmap(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
-        self.unmap_with(offset, len, |_| 0)
+        self.unmap_with(offset, len, false, |_| {})
     }
 
-    /// Ends the mapping of `len` bytes that begins at `offset`, after `f` has seen it.
+    /// Ends the mapping of `len` bytes that begins at `offset`.
     ///
-    /// `f` returns how many bytes it has copied out of the pool, to be counted. From before it runs
-    /// the handle is refused to everybody else, until after it the room is nobody else's. It runs
-    /// under the area's lock if the mapping is of a page at most, which saves a second visit;
-    /// otherwise without it, unless nothing is to be copied as the device only reads.
+    /// If it is `wanted`, and the device may have written it, `copy` has it before, in pieces as in
+    /// [`Pool::sync_with`]. From the first on the handle is refused to everybody else, until after
+    /// the last the room is nobody else's.
+    ///
+    /// Whoever is refused the handle of a mapping may rely on it that nothing is copied to its
+    /// buffer any more. By rewriting a ring a device can have the core end a mapping of another
+    /// queue, which does not know and gives the buffer away when it has ended it itself.
     ///
     /// # Errors
     ///
-    /// Those of [`BadHandle`]; all are counted, `f` is not called and nothing is done.
+    /// Those of [`BadHandle`]; all are counted, and nothing is done.
     #[inline(always)]
     pub(crate) fn unmap_with(
         &self,
         offset: usize,
         len: usize,
-        mut f: impl FnMut(&Mapping) -> usize,
+        wanted: bool,
+        mut copy: impl FnMut(&Mapping),
     ) -> Result<(), BadHandle> {
         let slot = self.locate(offset)?;
         let base = slot.base;
-        let mut see = |mapping: &Mapping| {
-            f(&Mapping {
-                offset: base + mapping.offset,
-                ..*mapping
-            })
+        let counters = &slot.counters;
+        let mut copy = |piece: &Mapping| {
+            copy(&Mapping {
+                offset: base + piece.offset,
+                ..*piece
+            });
         };
         let at = offset - base;
-        let answer = slot.area.lock().unmap(at, len, &slot.counters, &mut see);
+        // The lock is not kept from one piece to the next.
+        let answer = slot.area.lock().unmap(at, len, wanted, counters, &mut copy);
         match answer {
             Ok(None) => Ok(()),
-            Ok(Some(leaving)) => {
-                let bytes_out = see(&leaving.mapping);
-                slot.area.lock().leave(&leaving, bytes_out, &slot.counters);
+            Ok(Some(mut leaving)) => {
+                while !slot.area.lock().go_on(&mut leaving, counters, &mut copy) {}
                 Ok(())
             }
-            Err(why) => Err(slot.counters.bad(why)),
+            Err(why) => Err(counters.bad(why)),
         }
     }
 

@@ -31,7 +31,8 @@ use super::{
     Platform,
     Store,
     GRANULE,
-    PAGE, //
+    PAGE,
+    PIECE, //
 };
 
 /// One page in this many is held back.
@@ -50,11 +51,13 @@ pub(super) enum Short {
     HeldBack,
 }
 
-/// A mapping that is over, but whose room is not free yet.
+/// A mapping that is over, but whose room is not free yet: [`State::Leaving`].
 #[must_use]
 pub(super) struct Leaving {
-    pub(super) mapping: Mapping,
+    mapping: Mapping,
     pages: u32,
+    /// Bytes that have been copied out.
+    copied: usize,
 }
 
 /// A mapping to be made.
@@ -353,16 +356,16 @@ impl<P: Platform> Area<P> {
 
     /// Ends the mapping of exactly `len` bytes that begins at `offset`.
     ///
-    /// `f` sees the mapping before anybody else can have its room, and returns how many bytes it
-    /// has copied out. If these may be more than a page it is left to the caller, without the lock:
-    /// then the mapping is [`Leaving`], out of use but not yet free.
+    /// If it is `wanted`, `copy` has the first piece of what the device may have written, before
+    /// anybody else can have its room. If that is not all, the mapping is [`Leaving`].
     #[inline(always)]
     pub(super) fn unmap(
         &mut self,
         offset: usize,
         len: usize,
+        wanted: bool,
         counters: &Counters,
-        f: &mut impl FnMut(&Mapping) -> usize,
+        copy: &mut impl FnMut(&Mapping),
     ) -> Result<Option<Leaving>, BadHandle> {
         let page = (offset / PAGE) as u32;
         let byte = offset % PAGE;
@@ -377,24 +380,44 @@ impl<P: Platform> Area<P> {
                 if byte != orig as usize % GRANULE || len != mapped as usize {
                     return Err(self.why_bad(offset));
                 }
-                // To its neighbours it stays something that is in use, to whoever looks for what
-                // begins here, nothing does any more.
-                *state = State::Inside;
-                let leaving = Leaving {
-                    mapping: Mapping {
-                        offset,
-                        len,
-                        orig,
-                        direction,
-                    },
-                    pages,
+                let mapping = Mapping {
+                    offset,
+                    len,
+                    orig,
+                    direction,
                 };
-                if len > PAGE && is_written(direction) {
+                let wanted = wanted && is_written(direction);
+                if wanted && len > PIECE {
+                    *state = State::Leaving {
+                        orig,
+                        len: mapped,
+                        cancelled: false,
+                    };
+                    let mut leaving = Leaving {
+                        mapping,
+                        pages,
+                        copied: 0,
+                    };
+                    self.go_on(&mut leaving, counters, copy);
                     return Ok(Some(leaving));
                 }
-                let bytes_out = f(&leaving.mapping);
-                self.leave(&leaving, bytes_out, counters);
+                *state = State::Inside;
+                if wanted {
+                    copy(&mapping);
+                }
+                let copied = if wanted { len } else { 0 };
+                self.leave(&mapping, pages, copied, counters);
                 Ok(None)
+            }
+            &mut State::Leaving {
+                orig,
+                len: mapped,
+                ref mut cancelled,
+            } => {
+                // Whoever ended it first, this one is told that nothing is mapped, and may give the
+                // buffer away: so nothing more is copied to it.
+                *cancelled |= byte == orig as usize % GRANULE && len == mapped as usize;
+                Err(BadHandle::Unmapped)
             }
             State::Slots(slots) => {
                 let at = (byte / GRANULE) as u32;
@@ -426,17 +449,51 @@ impl<P: Platform> Area<P> {
                     self.close(page, kind, counters);
                 }
                 // Last, so that little has to be kept meanwhile; the lock keeps the room.
-                counters.unmapped(bytes, f(&mapping));
+                let wanted = wanted && is_written(mapping.direction);
+                if wanted {
+                    copy(&mapping);
+                }
+                counters.unmapped(bytes, if wanted { len } else { 0 });
                 Ok(None)
             }
             _ => Err(self.why_bad(offset)),
         }
     }
 
+    /// Has `copy` have the next piece of a mapping that is leaving; returns whether it is gone.
+    #[inline(never)]
+    pub(super) fn go_on(
+        &mut self,
+        leaving: &mut Leaving,
+        counters: &Counters,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> bool {
+        let mapping = leaving.mapping;
+        let page = (mapping.offset / PAGE) as u32;
+        let state = &mut self.runs.pages[page as usize].state;
+        let cancelled = !matches!(
+            state,
+            State::Leaving {
+                cancelled: false,
+                ..
+            }
+        );
+        if !cancelled {
+            let piece = mapping.piece(leaving.copied, mapping.len - leaving.copied);
+            copy(&piece);
+            leaving.copied += piece.len;
+            if leaving.copied < mapping.len {
+                return false;
+            }
+        }
+        *state = State::Inside;
+        self.leave(&mapping, leaving.pages, leaving.copied, counters);
+        true
+    }
+
     /// Gives back the room of a mapping that was unmapped.
     #[inline(always)]
-    pub(super) fn leave(&mut self, leaving: &Leaving, bytes_out: usize, counters: &Counters) {
-        let &Leaving { mapping, pages } = leaving;
+    fn leave(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
         let page = (mapping.offset / PAGE) as u32;
         self.discharge(page, pages, is_written(mapping.direction), counters);
         counters.unmapped(pages as usize * PAGE, bytes_out);

@@ -77,8 +77,9 @@ impl Page {
 
 /// What a page is.
 ///
-/// [`State::Mapping`], [`State::Ring`] and [`State::Slots`] are always true. The others are true of
-/// the first and the last page of a stretch; between them they may be out of date.
+/// [`State::Mapping`], [`State::Leaving`], [`State::Ring`] and [`State::Slots`] are always true. The
+/// others are true of the first and the last page of a stretch; between them they may be out of
+/// date.
 #[derive(Clone, Copy)]
 pub(super) enum State {
     /// No beginning of anything, and no end of a free run.
@@ -93,6 +94,13 @@ pub(super) enum State {
         len: u32,
         pages: u32,
         direction: Direction,
+    },
+    /// The first page of a mapping that is over, and is being copied out, unless that was
+    /// `cancelled`.
+    Leaving {
+        orig: u64,
+        len: u32,
+        cancelled: bool,
     },
     /// The first page of a ring.
     Ring { pages: u32 },

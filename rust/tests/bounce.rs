@@ -134,8 +134,11 @@ fn exact(bench: &Bench, shift: usize, len: usize, direction: Direction) -> Resul
 }
 
 fn all_exact(direction: Direction) -> Result<bool> {
-    let bench = Bench::new(256 << 10)?;
-    for len in [1, 2, 12, 16, 63, 64, 65, 127, 1500, 4095, 4096, 4097, 20000] {
+    let bench = Bench::new(1 << 20)?;
+    // The last two are copied in pieces.
+    for len in [
+        1, 2, 12, 16, 63, 64, 65, 127, 1500, 4095, 4096, 4097, 20000, 65536, 65537, 200_000,
+    ] {
         for shift in [0, 1, 8, 63] {
             if !exact(&bench, shift, len, direction)? {
                 pr_err!("not exact: {len} bytes at {shift}\n");
@@ -403,6 +406,33 @@ mod cases {
         bench.bounce.sync_for_device(handle, 100, FromDevice);
         bench.bounce.unmap(handle, 100, FromDevice, false);
         assert!(buffer.iter().all(|b| *b == 0xee));
+        Ok(())
+    }
+
+    #[test]
+    fn syncs_of_more_than_a_piece() -> Result {
+        const LEN: usize = 200_000;
+
+        let bench = Bench::new(1 << 20)?;
+        let mut buffer = patterned(LEN, 0)?;
+        let handle = bench.map(&mut buffer, Bidirectional)?;
+        let answer = patterned(LEN, 40)?;
+        bench.device_writes(handle, &answer)?;
+        bench
+            .bounce
+            .sync_for_cpu(handle + 100, LEN - 200, Bidirectional);
+        assert!(buffer[..100] == patterned(LEN, 0)?[..100]);
+        assert!(buffer[100..LEN - 100] == answer[100..LEN - 100]);
+        assert!(buffer[LEN - 100..] == patterned(LEN, 0)?[LEN - 100..]);
+        pattern(&mut buffer, 7);
+        bench.bounce.sync_for_device(handle, LEN, Bidirectional);
+        assert!(*bench.device_reads(handle, LEN)? == *buffer);
+        let counters = bench.bounce.counters();
+        assert_eq!(counters.syncs, 2);
+        assert_eq!(counters.bytes_from_device, LEN as u64 - 200);
+        assert_eq!(counters.bytes_to_device, 2 * LEN as u64);
+        bench.bounce.unmap(handle, LEN, Bidirectional, true);
+        assert!(bench.is_empty() && bench.bad_handles() == 0);
         Ok(())
     }
 

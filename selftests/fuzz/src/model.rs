@@ -59,15 +59,17 @@ impl Model {
     fn give_back(&mut self, offset: usize, len: usize, what: Lent) {
         match what {
             Lent::Mapping(mapping) => {
-                let mut seen = None;
-                let found = self.pool.find(offset, len).expect("it is lent");
-                let ended = self.pool.unmap_with(offset, len, |m| {
-                    seen = Some(*m);
-                    0
-                });
-                assert!(ended.is_ok());
-                assert_eq!(seen, Some(mapping));
-                assert_eq!(found, mapping);
+                let mut copied = 0;
+                let mut copy = |piece: &Mapping| {
+                    assert_eq!(piece.offset, offset + copied);
+                    assert_eq!(piece.orig, mapping.orig.wrapping_add(copied as u64));
+                    assert_eq!(piece.direction, mapping.direction);
+                    copied += piece.len;
+                    copied %= len;
+                };
+                assert!(self.pool.sync_with(offset, len, &mut copy).is_ok());
+                assert!(self.pool.unmap_with(offset, len, true, copy).is_ok());
+                assert_eq!(copied, 0);
             }
             Lent::Ring => assert!(self.pool.free(offset, len).is_ok()),
         }
@@ -77,7 +79,7 @@ impl Model {
     /// Handles that nobody has are refused, whatever they are near to.
     fn give_back_wrong(&mut self, offset: usize, len: usize) {
         let right = self.lent.get(&offset).copied();
-        let ended = self.pool.unmap_with(offset, len, |_| 0);
+        let ended = self.pool.unmap_with(offset, len, false, |_| {});
         match right {
             Some((bytes, Lent::Mapping(_))) if bytes == len => {
                 assert!(ended.is_ok());

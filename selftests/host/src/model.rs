@@ -321,18 +321,26 @@ impl<P: Platform> Model<P> {
         }
         let i = i % self.mappings.len();
         let mapping = self.mappings.swap_remove(i);
-        let mut seen = None;
+        // What is copied out, in its order.
+        let mut copied = 0;
+        let wanted = mapping.orig % 4 != 0;
         let answer = self
             .pool
-            .unmap_with(mapping.offset, mapping.len, |mapping| {
-                seen = Some(*mapping);
-                mapping.len
+            .unmap_with(mapping.offset, mapping.len, wanted, |piece| {
+                assert_eq!(piece.offset, mapping.offset + copied);
+                assert_eq!(piece.orig, mapping.orig + copied as u64);
+                assert_eq!(piece.direction, mapping.direction);
+                copied += piece.len;
             });
         assert_eq!(answer, Ok(()));
-        assert_eq!(seen, Some(mapping));
+        if wanted && mapping.direction != Direction::ToDevice {
+            assert_eq!(copied, mapping.len);
+        } else {
+            assert_eq!(copied, 0);
+        }
         let taken = self.release(mapping.offset / GRANULE);
         self.used -= taken.n * GRANULE;
-        self.bytes_out += mapping.len;
+        self.bytes_out += copied;
         // Once is enough.
         let again = self.pool.unmap(mapping.offset, mapping.len);
         assert!(matches!(again, Err(BadHandle::Unmapped)));

@@ -5,14 +5,12 @@
 
 use crate::platform::Poor;
 use crate::platform::Process;
-use crate::pool::BadHandle;
 use crate::pool::Direction;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
 use crate::pool::Pool;
 use crate::pool::Refusal;
 use crate::pool::PAGE;
-use crate::pool::SMALLEST;
 
 /// Pages.
 fn longest_free(pool: &Pool<Process>) -> usize {
@@ -40,30 +38,6 @@ fn how_many_are_kept(pool: &Pool<Process>, runs: usize) -> usize {
             longest_free(pool) == free
         })
         .count()
-}
-
-/// The device may still write there, and what it writes is not for whoever is next.
-#[test]
-fn room_is_nobody_elses_while_it_is_copied_out() {
-    let pool = Pool::<Process>::new(SMALLEST, 1).unwrap();
-    let len = 2 * PAGE;
-    let at = map(&pool, 2, FromDevice);
-    let mut others = Vec::new();
-    let done = pool.unmap_with(at, len, |_| {
-        assert_eq!(pool.find(at, len).map(|_| ()), Err(BadHandle::Unmapped));
-        assert_eq!(pool.unmap(at, len), Err(BadHandle::Unmapped));
-        for direction in [ToDevice, FromDevice] {
-            others.extend(std::iter::from_fn(|| pool.map(0, PAGE, 0, direction).ok()));
-        }
-        len
-    });
-    assert_eq!(done, Ok(()));
-    assert!(others.len() > 8);
-    assert!(others.iter().all(|other| !(at..at + len).contains(other)));
-    for other in others {
-        unmap(&pool, other, 1);
-    }
-    assert_eq!(pool.stats().used_bytes, 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Deref;
 use std::ops::DerefMut;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 use std::sync::Mutex;
@@ -14,16 +15,17 @@ use std::sync::MutexGuard;
 
 use crate::platform::Endless;
 use crate::platform::Process;
-use crate::pool::BadHandle;
 use crate::pool::Direction::Bidirectional;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
 use crate::pool::Lock;
+use crate::pool::Mapping;
 use crate::pool::NoMemory;
 use crate::pool::Platform;
 use crate::pool::Pool;
 use crate::pool::Table;
 use crate::pool::PAGE;
+use crate::pool::PIECE;
 use crate::pool::SMALLEST;
 
 /// A process whose locks loom schedules.
@@ -309,31 +311,99 @@ impl Platform for Watched {
 }
 
 #[test]
-fn more_than_a_page_is_copied_out_without_the_lock() {
+fn copies_are_made_under_the_lock_a_piece_at_a_time() {
     let pool = Pool::<Watched>::new(1 << 20, 2).unwrap();
-    for (len, direction, locked) in [
-        (64, FromDevice, true),
-        (PAGE, FromDevice, true),
-        (PAGE, Bidirectional, true),
-        (PAGE + 1, FromDevice, false),
-        (PAGE + 1, Bidirectional, false),
-        (20 * PAGE, FromDevice, false),
-        // Nothing is copied.
-        (20 * PAGE, ToDevice, true),
-    ] {
-        let at = pool.map(0, len, 0, direction).unwrap();
-        let mut seen = 0;
-        let answer = pool.unmap_with(at, len, |_| {
-            seen += 1;
-            assert_eq!(HELD.get() == 1, locked);
-            if !locked {
-                // The handle is nobody's any more, and the room nobody's yet.
-                assert_eq!(pool.find(at, 1), Err(BadHandle::Unmapped));
-                assert_eq!(pool.unmap(at, len), Err(BadHandle::Unmapped));
-                assert_ne!(pool.map(0, len, 0, direction), Ok(at));
+    for len in [64, PAGE, PIECE, PIECE + 1, 3 * PIECE] {
+        for (direction, wanted) in [
+            (FromDevice, true),
+            (Bidirectional, true),
+            (FromDevice, false),
+            (ToDevice, true),
+        ] {
+            let at = pool.map(0, len, 0, direction).unwrap();
+            let mut pieces = vec![];
+            let mut copy = |piece: &Mapping| {
+                assert_eq!(HELD.get(), 1);
+                pieces.push(piece.len);
+            };
+            assert_eq!(pool.sync_with(at, len, &mut copy), Ok(()));
+            assert_eq!(pool.unmap_with(at, len, wanted, copy), Ok(()));
+            let mut expected = vec![PIECE; len / PIECE];
+            expected.extend((len % PIECE != 0).then_some(len % PIECE));
+            if wanted && direction != ToDevice {
+                expected.extend_from_within(..);
             }
-            0
-        });
-        assert_eq!((answer, seen), (Ok(()), 1));
+            assert_eq!(pieces, expected);
+        }
     }
+}
+
+/// One thread ends a mapping of three pieces, while another does `other`; nothing may be copied
+/// after that has returned true. Returns whether the first found the mapping.
+fn copies_beside(
+    pool: &loom::sync::Arc<Pool<Loom>>,
+    (at, len): (usize, usize),
+    other: fn(&Pool<Loom>, usize, usize) -> bool,
+) -> bool {
+    let given_away = loom::sync::Arc::new(AtomicBool::new(false));
+    let (their_pool, theirs) = (pool.clone(), given_away.clone());
+    let thread = loom::thread::spawn(move || {
+        if other(&their_pool, at, len) {
+            theirs.store(true, Ordering::Relaxed);
+        }
+    });
+    let ended = pool.unmap_with(at, len, true, |_| {
+        assert!(!given_away.load(Ordering::Relaxed));
+    });
+    thread.join().unwrap();
+    ended.is_ok()
+}
+
+#[test]
+fn nothing_is_copied_to_a_buffer_that_was_given_away() {
+    loom::model(|| {
+        let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
+        let len = 2 * PIECE + 1;
+        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        // The buffer's owner has it back, whether its handle was still good or not.
+        let ended = copies_beside(&pool, (at, len), |pool, at, len| {
+            let _ = pool.unmap(at, len);
+            true
+        });
+        let stats = pool.stats();
+        assert_eq!((stats.live, stats.used_bytes, stats.unmaps), (0, 0, 1));
+        assert_eq!(stats.bad_handles(), 1);
+        assert!(ended || stats.bytes_out == 0);
+    });
+}
+
+#[test]
+fn a_handle_beside_it_does_not_end_a_copy() {
+    loom::model(|| {
+        let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
+        let len = 2 * PIECE + 1;
+        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        copies_beside(&pool, (at, len), |pool, at, len| {
+            assert!(pool.unmap(at, len - 1).is_err());
+            assert!(pool.unmap(at + 64, len).is_err());
+            false
+        });
+        assert_eq!(pool.stats().bytes_out, len);
+    });
+}
+
+/// The device may still write there, and what it writes is not for whoever is next.
+#[test]
+fn room_is_nobody_elses_while_it_is_copied_out() {
+    loom::model(|| {
+        let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
+        let len = 2 * PIECE + 1;
+        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        while pool.map(0, PAGE, 0, FromDevice).is_ok() {}
+        // There is no other room.
+        copies_beside(&pool, (at, len), |pool, _, _| {
+            pool.map(0, PAGE, 0, FromDevice).is_ok()
+        });
+        assert_eq!(pool.stats().bytes_out, len);
+    });
 }
