@@ -29,8 +29,8 @@ const DESC_F_AVAIL: u16 = 1 << 7;
 const DESC_F_USED: u16 = 1 << 15;
 
 /// Descriptors that one check follows at most. A correct driver can have a
-/// queue of 1024 chains of 1024 descriptors.
-const BUDGET: u32 = 1 << 20;
+/// queue of 32768 chains, with tables of 127 entries each.
+const BUDGET: u32 = 1 << 22;
 
 /// Findings that one check returns at most; the rest is counted.
 const MAX_FINDINGS: usize = 16;
@@ -480,8 +480,9 @@ pub struct SplitWalker {
     ring: RingAddresses,
     next_avail: u16,
     next_used: u16,
-    /// By head: how often it is available and not yet used. Negative while it was seen to
-    /// be used and its entry in the available ring has not been looked at.
+    /// By head: how often it is available and not yet used, among all that was seen since
+    /// last all was known. Negative while it was seen to be used and its entry in the
+    /// available ring has not been looked at, or was lost: at least as many are outstanding.
     outstanding: Vec<i16>,
     /// Whether every entry of both rings has been seen since last all was used.
     exact: bool,
@@ -501,7 +502,8 @@ impl SplitWalker {
     fn check(&mut self, memory: &Memory<'_>) -> Checked {
         let mut checked = Checked::default();
         let size = self.ring.size;
-        let Some(avail) = memory.load_u16(self.ring.driver + 2) else {
+        // In this order: what is used by now is not among what becomes available later.
+        let (Some(used), Some(avail)) = (self.used_index(memory), self.avail_index(memory)) else {
             return checked;
         };
         let new = avail.wrapping_sub(self.next_avail);
@@ -510,11 +512,11 @@ impl SplitWalker {
         }
         let take = new.min(size);
         checked.lost += u64::from(new - take);
-        self.exact &= take == new;
 
+        let first = avail.wrapping_sub(take);
         let mut heads = Vec::with_capacity(take.into());
         for n in 0..take {
-            let slot = avail.wrapping_sub(take).wrapping_add(n) % size;
+            let slot = first.wrapping_add(n) % size;
             let head = memory.load_u16(self.ring.driver + 4 + 2 * u64::from(slot));
             let Some(head) = head.filter(|h| *h < size) else {
                 checked.malformed(slot, "index in the available ring");
@@ -525,12 +527,10 @@ impl SplitWalker {
             heads.push(head);
         }
         self.next_avail = avail;
-        self.take_used(memory);
-
-        // The used index was read after the available one, so that it may be
-        // ahead of it; it can never be behind by more than the ring holds.
-        let in_flight = avail.wrapping_sub(self.next_used) as i16;
-        if i32::from(in_flight).abs() > i32::from(size) {
+        if take != new || self.is_overwritten(memory, first) || !self.take_used(memory) {
+            self.start_over(used);
+        }
+        if self.is_overfull(memory, avail) {
             checked.malformed(0, "available index");
         }
 
@@ -544,7 +544,9 @@ impl SplitWalker {
             let mut chain = Chain::new(memory, &mut budget, head);
             self.walk(&mut chain, head);
             if certain && !chain.is_sound() {
-                self.take_used(memory);
+                if !self.take_used(memory) {
+                    self.start_over(used);
+                }
                 certain = self.outstanding[usize::from(head)] > 0;
             }
             checked.chains += 1;
@@ -588,42 +590,77 @@ impl SplitWalker {
         memory.store_u16(used + 2, index.wrapping_add(1))
     }
 
-    /// Accounts for what the backend has finished.
-    fn take_used(&mut self, memory: &Memory<'_>) {
-        let Some(used) = memory.load_u16(self.ring.device + 2) else {
-            return;
+    /// Accounts for what the backend has finished. False if not all of that can be seen any
+    /// more: then whoever goes by what is outstanding starts over.
+    fn take_used(&mut self, memory: &Memory<'_>) -> bool {
+        let Some(used) = self.used_index(memory) else {
+            return false;
         };
+        let size = self.ring.size;
         let new = used.wrapping_sub(self.next_used);
-        self.next_used = used;
-        self.exact &= new <= self.ring.size;
-        // Too much was missed to know what is outstanding: nothing is.
-        if new > self.ring.size {
-            self.outstanding.fill(0);
-        }
-        for n in 1..=new.min(self.ring.size) {
-            let slot = used.wrapping_sub(n) % self.ring.size;
+        for n in 0..new.min(size) {
+            let slot = self.next_used.wrapping_add(n) % size;
             let id = memory.load_u32(self.ring.device + 4 + 8 * u64::from(slot));
             let count = id
                 .and_then(|id| usize::try_from(id).ok())
                 .and_then(|id| self.outstanding.get_mut(id));
             if let Some(count) = count {
                 *count = count.saturating_sub(1);
-                if !self.exact {
-                    *count = (*count).max(0);
-                }
             }
         }
-        if !self.exact && self.all_used(memory) {
+        // The backend may have gone on meanwhile, into what was just read. Where nothing is
+        // outstanding it has not.
+        let end = self.used_index(memory);
+        let filled = end.is_none_or(|end| end.wrapping_sub(self.next_used) >= size);
+        let all_seen = new <= size && (!filled || end == self.avail_index(memory));
+        if all_seen {
+            self.next_used = used;
+        }
+        self.exact &= all_seen;
+        if !self.exact && self.all_used(memory, used) {
             self.outstanding.fill(0);
+            self.next_used = used;
             self.exact = true;
         }
+        all_seen
+    }
+
+    /// Too much was missed to know what is outstanding. What becomes available from now on
+    /// is used from `used` on, which was read before `next_avail`.
+    fn start_over(&mut self, used: u16) {
+        self.outstanding.fill(0);
+        self.next_used = used;
+        self.exact = false;
+    }
+
+    /// Whether the driver may have gone on into the available entries from `first` on, which
+    /// have just been read: it does when these are used, and not before.
+    fn is_overwritten(&self, memory: &Memory<'_>, first: u16) -> bool {
+        let (used, end) = (self.used_index(memory), self.avail_index(memory));
+        let is_used = used.is_none_or(|used| (1..=0x8000).contains(&used.wrapping_sub(first)));
+        is_used && end.is_none_or(|end| end.wrapping_sub(first) >= self.ring.size)
+    }
+
+    /// Whether more is available than the ring holds. A used index that is ahead says nothing,
+    /// and one that is behind only if the driver has not gone on before it was read.
+    fn is_overfull(&self, memory: &Memory<'_>, avail: u16) -> bool {
+        let used = self.used_index(memory);
+        let in_flight = used.map_or(0, |used| avail.wrapping_sub(used) as i16);
+        i32::from(in_flight) > i32::from(self.ring.size) && self.avail_index(memory) == Some(avail)
     }
 
     /// The available index is read after the used one, which never passes it: where they
     /// are the same, nothing was outstanding in between.
-    fn all_used(&self, memory: &Memory<'_>) -> bool {
-        let avail = memory.load_u16(self.ring.driver + 2);
-        avail == Some(self.next_used) && self.next_avail == self.next_used
+    fn all_used(&self, memory: &Memory<'_>, used: u16) -> bool {
+        self.avail_index(memory) == Some(used) && self.next_avail == used
+    }
+
+    fn avail_index(&self, memory: &Memory<'_>) -> Option<u16> {
+        memory.load_u16(self.ring.driver + 2)
+    }
+
+    fn used_index(&self, memory: &Memory<'_>) -> Option<u16> {
+        memory.load_u16(self.ring.device + 2)
     }
 
     fn walk(&self, chain: &mut Chain<'_, '_>, head: u16) {
@@ -766,6 +803,11 @@ impl PackedWalker {
         // Behind a used descriptor may lie the rest of its chain, which looks
         // available and whose table may be gone.
         let mut after_used = false;
+        if self.is_lapped(memory) {
+            checked.lost += u64::from(self.ring.size);
+            self.exact = false;
+            self.next = self.next.lap();
+        }
         for _ in 0..self.ring.size {
             let Some(now) = self.flags(memory, self.next) else {
                 break;
@@ -794,6 +836,11 @@ impl PackedWalker {
             }
             let indirect = d.flags & DESC_F_INDIRECT != 0;
             if indirect {
+                // A table is a chain by itself.
+                let more = d.flags & DESC_F_NEXT != 0;
+                if more || self.exact && self.reading.descriptors != 0 {
+                    chain.malformed = Some("an indirect table in the middle of a chain");
+                }
                 chain.table(slot, &d, true);
             } else {
                 chain.buffer(Kind::Descriptor, slot, None, &d);
@@ -927,6 +974,17 @@ impl PackedWalker {
         true
     }
 
+    /// Whether the driver is more than a lap ahead: it comes to `next` last in this lap, where
+    /// there is nothing of it, and has been in the slot before in the lap that follows.
+    fn is_lapped(&self, memory: &Memory<'_>) -> bool {
+        let last = self.last();
+        let ahead = self.flags(memory, last);
+        // In this order: a driver that goes on meanwhile is here after it was there.
+        let here = self.flags(memory, self.next);
+        ahead.is_some_and(|flags| !last.is_available(flags))
+            && here.is_some_and(|flags| !self.next.is_available(flags))
+    }
+
     /// The place before `next`.
     fn last(&self) -> Cursor {
         self.next.forward(self.ring.size - 1, self.ring.size).lap()
@@ -1032,11 +1090,11 @@ mod tests {
             let pad = raw.as_ptr().align_offset(8);
             raw.resize(pad, 0);
             raw.extend(self.bytes.iter().flat_map(|w| w.to_le_bytes()));
-            let slice = VolatileSlice::from(&mut raw[pad..]);
             let window = Window {
                 base: BASE,
-                len: LEN,
+                len: (raw.len() - pad) as u64,
             };
+            let slice = VolatileSlice::from(&mut raw[pad..]);
             at(&mut self.walker, &Memory::new([(window, slice)]))
         }
     }
@@ -1244,24 +1302,48 @@ mod tests {
             assert!(malformed(&c).contains(&"available index"));
         }
 
+        /// Driver and backend went on between the looks at the two indices.
+        #[test]
+        fn used_index_far_ahead_is_no_mistake_of_the_driver() {
+            let mut r = ring();
+            r.offer(0);
+            for _ in 0..20 {
+                r.complete(0);
+            }
+            let c = r.check();
+            assert_eq!((c.chains, c.late, c.malformed), (1, 1, 0));
+        }
+
         #[test]
         fn work_is_bounded() {
-            // Every entry names the same table, which fills the region.
-            let mut r = Ring::new(256, false);
-            for entry in 0..4095u16 {
-                r.desc(
-                    BASE + 16 * u64::from(entry),
-                    DATA,
-                    1,
-                    DESC_F_NEXT,
-                    entry + 1,
-                );
+            // Every head is somewhere in the same chain, which has all of the descriptors.
+            const SIZE: u16 = 4096;
+            let avail = BASE + 16 * u64::from(SIZE);
+            let ring = RingAddresses {
+                size: SIZE,
+                packed: false,
+                desc: DESC,
+                driver: avail,
+                device: avail + 2 * u64::from(SIZE) + 8,
+            };
+            let mut r = Ring {
+                bytes: vec![0; 0x4000],
+                ring,
+                walker: Walker::new(ring),
+                avail: 0,
+                used: 0,
+            };
+            for n in 0..SIZE {
+                let more = if n + 1 < SIZE { DESC_F_NEXT } else { 0 };
+                r.desc(DESC + 16 * u64::from(n), DESC, 1, more, n + 1);
             }
-            r.desc(DESC, BASE, LEN as u32, DESC_F_INDIRECT, 0);
-            for _ in 0..256 {
-                r.offer(0);
+            for n in 0..SIZE {
+                r.put(avail + 4 + 2 * u64::from(n), &n.to_le_bytes());
             }
-            assert!(r.check().descriptors <= BUDGET.into());
+            r.put(avail + 2, &SIZE.to_le_bytes());
+            let c = r.check();
+            assert_eq!(c.descriptors, u64::from(BUDGET));
+            assert!(malformed(&c).contains(&"more descriptors than a queue can hold"));
         }
 
         #[test]
@@ -1329,6 +1411,85 @@ mod tests {
             }
             let c = r.check();
             assert_eq!((c.lost, c.chains, c.late, c.malformed), (12, 8, 8, 0));
+        }
+
+        /// Entries were lost, and heads 0 and 1 are outstanding since.
+        fn after_a_loss() -> Ring {
+            let mut r = ring();
+            for n in 0..8 {
+                r.desc(DESC + 16 * n, DATA, 4, 0, 0);
+            }
+            for _ in 0..20 {
+                r.offer(2);
+                r.complete(2);
+            }
+            r.offer(0);
+            r.offer(1);
+            assert_eq!(r.check().lost, 14);
+            assert_eq!(r.requests(), None);
+            r
+        }
+
+        #[test]
+        fn what_is_finished_after_a_loss_is_not_outstanding() {
+            let mut r = after_a_loss();
+            // It is used when only the one before was seen to be available.
+            r.offer(3);
+            let slot = u64::from(r.avail % 8);
+            r.put(AVAIL + 4 + 2 * slot, &4u16.to_le_bytes());
+            r.complete(4);
+            assert_eq!(r.check().violations, 0);
+            r.desc(DESC + 64, RAM, 4, 0, 0);
+            r.offer(4);
+            let c = r.check();
+            assert_eq!((c.chains, c.suspects, c.violations), (1, 1, 0));
+        }
+
+        #[test]
+        fn what_was_lost_and_is_finished_again_is_not_outstanding() {
+            let mut r = after_a_loss();
+            r.complete(0);
+            r.offer(0);
+            r.complete(0);
+            r.desc(DESC, RAM, 4, 0, 0);
+            let c = r.check();
+            assert_eq!((c.chains, c.suspects, c.violations), (1, 1, 0));
+        }
+
+        #[test]
+        fn what_is_certain_after_a_loss_is_a_violation() {
+            let mut r = after_a_loss();
+            r.desc(DESC + 48, RAM, 4, 0, 0);
+            r.offer(3);
+            assert_eq!(outside(&r.check()), [(Kind::Descriptor, 3, None, RAM)]);
+            assert_eq!(r.requests(), None, "0 and 1 are not known");
+            for head in [1, 0, 3] {
+                r.complete(head);
+            }
+            assert_eq!(r.requests(), Some(vec![]));
+        }
+
+        #[test]
+        fn used_elements_that_were_overwritten_leave_nothing_outstanding() {
+            let mut r = ring();
+            for n in 0..4 {
+                r.desc(DESC + 16 * n, DATA, 4, 0, 0);
+            }
+            r.offer(0);
+            r.check();
+            // The available index is that of before all this.
+            r.offer(1);
+            for n in 0..12 {
+                r.complete(n % 2);
+            }
+            r.check();
+            assert_eq!(r.requests(), None);
+            r.avail = r.used;
+            r.desc(DESC, RAM, 4, 0, 0);
+            r.offer(0);
+            r.complete(0);
+            let c = r.check();
+            assert_eq!((c.violations, c.malformed), (0, 0));
         }
 
         fn heads(r: &mut Ring) -> Option<Vec<u16>> {
@@ -1790,6 +1951,60 @@ mod tests {
             walker.next = walker.used.lap();
             walker.keep([0; 16], Buffers::default());
             assert!(!walker.exact && walker.outstanding.is_empty());
+        }
+
+        #[test]
+        fn a_driver_that_came_around_once_is_followed() {
+            let mut r = Places::new();
+            for place in 0..4 {
+                r.offer(place, 1, 5);
+                r.complete(place, 5);
+            }
+            assert_eq!(r.check().chains, 4);
+            for place in 4..15 {
+                r.offer(place, 1, 5);
+                r.complete(place, 5);
+            }
+            let c = r.check();
+            assert_eq!((c.chains, c.late, c.lost), (3, 3, 8));
+            assert_eq!(r.check(), Checked::default());
+            r.0.desc(slot(7), RAM, 8, 5, flags(false, 0));
+            assert_eq!(outside(&r.check()), [(Kind::Descriptor, 7, None, RAM)]);
+        }
+
+        #[test]
+        fn a_full_lap_is_not_lost() {
+            for start in 0..8 {
+                let mut r = Places::new();
+                for place in 0..start {
+                    r.offer(place, 1, 5);
+                    r.complete(place, 5);
+                }
+                r.check();
+                for place in start..start + 8 {
+                    r.offer(place, 1, 5);
+                    r.complete(place, 5);
+                }
+                let c = r.check();
+                assert_eq!((c.chains, c.lost), (8, 0));
+                assert_eq!(r.check(), Checked::default());
+            }
+        }
+
+        #[test]
+        fn table_in_a_chain() {
+            let tables = [DESC_F_INDIRECT | DESC_F_NEXT, DESC_F_INDIRECT];
+            for (n, more) in (0..).zip(tables) {
+                let mut r = ring();
+                r.desc(slot(0), DATA, 8, 0, flags(true, DESC_F_NEXT));
+                r.desc(slot(n), TABLE, 16, 0, flags(true, more));
+                r.desc(slot(n + 1), DATA, 8, 0, flags(true, 0));
+                r.desc(TABLE, DATA, 8, 0, 0);
+                assert_eq!(
+                    malformed(&r.check()),
+                    ["an indirect table in the middle of a chain"]
+                );
+            }
         }
 
         #[test]
