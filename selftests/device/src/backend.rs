@@ -4,7 +4,7 @@
 //! region, and has no way to ask for more.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -19,10 +19,10 @@ use rustix::fs::{fcntl_setfl, OFlags};
 use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::Error::BackendInternalError as Refused;
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::vhost_user::{self, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -32,8 +32,10 @@ use crate::requests::{Requests, RequestsError};
 use crate::ring::{RingAddresses, Window};
 use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
 
-/// How long the backend may take to do what it is asked for. The guest waits meanwhile.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long the backend may take for all that one message of a client asks of it. The guest
+/// waits meanwhile, and QEMU no longer than 5 s (`x-msg-timeout`): an answer that comes later
+/// ends its connection.
+pub const ANSWER: Duration = Duration::from_secs(3);
 
 /// How long it may go on reading notifications of its own making.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -140,15 +142,20 @@ pub struct Backend {
 impl Backend {
     /// Connects, negotiates what concerns only the two of us, and checks that
     /// the backend can do what is wanted. Waits up to `patience` for somebody
-    /// to listen.
-    pub fn connect(path: &Path, queues: u16, patience: Duration) -> Result<Self, BackendError> {
+    /// to listen, and for answers until `by`.
+    pub fn connect(
+        path: &Path,
+        queues: u16,
+        patience: Duration,
+        by: Instant,
+    ) -> Result<Self, BackendError> {
         let failed = |source| BackendError::Connect {
             path: path.into(),
             source,
         };
         let stream = open(path, patience).map_err(failed)?;
         let ours = Arc::new(stream.try_clone().map_err(failed)?);
-        in_time(&Arc::clone(&ours), ANSWER, || {
+        in_time(&Arc::clone(&ours), by, || {
             Self::negotiate(stream, ours, queues)
         })
     }
@@ -214,13 +221,14 @@ impl Backend {
         })
     }
 
-    /// Asks, and hangs up if that takes too long.
+    /// Asks, and hangs up if there is no answer by then.
     fn in_time<T>(
         &mut self,
+        by: Instant,
         ask: impl FnOnce(&mut Self) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
         let stream = Arc::clone(&self.stream);
-        in_time(&stream, ANSWER, || ask(self))
+        in_time(&stream, by, || ask(self))
     }
 
     /// As the backend offers them, unfiltered.
@@ -246,13 +254,13 @@ impl Backend {
         }
     }
 
-    pub fn config(&mut self, length: u32) -> Result<Vec<u8>, BackendError> {
+    pub fn config(&mut self, length: u32, by: Instant) -> Result<Vec<u8>, BackendError> {
         if length == 0 || !self.has_config() {
             return Ok(Vec::new());
         }
         let blank = vec![0; length as usize];
         let flags = VhostUserConfigFlags::empty();
-        let config = self.in_time(|backend| {
+        let config = self.in_time(by, |backend| {
             let frontend = &mut backend.frontend;
             let config = frontend.get_config(0, length, flags, &blank);
             config.at("GET_CONFIG")
@@ -261,17 +269,22 @@ impl Backend {
     }
 
     /// Returns whether the backend takes it.
-    pub fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<bool, BackendError> {
+    pub fn set_config(
+        &mut self,
+        offset: u32,
+        data: &[u8],
+        by: Instant,
+    ) -> Result<bool, BackendError> {
         // VHOST_SET_CONFIG_TYPE_FRONTEND: by the driver. The crate has other names for what
         // is 1 in the protocol, which is for migration, and refused.
         let flags = VhostUserConfigFlags::empty();
-        self.in_time(
-            |backend| match backend.frontend.set_config(offset, flags, data) {
+        self.in_time(by, |backend| {
+            match backend.frontend.set_config(offset, flags, data) {
                 Ok(()) => Ok(true),
                 Err(vhost::Error::VhostUserProtocol(Refused)) => Ok(false),
                 Err(error) => Err(error).at("SET_CONFIG"),
-            },
-        )
+            }
+        })
     }
 
     /// Whether the backend has announced another configuration since this was
@@ -290,12 +303,13 @@ impl Backend {
         accepted: u64,
         shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
+        by: Instant,
     ) -> Result<(), BackendError> {
         let mut features = virtio::backend_features(accepted, self.features);
         let protocol = self.features & bit(F_PROTOCOL_FEATURES);
         features |= protocol;
         let table: Vec<_> = shares.iter().map(Share::table_entry).collect();
-        self.in_time(|backend| {
+        self.in_time(by, |backend| {
             let frontend = &mut backend.frontend;
             frontend.set_features(features).at("SET_FEATURES")?;
             frontend.set_mem_table(&table).at("SET_MEM_TABLE")?;
@@ -309,8 +323,9 @@ impl Backend {
         &mut self,
         shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
+        by: Instant,
     ) -> Result<(), BackendError> {
-        self.in_time(|backend| backend.start_queues(shares, queues))
+        self.in_time(by, |backend| backend.start_queues(shares, queues))
     }
 
     fn start_queues(
@@ -362,8 +377,6 @@ impl Backend {
         let ring = &queue.ring;
         // What lies nowhere would be refused by the backend.
         let host = |addr: u64| host_address(shares, addr).unwrap_or(0);
-        // Packed: index 0, wrap counter 1.
-        let base = if ring.packed { 1 << 15 } else { 0 };
         let data = VringConfigData {
             queue_max_size: ring.size,
             queue_size: ring.size,
@@ -375,10 +388,21 @@ impl Backend {
         };
         let f = &self.frontend;
         f.set_vring_num(index, ring.size).at("SET_VRING_NUM")?;
-        f.set_vring_base(index, base).at("SET_VRING_BASE")?;
+        if ring.packed {
+            self.set_packed_base(queue.index).at("SET_VRING_BASE")?;
+        } else {
+            f.set_vring_base(index, 0).at("SET_VRING_BASE")?;
+        }
         f.set_vring_addr(index, &data).at("SET_VRING_ADDR")?;
         f.set_vring_call(index, queue.call).at("SET_VRING_CALL")?;
         f.set_vring_kick(index, queue.kick).at("SET_VRING_KICK")
+    }
+
+    /// Where a packed ring begins. The vhost crate has room for half of that.
+    fn set_packed_base(&self, index: u16) -> Result<(), vhost::Error> {
+        let answers = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        exchange_packed_base(&self.stream, index, answers)
+            .map_err(|error| vhost::Error::VhostUserProtocol(vhost_user::Error::SocketError(error)))
     }
 
     fn enable(&mut self, index: u16, enable: bool) -> Result<(), BackendError> {
@@ -387,9 +411,15 @@ impl Backend {
             .at("SET_VRING_ENABLE")
     }
 
-    /// Stops the queues; when it returns, the backend touches them no more.
-    pub fn stop(&mut self, queues: impl Iterator<Item = u16>) -> Result<(), BackendError> {
-        self.in_time(|backend| {
+    /// Stops the queues; when it returns, the backend takes no more from them. What it took it
+    /// may do nevertheless: qemu-storage-daemon does, but for the used elements, so that nobody
+    /// can tell when it is done.
+    pub fn stop(
+        &mut self,
+        queues: impl Iterator<Item = u16>,
+        by: Instant,
+    ) -> Result<(), BackendError> {
+        self.in_time(by, |backend| {
             for index in queues {
                 if backend.features & bit(F_PROTOCOL_FEATURES) != 0 {
                     backend.enable(index, false)?;
@@ -401,8 +431,13 @@ impl Backend {
         })
     }
 
-    pub fn set_call(&mut self, index: u16, call: &EventFd) -> Result<(), BackendError> {
-        self.in_time(|backend| {
+    pub fn set_call(
+        &mut self,
+        index: u16,
+        call: &EventFd,
+        by: Instant,
+    ) -> Result<(), BackendError> {
+        self.in_time(by, |backend| {
             let frontend = &mut backend.frontend;
             let set = frontend.set_vring_call(index.into(), call);
             set.at("SET_VRING_CALL")
@@ -428,6 +463,29 @@ fn open_maps(pid: Option<i32>) -> io::Result<File> {
     File::open(format!("/proc/{pid}/maps"))
 }
 
+/// SET_VRING_BASE: header and body, and the answer, which is 0 if all is well.
+fn exchange_packed_base(mut stream: &UnixStream, index: u16, answers: bool) -> io::Result<()> {
+    const VERSION: u32 = 1;
+    const REPLY: u32 = 1 << 2;
+    const NEED_REPLY: u32 = 1 << 3;
+    // The next available descriptor and the next used one: index 0, wrap counter 1.
+    const BASE: u32 = (1 << 31) | (1 << 15);
+    let request = u32::from(FrontendReq::SET_VRING_BASE);
+    let flags = VERSION | if answers { NEED_REPLY } else { 0 };
+    let words = [request, flags, 8, index.into(), BASE];
+    stream.write_all(&words.map(u32::to_ne_bytes).concat())?;
+    if !answers {
+        return Ok(());
+    }
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer)?;
+    let want = [request, VERSION | REPLY, 8, 0, 0];
+    if answer[..] != want.map(u32::to_ne_bytes).concat() {
+        return Err(io::Error::other("it is refused"));
+    }
+    Ok(())
+}
+
 /// Waits up to `patience` for somebody to listen.
 fn open(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let deadline = Instant::now() + patience;
@@ -448,12 +506,12 @@ fn try_open(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// Asks the backend behind `stream`, and hangs up if that takes longer than `limit`. A time
+/// Asks the backend behind `stream`, and hangs up if there is no answer by then. A time
 /// limit of the socket itself would not do: the vhost crate asks again then, and a backend
 /// may answer byte by byte.
 fn in_time<T>(
     stream: &UnixStream,
-    limit: Duration,
+    by: Instant,
     ask: impl FnOnce() -> Result<T, BackendError>,
 ) -> Result<T, BackendError> {
     // A thread for each time: one that is there for longer would be outside of the sandbox.
@@ -461,6 +519,7 @@ fn in_time<T>(
         let (asking, asked) = channel::<()>();
         let watch = thread::Builder::new().name("answer".into());
         let watch = watch.spawn_scoped(scope, move || {
+            let limit = by.saturating_duration_since(Instant::now());
             let late = asked.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
             if late {
                 let _ = stream.shutdown(Shutdown::Both);
@@ -541,7 +600,6 @@ impl Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     use rustix::net::{bind, listen};
 
@@ -557,7 +615,7 @@ mod tests {
     #[test]
     fn answers_are_waited_for_no_longer_than_that() {
         let (ours, mut theirs) = UnixStream::pair().expect("sockets");
-        let silent = in_time(&ours, SHORT, || read(&ours));
+        let silent = in_time(&ours, Instant::now() + SHORT, || read(&ours));
         assert!(matches!(silent, Err(BackendError::Silent)));
         assert!(theirs.write_all(&[0]).is_err(), "it was hung up on");
 
@@ -567,7 +625,7 @@ mod tests {
                 thread::sleep(SHORT / 10);
             }
         });
-        let slow = in_time(&ours, SHORT, || read(&ours));
+        let slow = in_time(&ours, Instant::now() + SHORT, || read(&ours));
         assert!(matches!(slow, Err(BackendError::Silent)));
         dripping.join().expect("it was hung up on");
     }
@@ -583,9 +641,25 @@ mod tests {
                 .read_exact(&mut answer)
                 .map_err(BackendError::Thread)
         };
-        assert!(in_time(&ours, LONG, ask).is_ok());
+        assert!(in_time(&ours, begin + LONG, ask).is_ok());
         assert!(begin.elapsed() < LONG);
         theirs.write_all(b"more").expect("nobody has hung up");
+    }
+
+    #[test]
+    fn packed_rings_begin_with_both_wrap_counters() {
+        let want = [10, 9, 8, 5, 0x8000_8000].map(u32::to_ne_bytes).concat();
+        for (refused, outcome) in [(0u32, true), (1, false)] {
+            let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+            let answer = [10, 5, 8, refused, 0].map(u32::to_ne_bytes).concat();
+            theirs.write_all(&answer).expect("write");
+            assert_eq!(exchange_packed_base(&ours, 5, true).is_ok(), outcome);
+            let mut request = [0; 20];
+            theirs.read_exact(&mut request).expect("a request");
+            assert_eq!(request[..], want);
+        }
+        let (ours, _theirs) = UnixStream::pair().expect("sockets");
+        exchange_packed_base(&ours, 5, false).expect("nobody is waited for");
     }
 
     #[test]

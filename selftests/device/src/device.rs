@@ -7,15 +7,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use thiserror::Error;
-use vfio_bindings::bindings::vfio::{VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_MSIX_IRQ_INDEX};
+use vfio_bindings::bindings::vfio::{
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_MSIX_IRQ_INDEX,
+};
 use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
-use crate::backend::{Backend, BackendError, QueueSetup, Share, MAX_SHARES};
+use crate::backend::{Backend, BackendError, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
 use crate::notify;
@@ -32,6 +34,9 @@ const MAX_REPORTED: u64 = 64;
 
 /// How long to wait for a backend when the device starts.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is left of [`ANSWER`] at least for a message that had to wait for the device itself.
+const LEAST: Duration = Duration::from_secs(1);
 
 const ISR_CONFIG: u8 = 2;
 
@@ -97,6 +102,8 @@ pub struct Device {
     config: Vec<u8>,
     backend: Option<Backend>,
     backend_features: u64,
+    /// When the backend has to have done what is asked of it now.
+    by: Instant,
     search: Arc<Search>,
     vectors: Vec<Option<EventFd>>,
     running: Option<Running>,
@@ -130,6 +137,7 @@ impl Device {
             config: Vec::new(),
             backend: None,
             backend_features: 0,
+            by: Instant::now() + PATIENCE + ANSWER,
             search: Arc::new(Search::new(Arc::clone(&options))),
             vectors,
             running: None,
@@ -143,7 +151,7 @@ impl Device {
             report,
             options,
         };
-        let found = Found::find(&device.options, PATIENCE)?;
+        let found = Found::find(&device.options, PATIENCE, device.by)?;
         device.take_backend(found);
         device.begin_session();
         Ok(device)
@@ -153,15 +161,16 @@ impl Device {
         &self.region
     }
 
+    /// There is something to do since then, and whoever waits for it does not wait for ever.
+    pub fn hurry(&mut self, since: Instant) {
+        self.by = (since + ANSWER).max(Instant::now() + LEAST);
+    }
+
     // Backend
 
     fn take_backend(&mut self, found: Found) {
         let Found { backend, config } = found;
-        if self.config != config {
-            // A driver may be in the middle of reading it.
-            self.registers.config_changed();
-            self.config = config;
-        }
+        self.take_config(config);
         self.backend_features = backend.features();
         let mut fields = features(backend.features());
         fields["pid"] = json!(backend.pid());
@@ -217,6 +226,7 @@ impl Device {
 
     /// What has to happen without the guest asking for it.
     pub fn tick(&mut self) {
+        self.hurry(Instant::now());
         if self.backend.as_ref().is_some_and(Backend::is_gone) {
             self.lose_backend(&BackendError::HungUp);
         }
@@ -265,7 +275,7 @@ impl Device {
             json!({ "kind": "status", "negotiation": self.negotiation }),
         );
         if self.backend.is_none() {
-            self.search.attempt();
+            self.search.attempt(self.by);
             self.take_found();
         }
         self.refresh_config();
@@ -304,16 +314,30 @@ impl Device {
         self.report.event_with_counters("disconnect");
     }
 
-    fn refresh_config(&mut self) {
+    /// Returns whether it has changed.
+    fn refresh_config(&mut self) -> bool {
         let Some(mut backend) = self.backend.take() else {
-            return;
+            return false;
         };
-        let config = read_config(&self.options, &mut backend);
+        let config = read_config(&self.options, &mut backend, self.by);
         self.backend = Some(backend);
         match config {
-            Ok(config) => self.config = config,
-            Err(error) => self.lose_backend(&error),
+            Ok(config) => self.take_config(config),
+            Err(error) => {
+                self.lose_backend(&error);
+                false
+            }
         }
+    }
+
+    fn take_config(&mut self, config: Vec<u8>) -> bool {
+        let changes = self.config != config;
+        if changes {
+            // A driver may be in the middle of reading it.
+            self.registers.config_changed();
+            self.config = config;
+        }
+        changes
     }
 
     /// What the backend has announced of its configuration space is the
@@ -321,12 +345,17 @@ impl Device {
     fn follow_config(&mut self) {
         let announced = self.backend.as_mut().map(Backend::config_changed);
         match announced {
-            Some(Ok(true)) if self.options.config.is_none() => self.refresh_config(),
+            Some(Ok(true)) if self.options.config.is_none() => {}
             Some(Err(error)) => return self.lose_backend(&error),
             _ => return,
         }
+        let changed = self.refresh_config();
         if self.backend.is_none() {
             return;
+        }
+        if !changed {
+            // It was read since it is what it is, and not announced.
+            self.registers.config_changed();
         }
         self.report.count(|c| c.config_changes += 1);
         let config = HexBytes(self.config.clone()).hex();
@@ -334,7 +363,6 @@ impl Device {
             "config_changed",
             json!({ "config": config, "negotiation": self.negotiation }),
         );
-        self.registers.config_changed();
         if self.registers.status() & virtio::STATUS_DRIVER_OK != 0 {
             self.interrupt_config();
         }
@@ -416,7 +444,7 @@ impl Device {
         };
         let served = self.options.served_queues();
         let indices = running.queues.iter().map(|q| q.index);
-        if let Err(error) = backend.stop(indices.filter(|index| *index < served)) {
+        if let Err(error) = backend.stop(indices.filter(|index| *index < served), self.by) {
             self.lose_backend(&error);
         }
     }
@@ -597,7 +625,8 @@ impl Device {
             .map(|(queue, (_, ring))| self.setup(queue, ring))
             .collect();
         let accepted = self.registers.accepted();
-        match backend.start(accepted, &running.reach.shares(&self.region), &setups) {
+        let shares = running.reach.shares(&self.region);
+        match backend.start(accepted, &shares, &setups, self.by) {
             Ok(()) => {
                 self.backend = Some(backend);
                 self.report_backend_memory(&running.reach, "start");
@@ -649,7 +678,7 @@ impl Device {
         };
         running.queues.retain(|queue| queue.index != index);
         let outcome = match &mut self.backend {
-            Some(backend) if served => backend.stop([index].into_iter()),
+            Some(backend) if served => backend.stop([index].into_iter(), self.by),
             _ => Ok(()),
         };
         if let Err(error) = outcome {
@@ -691,7 +720,7 @@ impl Device {
                     .zip(&rings)
                     .map(|(queue, (_, ring))| self.setup(queue, *ring))
                     .collect();
-                backend.add(&running.reach.shares(&self.region), &setups)
+                backend.add(&running.reach.shares(&self.region), &setups, self.by)
             }
             _ => Ok(()),
         };
@@ -921,7 +950,7 @@ impl Device {
                 continue;
             }
             let call = self.call(queue);
-            outcome = backend.set_call(queue.index, call);
+            outcome = backend.set_call(queue.index, call, self.by);
             if outcome.is_err() {
                 break;
             }
@@ -994,6 +1023,10 @@ impl Device {
             let start = (start as usize).min(self.vectors.len());
             start..start.saturating_add(count as usize).min(self.vectors.len())
         };
+        if flags & VFIO_IRQ_SET_ACTION_TRIGGER == 0 {
+            // MSI-X is masked in its table, which is the client's.
+            return;
+        }
         if count != 0 && flags & VFIO_IRQ_SET_DATA_EVENTFD == 0 {
             // Without data it means: trigger these.
             range.for_each(|vector| self.signal(vector as u16));
@@ -1119,8 +1152,10 @@ impl Device {
         let Some(backend) = self.backend.as_mut().filter(|b| b.has_config()) else {
             return;
         };
-        match backend.set_config(offset as u32, data) {
-            Ok(true) => self.refresh_config(),
+        match backend.set_config(offset as u32, data, self.by) {
+            Ok(true) => {
+                self.refresh_config();
+            }
             // A field that cannot be written is the driver's mistake.
             Ok(false) => log::warn!("the backend takes nothing at {offset} of its configuration"),
             Err(error) => self.lose_backend(&error),

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::json;
@@ -44,6 +44,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
+use crate::backend::ANSWER;
 use crate::device::Device;
 use crate::faults::FaultSet;
 use crate::listen::listen;
@@ -180,7 +181,7 @@ fn watch(signals: Signals, socket: &Path, device: &Shared, report: &Arc<Report>)
         .spawn(move || loop {
             thread::sleep(RETRY);
             if server::lock(&without).lacks_backend() {
-                search.attempt();
+                search.attempt(Instant::now() + ANSWER);
                 server::lock(&without).take_found();
             }
         })?;

@@ -2,8 +2,8 @@
 
 //! The way to a backend: the first, and another in the place of one that went away.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, BackendError};
 use crate::options::Options;
@@ -16,22 +16,26 @@ pub struct Found {
 }
 
 impl Found {
-    /// Waits up to `patience` for somebody to listen.
-    pub fn find(options: &Options, patience: Duration) -> Result<Self, BackendError> {
+    /// Waits up to `patience` for somebody to listen, and for answers until `by`.
+    pub fn find(options: &Options, patience: Duration, by: Instant) -> Result<Self, BackendError> {
         let queues = options.served_queues();
-        let mut backend = Backend::connect(&options.backend, queues, patience)?;
+        let mut backend = Backend::connect(&options.backend, queues, patience, by)?;
         if options.packed && backend.features() & bit(F_RING_PACKED) == 0 {
             return Err(BackendError::Missing("VIRTIO_F_RING_PACKED"));
         }
-        let config = read_config(options, &mut backend)?;
+        let config = read_config(options, &mut backend, by)?;
         Ok(Self { backend, config })
     }
 }
 
-pub fn read_config(options: &Options, backend: &mut Backend) -> Result<Vec<u8>, BackendError> {
+pub fn read_config(
+    options: &Options,
+    backend: &mut Backend,
+    by: Instant,
+) -> Result<Vec<u8>, BackendError> {
     match &options.config {
         Some(bytes) => Ok(bytes.0.clone()),
-        None => backend.config(options.config_length()),
+        None => backend.config(options.config_length(), by),
     }
 }
 
@@ -39,35 +43,58 @@ pub fn read_config(options: &Options, backend: &mut Backend) -> Result<Vec<u8>, 
 /// unlocked, unless a driver waits for it.
 pub struct Search {
     options: Arc<Options>,
-    /// Locked for as long as an attempt lasts: there are backends that take one client.
-    found: Mutex<Option<Found>>,
+    state: Mutex<State>,
+    attempted: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    found: Option<Found>,
+    /// There are backends that take one client, so there is one attempt at a time.
+    under_way: bool,
 }
 
 impl Search {
     pub fn new(options: Arc<Options>) -> Self {
         Self {
             options,
-            found: Mutex::new(None),
+            state: Mutex::default(),
+            attempted: Condvar::new(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Found>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whatever comes of it waits to be taken. If another attempt is under way, that is the one.
-    pub fn attempt(&self) {
-        let under_way = matches!(self.found.try_lock(), Err(TryLockError::WouldBlock));
-        let mut found = self.lock();
-        if found.is_none() && !under_way {
-            match Found::find(&self.options, Duration::ZERO) {
-                Ok(backend) => *found = Some(backend),
-                Err(error) => log::debug!("{error}"),
-            }
+    /// Whatever comes of it by then waits to be taken. If another attempt is under way, that
+    /// is the one.
+    pub fn attempt(&self, by: Instant) {
+        let mut state = self.lock();
+        if state.under_way {
+            let limit = by.saturating_duration_since(Instant::now());
+            let ended = self
+                .attempted
+                .wait_timeout_while(state, limit, |s| s.under_way);
+            drop(ended);
+            return;
         }
+        if state.found.is_some() || by <= Instant::now() {
+            return;
+        }
+        state.under_way = true;
+        drop(state);
+        let outcome = Found::find(&self.options, Duration::ZERO, by);
+        let mut state = self.lock();
+        state.under_way = false;
+        match outcome {
+            Ok(found) => state.found = Some(found),
+            Err(error) => log::debug!("{error}"),
+        }
+        self.attempted.notify_all();
     }
 
     pub fn take(&self) -> Option<Found> {
-        self.lock().take()
+        self.lock().found.take()
     }
 }

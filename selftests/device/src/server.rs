@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use rustix::event::{poll, PollFd, PollFlags};
 use thiserror::Error;
@@ -49,9 +50,19 @@ pub fn lock(device: &Shared) -> MutexGuard<'_, Device> {
 /// an error: the crate would answer it with error number 0.
 struct Session(Shared);
 
+impl Session {
+    /// The device, for a message that has just come.
+    fn device(&self) -> MutexGuard<'_, Device> {
+        let now = Instant::now();
+        let mut device = lock(&self.0);
+        device.hurry(now);
+        device
+    }
+}
+
 impl ServerBackend for Session {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let mut device = lock(&self.0);
+        let mut device = self.device();
         if region == VFIO_PCI_CONFIG_REGION_INDEX {
             device.config_read(offset, data);
         } else {
@@ -61,7 +72,7 @@ impl ServerBackend for Session {
     }
 
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut device = lock(&self.0);
+        let mut device = self.device();
         if region == VFIO_PCI_CONFIG_REGION_INDEX {
             device.config_write(offset, data);
         } else {
@@ -78,7 +89,7 @@ impl ServerBackend for Session {
         size: u64,
         fd: Option<File>,
     ) -> io::Result<()> {
-        lock(&self.0).dma_map(Mapping {
+        self.device().dma_map(Mapping {
             window: Window {
                 base: address,
                 len: size,
@@ -95,12 +106,13 @@ impl ServerBackend for Session {
             base: address,
             len: size,
         };
-        lock(&self.0).dma_unmap(window, flags.contains(DmaUnmapFlags::UNMAP_ALL));
+        self.device()
+            .dma_unmap(window, flags.contains(DmaUnmapFlags::UNMAP_ALL));
         Ok(())
     }
 
     fn reset(&mut self) -> io::Result<()> {
-        lock(&self.0).reset();
+        self.device().reset();
         Ok(())
     }
 
@@ -112,7 +124,7 @@ impl ServerBackend for Session {
         count: u32,
         fds: Vec<File>,
     ) -> io::Result<()> {
-        lock(&self.0).set_irqs(index, flags, start, count, fds);
+        self.device().set_irqs(index, flags, start, count, fds);
         Ok(())
     }
 }
@@ -213,7 +225,11 @@ pub fn serve(
             Ok(Err(error)) => log::info!("the client went away: {error}"),
             Err(_) => log::error!("the client sent something that is not vfio-user"),
         }
-        lock(device).disconnected();
+        let now = Instant::now();
+        let mut left = lock(device);
+        left.hurry(now);
+        left.disconnected();
+        drop(left);
         if options.once {
             return Ok(());
         }

@@ -514,7 +514,9 @@ fn addresses_outside_end_the_answers() {
 /// Of a configuration that can be written: whether a disk may keep what is written to it.
 const WRITEBACK: u64 = 32;
 /// How long a backend may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long QEMU waits for an answer of the device.
+const QEMU: Duration = Duration::from_secs(5);
 
 #[test]
 fn backend_that_does_not_answer_is_gone() {
@@ -524,13 +526,18 @@ fn backend_that_does_not_answer_is_gone() {
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
-    driver.write_device_config(WRITEBACK, &[0]);
+    let generation = driver.generation();
+    for (value, changes) in [(1, 1), (1, 1), (0, 2)] {
+        driver.write_device_config(WRITEBACK, &[value]);
+        assert_eq!(driver.generation(), generation.wrapping_add(changes));
+    }
+    assert!(driver.config_irq.read().is_err(), "who writes it knows");
     assert_eq!(driver.status(), 15);
     freeze_backend(&machine);
     driver.offer_block(IN, 0, 512, false);
     let begin = Instant::now();
     driver.write_device_config(WRITEBACK, &[1]);
-    assert!(begin.elapsed() >= ANSWER);
+    assert!(begin.elapsed() >= ANSWER && begin.elapsed() < QEMU);
     assert_ne!(driver.status() & NEEDS_RESET, 0);
     let gone = machine.events("backend_gone");
     assert_eq!(gone[0]["reason"], "the backend does not answer");
@@ -548,6 +555,40 @@ fn backend_that_does_not_answer_is_gone() {
     exchange(&mut driver, 2);
 }
 
+/// It has to stop its queues first, and to be looked for then.
+#[test]
+fn reset_does_not_wait_twice_for_a_backend() {
+    let Some((machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    freeze_backend(&machine);
+    let begin = Instant::now();
+    driver.reset();
+    assert!(begin.elapsed() >= ANSWER && begin.elapsed() < QEMU);
+}
+
+/// Nor for an attempt that others have begun.
+#[test]
+fn reset_waits_no_longer_for_somebody_who_looks() {
+    let Some((mut machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    machine.kill_backend();
+    std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
+    // It takes clients, and says nothing.
+    let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
+    for _ in 0..2 {
+        let _client = silent.accept().expect("the device");
+        let begin = Instant::now();
+        driver.reset();
+        assert!(begin.elapsed() < QEMU);
+    }
+}
+
 #[test]
 fn device_works_while_its_backend_is_looked_for() {
     let Some((mut machine, mut driver)) = machine(&[]) else {
@@ -562,7 +603,7 @@ fn device_works_while_its_backend_is_looked_for() {
     assert!(driver::wait(&driver.config_irq));
     let begin = Instant::now();
     let (client, _) = silent.accept().expect("the device");
-    for _ in 0..100 {
+    for _ in 0..20 {
         assert_eq!(driver.block(IN, 0, 512, false), IOERR);
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -665,13 +706,39 @@ fn change_after_the_backend_came_back() {
 
 /// A device whose backend's announcements are the test's to make.
 fn announcing(more: &[&str]) -> (Machine, Driver, UnixStream) {
+    let (machine, driver, sockets) = ending("rng", more);
+    (machine, driver, sockets.requests)
+}
+
+/// A device of this type whose backend's end is the test's to make as well.
+fn ending(kind: &str, more: &[&str]) -> (Machine, Driver, packed_backend::Sockets) {
     let mut machine = Machine::new();
     let sockets = packed_backend::start_announcing(&machine.path("backend.sock"));
-    machine.start_device(&[&["--type", "rng", "--packed", "yes"], more].concat());
+    machine.start_device(&[&["--type", kind, "--packed", "yes"], more].concat());
     let mut driver = Driver::connect(&machine.socket());
     assert!(driver.negotiate(VERSION_1 | SWIOTLB | PACKED));
     driver.start();
-    (machine, driver, sockets.recv().expect("a socket"))
+    (machine, driver, sockets.recv().expect("sockets"))
+}
+
+/// A process that ends closes one socket after the other, and this one first.
+#[test]
+fn backend_that_takes_its_time_to_end_is_answered_for() {
+    let (mut machine, mut driver, sockets) = ending("blk", &["--config-size", "8"]);
+    drop(sockets.requests);
+    std::thread::sleep(Duration::from_millis(30));
+    let _ = sockets.connection.shutdown(std::net::Shutdown::Both);
+    assert!(driver::wait(&driver.config_irq));
+    driver.put(0x1800, &[0xee]);
+    driver.descriptor(0, driver.at(0x1000), 16, 0, driver::NEXT | (1 << 7));
+    driver.descriptor(16, driver.at(0x1800), 1, 0, driver::WRITE | (1 << 7));
+    driver.kick();
+    let mut status = [0];
+    driver.get(0x1800, &mut status);
+    assert_eq!(status[0], IOERR);
+    machine.stop_device();
+    let reason = machine.events("backend_gone")[0]["reason"].to_string();
+    assert!(!reason.contains("makes no sense"), "{reason}");
 }
 
 const ANNOUNCEMENT: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -910,6 +977,33 @@ fn no_more_allowed_memory_than_a_backend_takes() {
     assert!(maps[0]["refused"].is_null());
     let why = maps[10]["refused"].as_str().expect("a reason");
     assert!(why.contains("shorter"), "{why}");
+}
+
+#[test]
+fn only_triggers_raise_interrupts() {
+    let Some((_machine, mut driver)) = machine(&[]) else {
+        return;
+    };
+    // Without data; masked, unmasked, triggered.
+    for (flags, raised) in [(0x09, false), (0x11, false), (0x21, true)] {
+        driver
+            .client
+            .set_irqs(2, flags, 1, 1, &[])
+            .expect("SET_IRQS");
+        driver.status();
+        assert_eq!(driver.queue_irq.read().is_ok(), raised, "{flags:#x}");
+    }
+    // Nor are they taken away.
+    driver
+        .client
+        .set_irqs(2, 0x09, 0, 0, &[])
+        .expect("SET_IRQS");
+    driver
+        .client
+        .set_irqs(2, 0x21, 1, 1, &[])
+        .expect("SET_IRQS");
+    driver.status();
+    assert!(driver.queue_irq.read().is_ok());
 }
 
 #[test]

@@ -36,9 +36,15 @@ struct State {
     wrap: bool,
     call: Option<File>,
     /// Where the socket for requests of its own goes, if it wants one.
-    requests: Option<Sender<UnixStream>>,
+    requests: Option<Sender<Sockets>>,
     /// How often its configuration space was read, which that consists of.
     reads: u8,
+}
+
+/// What somebody needs who speaks for it.
+pub struct Sockets {
+    pub requests: UnixStream,
+    pub connection: UnixStream,
 }
 
 /// Serves one connection.
@@ -47,7 +53,7 @@ pub fn start(path: &Path) {
 }
 
 /// The same, for somebody who wants to speak for it.
-pub fn start_announcing(path: &Path) -> Receiver<UnixStream> {
+pub fn start_announcing(path: &Path) -> Receiver<Sockets> {
     let (sender, requests) = channel();
     let state = State {
         requests: Some(sender),
@@ -126,8 +132,10 @@ fn handle(
         8 => s.size = word(4) as u16,
         9 => s.ring = long(8) - s.host,
         10 => {
-            s.next = (word(4) & 0x7fff) as u16;
-            s.wrap = word(4) & 0x8000 != 0;
+            let (avail, used) = (word(4) & 0xffff, word(4) >> 16);
+            assert_eq!(avail, used, "nothing is under way");
+            s.next = (avail & 0x7fff) as u16;
+            s.wrap = avail & 0x8000 != 0;
         }
         11 => {
             s.ring = u64::MAX;
@@ -142,7 +150,11 @@ fn handle(
         21 => {
             let socket = OwnedFd::from(files.next().expect("socket"));
             let sender = s.requests.as_ref().expect("somebody who wanted it");
-            sender.send(socket.into()).expect("somebody who takes it");
+            let sockets = Sockets {
+                requests: socket.into(),
+                connection: stream.try_clone().expect("connection"),
+            };
+            sender.send(sockets).expect("somebody who takes them");
         }
         24 => {
             s.reads += 1;
