@@ -11,9 +11,9 @@
 //!   operations, and holds the module in use. Any other is unhooked on the spot.
 //! - *Released*: the driver is gone; everything is undone.
 //!
-//! Negotiation is serialised by the device lock (or, on resume, by the suspend of the parent).
-//! [`State`] has a lock of its own for the sake of readers in debugfs. All of it sleeps. Lock
-//! order: device, [`Registry::attachments`], [`Seen::state`].
+//! Negotiation is serialised by the core, see [`Locked`]. [`State`] has a lock of its own for the
+//! sake of readers in debugfs. All of it sleeps. Lock order: device, [`Registry::attachments`],
+//! [`Seen::state`], [`Shared::retired`].
 
 use super::{
     bounce::{
@@ -42,7 +42,8 @@ use super::{
         config::{
             Hooks,
             Interposer,
-            Original, //
+            Negotiation,
+            Unbound, //
         },
         map::{
             Installed,
@@ -153,21 +154,15 @@ pub(crate) struct State {
     pub(crate) driver: Option<CString>,
     /// What was decided, `None` while it is not.
     pub(crate) decision: Option<Decision>,
-    bounced: Option<Bounced>,
+    bounced: Option<Installed<Bounce>>,
     /// What was counted in the last binding, if it is over.
     last: Counters,
-}
-
-/// What a bounced device has, until [`Seen::release`].
-struct Bounced {
-    installed: Installed<Bounce>,
-    _module: ModuleReference,
 }
 
 impl State {
     /// The device's bounce buffers, while it is bounced.
     pub(crate) fn bounce(&self) -> Option<&Bounce> {
-        self.bounced.as_ref().map(|b| b.installed.inner())
+        self.bounced.as_ref().map(Installed::inner)
     }
 
     /// What was counted in this binding, or the last.
@@ -253,44 +248,16 @@ impl Seen {
         self.state.lock().decision = Some(decision);
     }
 
-    /// Decides, and does what is needed to bounce the device if it is to be.
-    fn negotiate(&self, dev: &Locked) -> (Decision, Option<Bounced>) {
-        let decision = self.shared.decide(dev, self.offered(), region::find(dev));
-        let Some(extent) = decision.extent() else {
-            return (decision, None);
-        };
-        match self.bounce(dev, &extent) {
-            Ok(bounced) => (decision, Some(bounced)),
-            Err(reason) => (decision.failed(reason), None),
-        }
-    }
+}
 
-    /// Maps the region, makes the pool, and gives the device its mapping operations.
-    fn bounce(&self, dev: &Locked, extent: &Extent) -> Result<Bounced, Reason> {
-        let module = ModuleReference::get(self.shared.module).ok_or(Reason::Unloading)?;
-        let region = Region::new(dev, extent)?;
-        let mapper = Bounce::new(
-            region,
-            self.kind,
-            self.shared.parameters.from_device,
-            dev.as_device(),
-        )
-        .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
-        .map_err(|_| Reason::NoMemory)?;
-        let installed = mapper.install(dev).map_err(|_| Reason::Transport)?;
-        Ok(Bounced {
-            installed,
-            _module: module,
-        })
-    }
-
-    /// The driver is gone, or never came: undoes what [`Seen::bounce`] did.
-    fn release(&self, dev: &Locked) {
+impl Unbound for Seen {
+    /// Undoes what [`Negotiator::bounce`] did.
+    fn unbound(&self, dev: &Locked) {
         let mut state = self.state.lock();
         let Some(bounced) = state.bounced.take() else {
             return;
         };
-        let bounce = bounced.installed.inner();
+        let bounce = bounced.inner();
         let live = bounce.live();
         if live != 0 {
             dev_err!(
@@ -302,9 +269,8 @@ impl Seen {
         state.last = counters;
         state.decision = Some(Decision::Ignore(Reason::NoDriver));
         *self.shared.retired.lock() += counters;
-        // SAFETY: They are the device's own. The core has told that its driver is gone, or binds
-        // one, before which it is.
-        unsafe { bounced.installed.remove(dev) };
+        // SAFETY: They are the device's own, and the driver is gone with all that was its own.
+        unsafe { bounced.remove(dev) };
     }
 }
 
@@ -411,19 +377,59 @@ const CONFINING: Features = Features::VERSION_1
 /// Decides a device's negotiation from within its configuration operations.
 pub(crate) struct Negotiator(Arc<Seen>);
 
+impl Negotiator {
+    /// Decides, and does what is needed to bounce the device if it is to be.
+    fn decide(&self, negotiation: &Negotiation<'_>) -> (Decision, Option<Installed<Bounce>>) {
+        let (seen, dev) = (&self.0, negotiation.dev());
+        let decision = seen.shared.decide(dev, seen.offered(), region::find(dev));
+        let Some(extent) = decision.extent() else {
+            return (decision, None);
+        };
+        match self.bounce(negotiation, &extent) {
+            Ok(bounced) => (decision, Some(bounced)),
+            Err(reason) => (decision.failed(reason), None),
+        }
+    }
+
+    /// Maps the region, makes the pool, and gives the device its mapping operations.
+    fn bounce(
+        &self,
+        negotiation: &Negotiation<'_>,
+        extent: &Extent,
+    ) -> Result<Installed<Bounce>, Reason> {
+        let (seen, dev) = (&self.0, negotiation.dev());
+        let module = ModuleReference::get(seen.shared.module).ok_or(Reason::Unloading)?;
+        let region = Region::new(dev, extent)?;
+        let mapper = Bounce::new(
+            region,
+            seen.kind,
+            seen.shared.parameters.from_device,
+            dev.as_device(),
+        )
+        .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
+        .map_err(|_| Reason::NoMemory)?;
+        negotiation
+            .when_unbound(seen.clone())
+            .map_err(|_| Reason::NoMemory)?;
+        // SAFETY: Nothing was bounced in this binding: it is the first negotiation, before which a
+        // driver has no rings.
+        unsafe { mapper.install(dev, module) }.map_err(|_| Reason::Transport)
+    }
+}
+
 impl Hooks for Negotiator {
     fn offered(&self, _dev: &Device, offered: u64) {
-        // What counts is what the core was told in this negotiation.
+        // What counts is what the core was told, and it asks once in a binding.
         self.0.offered.store(offered, Relaxed);
     }
 
     /// Runs again after the driver's `validate`, and on resume: then everything is in place.
-    fn finalize(&self, dev: &Locked, original: Original<'_>) -> Result {
-        let seen = &*self.0;
+    fn finalize(&self, negotiation: Negotiation<'_>) -> Result {
+        let (seen, dev) = (&*self.0, negotiation.dev());
         let mut state = seen.state.lock();
         let decision = match (&state.bounced, state.decision) {
             (Some(bounced), Some(decision)) => {
-                let region = bounced.installed.inner().region();
+                let region = bounced.inner().region();
                 // R19: never under a driver's feet.
                 if decision.extent().is_some() && !region.is_in_place(dev) {
                     // Sticks until the driver is bound anew, wherever the region goes next.
@@ -436,7 +442,7 @@ impl Hooks for Negotiator {
                 decision
             }
             _ => {
-                let (decision, bounced) = seen.negotiate(dev);
+                let (decision, bounced) = self.decide(&negotiation);
                 announce(dev, &decision);
                 seen.shared.outcomes.count(&decision);
                 state.decision = Some(decision);
@@ -450,9 +456,9 @@ impl Hooks for Negotiator {
         match decision {
             Decision::Refuse(_) => Err(ENODEV),
             Decision::Decline(_) | Decision::Ignore(_) => {
-                dev.set_features(features.0);
-                original.step_aside();
-                original.finalize_features()
+                negotiation.set_features(features.0);
+                negotiation.step_aside();
+                negotiation.finalize_features()
             }
             Decision::Accept(extent) | Decision::Hint(extent) => {
                 // The device is told what it offered, and no more ...
@@ -483,7 +489,7 @@ impl Hooks for Negotiator {
                         "swiotlb: features {:#x} from 64 on are not used: nor do they fit the region\n",
                         too_much
                     );
-                    dev.set_features_beyond(beyond & !too_much);
+                    negotiation.set_features_beyond(beyond & !too_much);
                 }
                 if matches!(decision, Decision::Accept(_)) {
                     told = told.with(Features::SWIOTLB);
@@ -491,12 +497,12 @@ impl Hooks for Negotiator {
                 if !seen.offered().has(Features::ACCESS_PLATFORM) {
                     told = told.without(Features::ACCESS_PLATFORM);
                 }
-                dev.set_features(told.0);
-                let finalized = original.finalize_features();
+                negotiation.set_features(told.0);
+                let finalized = negotiation.finalize_features();
                 let kept = Features(dev.features());
                 // ... and the core is told what makes it map rings and buffers at all. Also if
                 // this failed: after a suspend there may be rings, which are freed by it.
-                dev.set_features(kept.with(Features::ACCESS_PLATFORM).0);
+                negotiation.set_features(kept.with(Features::ACCESS_PLATFORM).0);
                 finalized?;
                 // The transport drops what it does not know. Not what this is about, though.
                 if !kept.has(told.only(CONFINING)) {
@@ -662,10 +668,10 @@ impl Registry {
         attachments.iter().find(|a| a.id == id).cloned()
     }
 
-    /// The attachment of `dev`, new if it has none.
-    fn attach(&self, dev: &Locked) -> Result<Arc<Attachment>> {
+    /// The attachment of `dev`, new if it has none; `None` if the module is being unloaded.
+    fn attach(&self, dev: &Locked) -> Result<Option<Arc<Attachment>>> {
         if let Some(attachment) = self.find(dev.id()) {
-            return Ok(attachment);
+            return Ok(Some(attachment));
         }
         let seen = Arc::pin_init(Seen::new(dev, self.shared.clone())?, GFP_KERNEL)?;
         let attachment = Arc::new(
@@ -677,9 +683,13 @@ impl Registry {
             GFP_KERNEL,
         )?;
         let mut attachments = self.attachments.lock();
+        // Whoever unloads it knows all that are there now, and waits for the lock of each.
+        if self.shared.unloading.load(Relaxed) {
+            return Ok(None);
+        }
         attachments.push(attachment.clone(), GFP_KERNEL)?;
         self.shared.outcomes.seen.fetch_add(1, Relaxed);
-        Ok(attachment)
+        Ok(Some(attachment))
     }
 
     /// Sees to a device that was there before the module. May sleep.
@@ -693,11 +703,8 @@ impl Registry {
         if !policy::concerns(offered, finding) {
             return Then::Nothing;
         }
-        if dev.driver_name().is_none() {
-            // The refusal of an earlier driver sticks to the device's status. What was agreed on
-            // with it does not count any more: a transport would look for queues of its own.
-            dev.set_features(0);
-            dev.reset();
+        // The refusal of an earlier driver sticks to the device's status.
+        if dev.start_over() {
             return Then::Bind;
         }
         // What is bound keeps working, unless it is to be taken over and can be.
@@ -720,7 +727,8 @@ impl Registry {
     fn leave_alone(&self, dev: &Locked, offered: Features, decision: Decision) {
         announce(dev, &decision);
         match self.attach(dev) {
-            Ok(attachment) => attachment.seen().leave_alone(dev, offered.0, decision),
+            Ok(Some(attachment)) => attachment.seen().leave_alone(dev, offered.0, decision),
+            Ok(None) => {}
             Err(_) => dev_err!(
                 dev.as_device(),
                 "swiotlb: not enough memory to list the device\n"
@@ -741,8 +749,10 @@ impl Registry {
         Then::Nothing
     }
 
-    /// From now on no device is hooked.
+    /// From now on no device is hooked that is not yet known, nor a known one once its lock was
+    /// taken after this.
     pub(crate) fn stop(&self) {
+        let _attachments = self.attachments.lock();
         self.shared.unloading.store(true, Relaxed);
     }
 }
@@ -758,19 +768,23 @@ impl bus::Events for Registry {
             if let Some(attachment) = self.find(dev.id()) {
                 let decision = Decision::Ignore(Reason::NotConcerned);
                 attachment.seen().leave_alone(dev, offered, decision);
+                // With CONFIG_DEBUG_TEST_DRIVER_REMOVE the core does not tell of the end of its
+                // last driver.
+                attachment.hook.remove(dev);
             }
             return;
         }
-        let Ok(attachment) = self.attach(dev) else {
-            dev_err!(
-                dev.as_device(),
-                "swiotlb: not bounced: not enough memory; unbind and bind the driver when there is\n"
-            );
-            return;
+        let attachment = match self.attach(dev) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => return,
+            Err(_) => {
+                dev_err!(
+                    dev.as_device(),
+                    "swiotlb: not bounced: not enough memory; unbind and bind the driver when there is\n"
+                );
+                return;
+            }
         };
-        // Of the last driver nothing is left, unless the core has not told of its end: it
-        // binds twice with CONFIG_DEBUG_TEST_DRIVER_REMOVE.
-        attachment.seen().release(dev);
         attachment.seen().begin(dev, offered);
         // SAFETY: The attachment is the device's own, on the heap, and kept until the device
         // has left the bus, or the module has unhooked it and waited.
@@ -780,7 +794,6 @@ impl bus::Events for Registry {
     fn unbound(&self, dev: &Locked) {
         if let Some(attachment) = self.find(dev.id()) {
             attachment.hook.remove(dev);
-            attachment.seen().release(dev);
         }
     }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * C that Rust cannot call: static inlines and macros of the kernel, wrapped
- * one by one without logic of their own, and what needs C's view of a ring.
+ * one by one without logic of their own; what needs C's view of a ring; and a
+ * parameter that is a word.
  */
 #ifndef _VIRTIO_SWIOTLB_HELPERS_H
 #define _VIRTIO_SWIOTLB_HELPERS_H

@@ -4,8 +4,8 @@
 //! mapping operations.
 //!
 //! It knows nothing of what it is used for here and could stand in the kernel crate. Each part is
-//! a value that hooks something when it is made or installed and unhooks it when it is removed
-//! or dropped:
+//! a value that hooks something when it is made or installed, and unhooks it when it is dropped
+//! (the first) or removed (the others):
 //!
 //! - [`bus::Registration`]: hears of drivers that are bound and unbound;
 //! - [`config::Interposer`]: a device's own copy of its configuration operations;
@@ -31,7 +31,10 @@ use kernel::{
     error::to_result,
     prelude::*,
     str::CStr,
-    types::Opaque, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 
 /// A virtio device, `struct virtio_device`.
@@ -153,7 +156,7 @@ impl Device {
     pub(crate) fn lock(&self) -> Guard<'_> {
         // SAFETY: By the type invariant.
         unsafe { bindings::virtio_swiotlb_device_lock(self.raw_device()) };
-        Guard(self)
+        Guard(self, NotThreadSafe)
     }
 
     /// Makes a reference to a device that is locked already.
@@ -175,16 +178,17 @@ impl Device {
         // SAFETY: By the type invariant.
         let ret = unsafe { bindings::virtio_swiotlb_device_lock_interruptible(self.raw_device()) };
         to_result(ret)?;
-        Ok(Guard(self))
+        Ok(Guard(self, NotThreadSafe))
     }
 }
 
-/// A device that nobody else configures meanwhile: the device lock is held or, on resume, the
-/// parent is suspended.
+/// A device that is locked: nobody else configures it.
 ///
 /// # Invariants
 ///
-/// That is so as long as a reference to this lives.
+/// As long as a reference to this lives the device lock is held; or that of the parent, which is
+/// all that the core holds on resume, and after a reset of the function by sysfs. (The core does
+/// not keep an unbind from running beside the latter.)
 #[repr(transparent)]
 pub(crate) struct Locked(Device);
 
@@ -212,23 +216,10 @@ impl Locked {
         unsafe { *(*self.as_raw()).__bindgen_anon_1.features }
     }
 
-    /// Replaces the features that core and driver agreed on so far, the first 64: during a
-    /// negotiation, or while there is no driver.
-    pub(crate) fn set_features(&self, features: u64) {
-        // SAFETY: By the type invariant; nobody else configures the device.
-        unsafe { *(*self.as_raw()).__bindgen_anon_1.features = features };
-    }
-
     /// As [`Locked::features`], those from 64 on.
     pub(crate) fn features_beyond(&self) -> u64 {
         // SAFETY: As there.
         unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] }
-    }
-
-    /// As [`Locked::set_features`], those from 64 on.
-    pub(crate) fn set_features_beyond(&self, features: u64) {
-        // SAFETY: As there.
-        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] = features };
     }
 
     /// Asks the device what it offers, the first 64 features. May sleep.
@@ -257,15 +248,21 @@ impl Locked {
         get.map_or(0, |get| unsafe { get(self.as_raw()) })
     }
 
-    /// Brings a device that refused a driver back to where a driver can be tried again. May
-    /// sleep; no driver may be bound.
-    pub(crate) fn reset(&self) {
+    /// Brings a device without a driver back to where one can be tried, whatever came of an earlier
+    /// one; returns whether it has none. May sleep.
+    pub(crate) fn start_over(&self) -> bool {
         const ACKNOWLEDGE: u32 = 1;
-        // SAFETY: By the type invariant, and nobody drives the device.
+        if self.driver_name().is_some() {
+            return false;
+        }
+        // SAFETY: By the type invariant, and nobody drives the device. What was agreed on with an
+        // earlier driver does not count any more: a transport would look for queues of its own.
         unsafe {
+            *(*self.as_raw()).__bindgen_anon_1.features = 0;
             bindings::virtio_reset_device(self.as_raw());
             bindings::virtio_add_status(self.as_raw(), ACKNOWLEDGE);
         }
+        true
     }
 }
 
@@ -282,7 +279,7 @@ impl Deref for Locked {
 pub(crate) struct DeviceId(usize);
 
 /// The device lock, held until this is dropped.
-pub(crate) struct Guard<'a>(&'a Device);
+pub(crate) struct Guard<'a>(&'a Device, NotThreadSafe);
 
 impl Deref for Guard<'_> {
     type Target = Locked;
@@ -322,7 +319,8 @@ impl Drop for ModuleReference {
 ///
 /// sysfs reads `vdev->config` without a lock, and may be preempted between the load of the
 /// pointer and its use. Such a task has not gone to sleep by itself, which is what the tasks
-/// flavour of RCU waits for.
+/// flavour of RCU waits for. What may sleep is called under a lock, which whoever removes the hooks
+/// has, too.
 pub(crate) fn synchronize_hooks() {
     // SAFETY: No requirements; the callers may sleep.
     unsafe { bindings::virtio_swiotlb_synchronize_rcu_tasks() };

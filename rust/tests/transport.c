@@ -231,6 +231,19 @@ static void fake_stop(struct virtio_device *vdev)
 	vdev->config->del_vqs(vdev);
 }
 
+static void fake_undo(void *vdev)
+{
+	fake_stop(vdev);
+}
+
+static void fake_gone(struct virtio_device *vdev)
+{
+	if (to_fake(vdev)->setup.managed)
+		virtio_reset_device(vdev);
+	else
+		fake_stop(vdev);
+}
+
 static int fake_validate(struct virtio_device *vdev)
 {
 	vdev->features &= ~to_fake(vdev)->setup.unwanted;
@@ -244,8 +257,10 @@ static int fake_probe(struct virtio_device *vdev)
 
 	fake->log.at_probe = virtio_swiotlb_fake_sight(fake);
 	err = fake_start(vdev);
+	if (!err && fake->setup.managed)
+		err = devm_add_action_or_reset(&vdev->dev, fake_undo, vdev);
 	if (!err && fake->setup.probe_error) {
-		fake_stop(vdev);
+		fake_gone(vdev);
 		err = fake->setup.probe_error;
 	}
 	return err;
@@ -276,7 +291,7 @@ static struct virtio_driver fake_driver = {
 	.feature_table_size = ARRAY_SIZE(fake_features),
 	.validate = fake_validate,
 	.probe = fake_probe,
-	.remove = fake_stop,
+	.remove = fake_gone,
 	.freeze = pm_sleep_ptr(fake_quiesce),
 	.restore = pm_sleep_ptr(fake_start),
 	.reset_prepare = fake_quiesce,

@@ -55,6 +55,7 @@ struct virtio_swiotlb_fake_setup {
 	u32 wanted_queues;
 	u64 unwanted;		/* the driver's validate() clears these */
 	int probe_error;	/* returned at the end of probe() */
+	bool managed;		/* the core frees the queues, not the driver */
 };
 
 /* What the device saw. */

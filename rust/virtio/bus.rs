@@ -21,7 +21,8 @@ use kernel::{
 pub(crate) trait Events: Send + Sync + 'static {
     /// A driver is about to be bound: the device has not been touched yet.
     fn binding(&self, dev: &Locked);
-    /// No driver is bound any more, or binding it failed.
+    /// No driver is bound any more, or binding it failed. In the second case it may have rings and
+    /// mappings yet: see [`Negotiation::when_unbound`](super::config::Negotiation::when_unbound).
     fn unbound(&self, dev: &Locked);
     /// The device leaves the bus, without a driver.
     fn removed(&self, dev: &Device);

@@ -15,31 +15,38 @@ use core::{
     slice, //
 };
 use kernel::{
+    bindings as core_bindings,
     error::{
         from_result,
         to_result, //
     },
     prelude::*,
-    sync::atomic::{
-        atomic_load,
-        atomic_store,
-        Relaxed,
-        Release, //
+    sync::{
+        atomic::{
+            atomic_load,
+            atomic_store,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
     }, //
 };
 
-/// What is done around a device's configuration operations. All may sleep.
+/// What is done around a device's configuration operations. [`Hooks::finalize`] and
+/// [`Hooks::queues`] may sleep. The others may not: somebody who reads a file in sysfs has no lock
+/// that keeps them, and [`synchronize_hooks`](super::synchronize_hooks) waits for whoever has not
+/// gone to sleep.
 pub(crate) trait Hooks: Send + Sync + 'static {
     /// The core has asked the device what it offers, and got the first 64 features in `offered`.
     /// Somebody who reads a file may have it ask at any time.
     fn offered(&self, dev: &Device, offered: u64);
 
-    /// The core tells the device what driver and core agreed on; `original` does it.
+    /// The core tells the device what driver and core agreed on; `negotiation` does it.
     ///
     /// # Errors
     ///
     /// An error keeps the driver from being bound, or resumed.
-    fn finalize(&self, dev: &Locked, original: Original<'_>) -> Result;
+    fn finalize(&self, negotiation: Negotiation<'_>) -> Result;
 
     /// The driver is about to make its queues, so many; none exists yet.
     fn queues(&self, dev: &Locked, count: u32);
@@ -60,13 +67,73 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]);
 }
 
-/// A device's original operations, during a call of the hook.
-pub(crate) struct Original<'a> {
+/// What is done when a device has no driver any more.
+pub(crate) trait Unbound: Send + Sync + 'static {
+    /// The driver of `dev` is gone, or was not bound after all, with all that was its own. May
+    /// sleep.
+    fn unbound(&self, dev: &Locked);
+}
+
+/// A negotiation with a device, while the core is in it: a driver is being bound, or resumed.
+pub(crate) struct Negotiation<'a> {
     ops: &'a bindings::virtio_config_ops,
     dev: &'a Locked,
 }
 
-impl Original<'_> {
+impl<'a> Negotiation<'a> {
+    /// The device.
+    pub(crate) fn dev(&self) -> &'a Locked {
+        self.dev
+    }
+
+    /// Replaces the features that core and driver agreed on so far, the first 64.
+    pub(crate) fn set_features(&self, features: u64) {
+        // SAFETY: A device is valid, and this is when its features change.
+        unsafe { *(*self.dev.as_raw()).__bindgen_anon_1.features = features };
+    }
+
+    /// As [`Negotiation::set_features`], those from 64 on.
+    pub(crate) fn set_features_beyond(&self, features: u64) {
+        // SAFETY: As above.
+        unsafe { (*(*self.dev.as_raw()).__bindgen_anon_1.features_array)[1] = features };
+    }
+
+    /// Has `what` told when the device has no driver any more. That is after all that the driver
+    /// has left to the core to be undone then (devres), such as its rings: the bus tells of a
+    /// driver that failed to be bound before that.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn when_unbound<T: Unbound>(&self, what: Arc<T>) -> Result {
+        struct Action<T> {
+            vdev: *mut bindings::virtio_device,
+            what: Arc<T>,
+        }
+
+        /// # Safety
+        ///
+        /// `action` must be an `Action<T>` from a box, to be called once by devres.
+        unsafe extern "C" fn call<T: Unbound>(action: *mut c_void) {
+            // SAFETY: By the safety requirements.
+            let action = unsafe { KBox::from_raw(action.cast::<Action<T>>()) };
+            // SAFETY: Devres belongs to the device. The core undoes it under the device lock.
+            let dev = unsafe { Device::from_raw(action.vdev).assume_locked() };
+            action.what.unbound(dev);
+        }
+
+        let vdev = self.dev.as_raw();
+        let action = KBox::into_raw(KBox::new(Action { vdev, what }, GFP_KERNEL)?);
+        // SAFETY: The device has a driver, or is about to, and `call` takes the box.
+        let ret = unsafe {
+            core_bindings::devm_add_action(self.dev.raw_device(), Some(call::<T>), action.cast())
+        };
+        to_result(ret).inspect_err(|_| {
+            // SAFETY: Nobody else took it.
+            drop(unsafe { KBox::from_raw(action) });
+        })
+    }
+
     /// Tells the device the features as they are now.
     ///
     /// # Errors
@@ -355,7 +422,7 @@ impl<T: Hooks> Interposer<T> {
         count: c_uint,
         queues: *mut *mut bindings::virtqueue,
         infos: *mut bindings::virtqueue_info,
-        affinity: *mut kernel::bindings::irq_affinity,
+        affinity: *mut core_bindings::irq_affinity,
     ) -> c_int {
         // SAFETY: This function is reached through the copy of a live `Self`.
         let (ops, copy) = unsafe { Self::of(vdev) };
@@ -381,7 +448,7 @@ impl<T: Hooks> Interposer<T> {
             let (this, dev) = copy.ok_or(ENODEV)?;
             // SAFETY: Features are negotiated in a probe or on resume, when nobody else configures.
             let dev = unsafe { dev.assume_locked() };
-            this.hooks.finalize(dev, Original { ops, dev })?;
+            this.hooks.finalize(Negotiation { ops, dev })?;
             Ok(0)
         })
     }

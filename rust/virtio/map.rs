@@ -11,7 +11,8 @@
 use super::{
     bindings,
     Device,
-    Locked, //
+    Locked,
+    ModuleReference, //
 };
 use crate::compat::direction_number;
 use core::{
@@ -94,12 +95,12 @@ pub(crate) struct Mapper<T: Map> {
 }
 
 /// A mapper that its device uses, until this is given to [`Installed::remove`]. If it is dropped
-/// instead, the mapper stays.
+/// instead, the mapper stays, and so does the module.
 ///
 /// # Invariants
 ///
 /// The device's `map` points to the mapper.
-pub(crate) struct Installed<T: Map>(ManuallyDrop<KBox<Mapper<T>>>);
+pub(crate) struct Installed<T: Map>(ManuallyDrop<(KBox<Mapper<T>>, ModuleReference)>);
 
 impl<T: Map> Mapper<T> {
     /// Makes the operations; `inner` does the work.
@@ -120,26 +121,34 @@ impl<T: Map> Mapper<T> {
         }
     }
 
-    /// Gives the operations to a device that has none, before its rings are made.
+    /// Gives the operations to a device that has none. `module` is the one that has `T`.
     ///
     /// # Errors
     ///
     /// `EBUSY` if the device has mapping operations, `ENXIO` if its transport keeps
     /// its devices in another way than the module documentation says.
-    pub(crate) fn install(self: KBox<Self>, dev: &Locked) -> Result<Installed<T>> {
+    ///
+    /// # Safety
+    ///
+    /// The device must have no rings yet, and nothing mapped.
+    pub(crate) unsafe fn install(
+        self: KBox<Self>,
+        dev: &Locked,
+        module: ModuleReference,
+    ) -> Result<Installed<T>> {
         if dev.has_mapping() {
             return Err(EBUSY);
         }
         let parent = dev.parent().ok_or(ENXIO)?.as_ptr();
         let vdev = dev.as_raw();
-        // SAFETY: `vdev` is valid, nothing is mapped yet, and the core reads both fields only in
-        // what it does for the driver. `Installed` keeps the operations.
+        // SAFETY: `vdev` is valid, nothing is mapped by the safety requirements, and the core reads
+        // both fields only in what it does for the driver. `Installed` keeps the operations.
         unsafe {
             (*vdev).vmap = bindings::virtio_map { dma_dev: parent };
             (*vdev).map = core::ptr::from_ref(&*self).cast();
         }
         // INVARIANT: Set just now.
-        Ok(Installed(ManuallyDrop::new(self)))
+        Ok(Installed(ManuallyDrop::new((self, module))))
     }
 
     /// # Safety
@@ -293,7 +302,7 @@ impl<T: Map> Mapper<T> {
 impl<T: Map> Installed<T> {
     /// What does the work.
     pub(crate) fn inner(&self) -> &T {
-        &self.0.inner
+        &self.0 .0.inner
     }
 
     /// Takes the operations from the device again.
