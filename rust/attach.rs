@@ -247,7 +247,6 @@ impl Seen {
         self.begin(dev, offered);
         self.state.lock().decision = Some(decision);
     }
-
 }
 
 impl Unbound for Seen {
