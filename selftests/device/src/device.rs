@@ -297,7 +297,7 @@ impl Device {
 
     pub fn connected(&mut self) {
         self.report.count(|c| c.connections += 1);
-        self.report.event("connect", json!({}));
+        self.report.connected();
     }
 
     /// The client is gone: what follows is another machine.

@@ -30,7 +30,7 @@ pub enum RegionError {
 }
 
 /// A sealed memfd. What precedes the window in the BAR precedes it in the file
-/// as well, is never written by anyone, and stays a hole.
+/// as well, and is nobody's; whoever has the descriptor can write there all the same.
 pub struct Region {
     file: File,
     map: MmapRegion,
@@ -139,7 +139,7 @@ impl Region {
     /// Forgets the content: the next guest is another one.
     pub fn clear(&self) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.file, flags, self.offset, self.size)?)
+        Ok(fallocate(&self.file, flags, 0, self.offset + self.size)?)
     }
 }
 
@@ -163,6 +163,19 @@ mod tests {
         region.clear().expect("clear");
         region.read(12284, &mut data);
         assert_eq!(data, [0; 4]);
+    }
+
+    #[test]
+    fn nothing_is_left_before_the_window() {
+        use std::os::unix::fs::FileExt;
+        let region = Region::new(8192, 4096).expect("region");
+        for at in [0, 8190, 12287] {
+            region.file.write_all_at(&[7], at).expect("write");
+        }
+        region.clear().expect("clear");
+        let mut all = [7; 12288];
+        region.file.read_exact_at(&mut all, 0).expect("read");
+        assert!(all == [0; 12288], "something is left");
     }
 
     #[test]

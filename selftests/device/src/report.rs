@@ -3,6 +3,7 @@
 //! The report: what happens, as JSON lines, and counters. The events and their
 //! keys are described in README.md.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -76,8 +77,14 @@ impl Counters {
     }
 }
 
+/// Lines of one kind that are written for one client: a guest that does the same over and
+/// over fills no disk.
+const MAX_LINES: u32 = 1 << 16;
+
 struct Inner {
     lines: Lines,
+    /// How many there are of each kind.
+    written: HashMap<String, u32>,
     counters: Counters,
     /// Stands beside the counters, so that nobody takes one report for another.
     allow_guest_memory: bool,
@@ -95,6 +102,7 @@ impl Report {
     fn to(lines: Lines, allow_guest_memory: bool) -> Self {
         Self(Mutex::new(Inner {
             lines,
+            written: HashMap::new(),
             counters: Counters::default(),
             allow_guest_memory,
         }))
@@ -110,7 +118,21 @@ impl Report {
 
     /// `fields` is an object.
     pub fn event(&self, name: &str, fields: Value) {
-        self.lock().lines.line(name, &fields);
+        let mut inner = self.lock();
+        let written = inner.written.entry(name.into()).or_default();
+        let before = *written;
+        *written = before.saturating_add(1);
+        match before {
+            0..MAX_LINES => inner.lines.line(name, &fields),
+            MAX_LINES => inner.lines.line("omitted", &json!({ "what": name })),
+            _ => {}
+        }
+    }
+
+    /// There is another client.
+    pub fn connected(&self) {
+        self.lock().written.clear();
+        self.event("connect", json!({}));
     }
 
     /// An event that carries all counters.
@@ -192,5 +214,32 @@ mod tests {
         assert_eq!(lines[1]["event"], "summary");
         assert_eq!(lines[1]["kicks"], 3);
         assert_eq!(lines[1]["allow_guest_memory"], false);
+    }
+
+    #[test]
+    fn a_client_cannot_fill_it() {
+        let sink = Sink::default();
+        let report = Report::to(Lines::to(Some(Box::new(sink.clone()))), false);
+        let bytes = || sink.0.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let fill = |name| (0..MAX_LINES + 9).for_each(|_| report.event(name, json!({})));
+        fill("offered");
+        let full = bytes();
+        fill("offered");
+        assert_eq!(bytes(), full);
+        report.event("accepted", json!({}));
+        assert!(bytes() > full);
+        report.connected();
+        let next = bytes();
+        report.event("offered", json!({}));
+        assert!(bytes() > next);
+        let text = sink
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let text = String::from_utf8(text).expect("text");
+        let count = |kind: &str| text.lines().filter(|line| line.contains(kind)).count();
+        assert_eq!(count("\"event\":\"offered\""), MAX_LINES as usize + 1);
+        assert_eq!(count("\"event\":\"omitted\""), 1);
     }
 }
