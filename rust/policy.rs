@@ -107,12 +107,14 @@ impl fmt::Display for Reason {
 fn type_name(kind: u32) -> &'static str {
     match kind {
         device_type::BALLOON => "balloon",
+        device_type::CAMERA => "camera",
         device_type::DMABUF => "dmabuf",
         device_type::GPU => "gpu",
         device_type::IOMMU => "iommu",
         device_type::MEDIA => "media",
         device_type::MEM => "mem",
         device_type::PMEM => "pmem",
+        device_type::RDMA => "rdma",
         device_type::VIDEO_DECODER | device_type::VIDEO_ENCODER => "video",
         _ => "virtio",
     }
@@ -221,12 +223,13 @@ pub fn decide(facts: &Facts) -> Decision {
 ///
 /// Balloon passes page frame numbers and gives pages away to be discarded, gpu maps through the
 /// DMA API of its parent, and the addresses of mem, pmem and iommu name guest memory itself. Linux
-/// has no drivers for video, media and dmabuf; those that others have put addresses of pages into
-/// their requests.
+/// has no drivers for video, media, camera, dmabuf and RDMA; those that others have put addresses
+/// of pages into their requests, or register memory.
 fn can_bounce(kind: u32) -> bool {
     !matches!(
         kind,
         device_type::BALLOON
+            | device_type::CAMERA
             | device_type::CRYPTO
             | device_type::DMABUF
             | device_type::GPU
@@ -234,6 +237,7 @@ fn can_bounce(kind: u32) -> bool {
             | device_type::MEDIA
             | device_type::MEM
             | device_type::PMEM
+            | device_type::RDMA
             | device_type::VIDEO_DECODER
             | device_type::VIDEO_ENCODER
     )
@@ -250,7 +254,9 @@ const TINY_BYTES: u64 = 1 << 20;
 /// A pool that is full makes a driver wait (R15). With packed rings, though, Linux 7.3 makes an
 /// I/O error of it: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM,
 /// and disks fail the request. A device has to support split rings, so that they are used where
-/// the region is small. In a larger one this takes more requests at once than usual.
+/// the region is small. In a larger one it takes more requests at once; but one may have a quarter
+/// of any pool, so that a few of the longest fill it. Who cannot do with that offers no packed rings
+/// to a disk.
 ///
 /// A packed ring takes three pages, however short, and a split one makes do with one.
 pub fn may_pack(kind: u32, bytes: u64) -> bool {
@@ -830,6 +836,8 @@ mod tests {
             (device_type::PMEM, "pmem"),
             (device_type::DMABUF, "dmabuf"),
             (device_type::MEDIA, "media"),
+            (device_type::CAMERA, "camera"),
+            (device_type::RDMA, "rdma"),
             (device_type::VIDEO_DECODER, "video"),
             (device_type::VIDEO_ENCODER, "video"),
             (NET, "virtio"),

@@ -262,6 +262,10 @@ struct Slot<P: Platform> {
     base: usize,
 }
 
+// No two CPUs write to one line, of 64 bytes, or of two that are fetched together.
+#[cfg(CONFIG_RUST)]
+const _: () = assert!(align_of::<Slot<Kernel>>() == 128);
+
 /// A pool.
 ///
 /// # Invariants

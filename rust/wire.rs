@@ -527,6 +527,8 @@ pub mod device_type {
     pub const VIDEO_ENCODER: u32 = 30;
     pub const VIDEO_DECODER: u32 = 31;
     pub const DMABUF: u32 = 37;
+    pub const RDMA: u32 = 42;
+    pub const CAMERA: u32 = 43;
     pub const MEDIA: u32 = 48;
 }
 
@@ -777,6 +779,35 @@ mod tests {
             Finding::Malformed(Fault::BarUnassigned(2))
         );
         assert_eq!(fault(5, 0, 0x1000), Finding::Malformed(Fault::BarAbsent(5)));
+    }
+
+    #[test]
+    fn as_many_capabilities_as_there_is_room_for() {
+        let mut device = with_region(4, 0x2000, 0x1_0000);
+        let first = device.bytes[CAPABILITY_POINTER];
+        // What is of no interest comes before, each four bytes long.
+        let mut last = CAPABILITY_POINTER;
+        for at in (device.free..CONFIG_SPACE_BYTES).step_by(4) {
+            device.bytes[last] = at as u8;
+            device.bytes[at] = 1;
+            last = at + 1;
+        }
+        device.bytes[last] = first;
+        assert!(usable(device.region()).is_some());
+        // And so does the region: what it overlaps is the last of the list.
+        let mut device = Device::new();
+        device.bytes[CAPABILITY_POINTER] = 0;
+        device.last = CAPABILITY_POINTER;
+        device.free = 0x40;
+        device.virtio(TYPE_SWIOTLB, 0, 0, 0x1_0000);
+        device.bars[0] = device.bars[4];
+        while device.free < CONFIG_SPACE_BYTES - CAP_BYTES {
+            device.link(&[1, 0, 0, 0]);
+        }
+        assert!(usable(device.region()).is_some());
+        device.virtio(TYPE_NOTIFY, 0, 0x8000, 0x1000);
+        let fault = Fault::Overlaps(Structure::Notify);
+        assert_eq!(device.region(), Finding::Malformed(fault));
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! What becomes of room that comes back: what of it is kept as it is, what is joined, and how it
 //! is found again.
 
+use std::collections::BTreeMap;
+
 use crate::platform::Poor;
 use crate::platform::Process;
+use crate::pool::BadHandle;
 use crate::pool::Direction;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
@@ -38,6 +41,67 @@ fn how_many_are_kept(pool: &Pool<Process>, runs: usize) -> usize {
             longest_free(pool) == free
         })
         .count()
+}
+
+/// With all the levels that there are over the bitmap of mappings.
+#[test]
+fn handles_inside_long_mappings_of_a_large_pool() {
+    let pool = Pool::<Process>::new(4 << 30, 1).unwrap();
+    let len = pool.largest_mapping();
+    // So that each begins in another word of the last level but one than it ends.
+    map(&pool, len / 2 / PAGE, FromDevice);
+    let at: Vec<usize> = (0..3).map(|_| map(&pool, len / PAGE, FromDevice)).collect();
+    let found = |at: usize, inside: usize| pool.find(at + inside, 1).map(|m| m.offset);
+    for inside in [0, 1, PAGE, len / 2, len - 1] {
+        assert!(at.iter().all(|&at| found(at, inside) == Ok(at)));
+    }
+    unmap(&pool, at[1], len / PAGE);
+    for inside in [0, 1, PAGE, len / 2, len - 1] {
+        assert_eq!(found(at[0], inside), Ok(at[0]));
+        assert_eq!(found(at[1], inside), Err(BadHandle::Unmapped));
+        assert_eq!(found(at[2], inside), Ok(at[2]));
+    }
+}
+
+/// In lists of runs of many lengths.
+#[test]
+fn long_runs_of_a_large_pool() {
+    const PAGES: usize = 4 << 30 >> 12;
+    let pool = Pool::<Process>::new(PAGES * PAGE, 1).unwrap();
+    let mut live: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut seed = 12345_u64;
+    let mut random = |n: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 11) as usize % n
+    };
+    let mut refused = 0;
+    for _ in 0..20_000 {
+        if random(2) == 0 {
+            let shift = random(5);
+            let pages = 1 + random(PAGES >> 2 >> shift);
+            let Ok(at) = pool.map(0, pages * PAGE, 0, FromDevice) else {
+                refused += 1;
+                continue;
+            };
+            let before = live.range(..=at).next_back();
+            assert!(before.is_none_or(|(other, pages)| other + pages * PAGE <= at));
+            let behind = live.range(at..).next();
+            assert!(behind.is_none_or(|(other, _)| at + pages * PAGE <= *other));
+            live.insert(at, pages);
+        } else if let Some((&at, &pages)) = live.iter().nth(random(live.len().max(1))) {
+            live.remove(&at);
+            unmap(&pool, at, pages);
+        }
+    }
+    assert!(refused > 0);
+    for (at, pages) in live {
+        unmap(&pool, at, pages);
+    }
+    // All of it is one again.
+    assert!(pool.alloc(0, PAGE).is_ok());
+    assert_eq!(longest_free(&pool), PAGES - 1);
 }
 
 #[test]
