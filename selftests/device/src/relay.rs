@@ -12,12 +12,11 @@
 
 mod lines;
 mod listen;
+mod message;
 
 use std::error::Error;
-use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
@@ -25,29 +24,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use clap::Parser;
-use rustix::net::{
-    recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
 use serde_json::{json, Value};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::lines::Lines;
 use crate::listen::listen;
+use crate::message::{Message, DMA_MAP, KIND, REPLY};
 
-// vfio-user: a header of id, command (16 bits each), size, flags, error number.
-const HEADER: usize = 16;
-const DMA_MAP: u16 = 2;
-const KIND: u32 = 0xf;
-const REPLY: u32 = 1;
-const NO_REPLY: u32 = 1 << 4;
-const ERROR: u32 = 1 << 5;
-
-/// Twice the data that a message carries by default.
-const MAX_BYTES: usize = 2 << 20;
-/// As many as a message of a socket can have (SCM_MAX_FD).
-const MAX_DESCRIPTORS: usize = 253;
 /// Refusals that are reported one by one; all are counted.
 const MAX_REPORTED: u64 = 64;
 
@@ -156,118 +140,6 @@ fn forward(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Message {
-    /// With its header.
-    bytes: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-}
-
-impl Message {
-    /// None if the other side has hung up between two messages.
-    fn receive(from: &UnixStream) -> io::Result<Option<Self>> {
-        let mut message = Self {
-            bytes: vec![0; HEADER],
-            descriptors: Vec::new(),
-        };
-        if !message.fill(from, 0)? {
-            return Ok(None);
-        }
-        let size = message.size();
-        if !(HEADER..=MAX_BYTES).contains(&size) {
-            return Err(io::Error::other(format!("a message of {size} bytes")));
-        }
-        message.bytes.resize(size, 0);
-        if !message.fill(from, HEADER)? {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(Some(message))
-    }
-
-    /// Reads what is missing from `start` on; false if there is nothing any more.
-    fn fill(&mut self, from: &UnixStream, start: usize) -> io::Result<bool> {
-        let mut at = start;
-        while at < self.bytes.len() {
-            let mut space =
-                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut data = [IoSliceMut::new(&mut self.bytes[at..])];
-            let got = match recvmsg(from, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other?,
-            };
-            for part in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-                    self.descriptors.extend(descriptors);
-                }
-            }
-            if got.flags.contains(ReturnFlags::CTRUNC) {
-                return Err(io::Error::other("more descriptors than a message can have"));
-            }
-            if got.bytes == 0 {
-                if at == 0 {
-                    return Ok(false);
-                }
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            at += got.bytes;
-        }
-        Ok(true)
-    }
-
-    fn send(&self, mut to: &UnixStream) -> io::Result<()> {
-        let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(io::Error::other("more descriptors than a message can have"));
-        }
-        let data = [IoSlice::new(&self.bytes)];
-        let sent = loop {
-            match sendmsg(to, &data, &mut control, SendFlags::NOSIGNAL) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other?,
-            }
-        };
-        // The descriptors went with the first byte.
-        to.write_all(&self.bytes[sent..])
-    }
-
-    fn u16(&self, at: usize) -> u16 {
-        u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
-    }
-
-    fn u32(&self, at: usize) -> u32 {
-        u32::from(self.u16(at)) | (u32::from(self.u16(at + 2)) << 16)
-    }
-
-    fn command(&self) -> u16 {
-        self.u16(2)
-    }
-
-    fn size(&self) -> usize {
-        self.u32(4) as usize
-    }
-
-    fn flags(&self) -> u32 {
-        self.u32(8)
-    }
-
-    /// EPERM, as the answer to this command, if it wants one.
-    fn refusal(&self) -> Option<Self> {
-        if self.flags() & NO_REPLY != 0 {
-            return None;
-        }
-        let mut bytes = self.bytes[..4].to_vec();
-        bytes.extend((HEADER as u32).to_le_bytes());
-        bytes.extend((REPLY | ERROR).to_le_bytes());
-        bytes.extend((libc::EPERM as u32).to_le_bytes());
-        Some(Self {
-            bytes,
-            descriptors: Vec::new(),
-        })
-    }
 }
 
 #[derive(Default)]
