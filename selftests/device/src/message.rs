@@ -7,6 +7,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use rustix::net::{
     recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -16,10 +17,25 @@ use rustix::net::{
 /// The header: id, command (16 bits each), size, flags, error number.
 pub const HEADER: usize = 16;
 
+// Commands.
+pub const VERSION: u16 = 1;
 pub const DMA_MAP: u16 = 2;
+pub const DMA_UNMAP: u16 = 3;
+pub const GET_INFO: u16 = 4;
+pub const GET_REGION_INFO: u16 = 5;
+pub const GET_IRQ_INFO: u16 = 7;
+pub const SET_IRQS: u16 = 8;
+pub const REGION_READ: u16 = 9;
+pub const REGION_WRITE: u16 = 10;
+#[cfg(test)]
+pub const DMA_READ: u16 = 11;
+#[cfg(test)]
+pub const DMA_WRITE: u16 = 12;
+pub const DEVICE_RESET: u16 = 13;
 
 // Flags.
 pub const KIND: u32 = 0xf;
+pub const COMMAND: u32 = 0;
 pub const REPLY: u32 = 1;
 pub const NO_REPLY: u32 = 1 << 4;
 pub const ERROR: u32 = 1 << 5;
@@ -33,6 +49,8 @@ pub struct Message {
     /// With its header.
     pub bytes: Vec<u8>,
     pub descriptors: Vec<OwnedFd>,
+    /// When it began to arrive.
+    pub at: Instant,
 }
 
 impl Message {
@@ -41,10 +59,12 @@ impl Message {
         let mut message = Self {
             bytes: vec![0; HEADER],
             descriptors: Vec::new(),
+            at: Instant::now(),
         };
         if !message.fill(from, 0)? {
             return Ok(None);
         }
+        message.at = Instant::now();
         let size = message.size();
         if !(HEADER..=MAX_BYTES).contains(&size) {
             return Err(io::Error::other(format!("a message of {size} bytes")));
@@ -113,6 +133,10 @@ impl Message {
         u32::from(self.u16(at)) | (u32::from(self.u16(at + 2)) << 16)
     }
 
+    pub fn id(&self) -> u16 {
+        self.u16(0)
+    }
+
     pub fn command(&self) -> u16 {
         self.u16(2)
     }
@@ -137,6 +161,7 @@ impl Message {
         Some(Self {
             bytes,
             descriptors: Vec::new(),
+            at: self.at,
         })
     }
 }

@@ -6,10 +6,12 @@
 //! A device has two ways to guest memory over vfio-user: the descriptors that
 //! come with DMA_MAP, and the commands DMA_READ and DMA_WRITE, which it sends to
 //! the VMM. The relay closes the ones and refuses the others, whatever the
-//! device does. Everything else passes as it is. See README.md.
+//! device does. Of its replies those pass that the VMM waits for: the others can
+//! be commands to it (see answers.rs). See README.md.
 
 #![forbid(unsafe_code)]
 
+mod answers;
 mod lines;
 mod listen;
 mod message;
@@ -20,20 +22,29 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{json, Value};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::answers::{Answers, Unexpected};
 use crate::lines::Lines;
 use crate::listen::listen;
-use crate::message::{Message, DMA_MAP, KIND, REPLY};
+use crate::message::{Message, COMMAND, KIND, SET_IRQS};
 
 /// Refusals that are reported one by one; all are counted.
 const MAX_REPORTED: u64 = 64;
+/// Memory for what waits for a device to take it: more than a VMM says before it
+/// waits for answers.
+const MAX_QUEUED: usize = 32 << 20;
+/// What a message takes beside its bytes, about.
+const OVERHEAD: usize = 256;
 
 /// Relays vfio-user between a VMM and a device, without DMA.
 #[derive(Parser, Debug)]
@@ -50,6 +61,12 @@ struct Options {
     /// Write a report to FILE (JSON lines)
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+
+    /// Hang up if an answer takes longer; less than the VMM's own patience
+    /// (QEMU's x-msg-timeout, 5000)
+    #[arg(long, value_name = "MS", default_value_t = 4500,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    answer_within: u32,
 }
 
 fn main() -> ExitCode {
@@ -82,10 +99,11 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
             process::exit(0);
         }
     });
+    let within = Duration::from_millis(options.answer_within.into());
     for client in listener.incoming() {
         report.event("connect", json!({}));
         let outcome = UnixStream::connect(&options.device)
-            .and_then(|device| relay(&client?, &device, &report));
+            .and_then(|device| relay(&client?, &device, within, &report));
         if let Err(error) = outcome {
             report.event("error", json!({ "reason": error.to_string() }));
         }
@@ -94,48 +112,125 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Both directions, until one side hangs up.
-fn relay(client: &UnixStream, device: &UnixStream, report: &Report) -> io::Result<()> {
-    // What is refused is answered here, amid what the client says.
-    let to_device = Mutex::new(device);
-    let hang_up = || {
+/// Both directions, until one side hangs up, or has to be hung up on.
+fn relay(
+    client: &UnixStream,
+    device: &UnixStream,
+    within: Duration,
+    report: &Report,
+) -> io::Result<()> {
+    // A device that takes nothing answers nothing either.
+    device.set_write_timeout(Some(within))?;
+    let answers = Mutex::new(Answers::new(within));
+    let (queue, queued) = queue();
+    let first = Mutex::new(None);
+    let end = &|outcome| {
+        // What comes after the first comes of it.
+        lock(&first).get_or_insert(outcome);
         let _ = client.shutdown(Shutdown::Both);
         let _ = device.shutdown(Shutdown::Both);
     };
     thread::scope(|scope| {
-        let from_client = scope.spawn(|| {
-            let outcome = forward(client, |message| {
-                report.client_says(message);
-                message.send(*lock(&to_device))
+        scope.spawn(|| {
+            let outcome = forward(client, |mut message| {
+                report.client_says(&mut message);
+                lock(&answers)
+                    .asked(&message)
+                    .map_err(|why| unexpected("VMM", &message, why))?;
+                queue.push(message)
             });
-            hang_up();
-            outcome
-        });
-        let from_device = forward(device, |message| {
-            if report.device_may_say(message) {
-                return message.send(client);
+            // When it has just hung up, the device gets what it said before.
+            if outcome.is_err() {
+                end(outcome);
             }
-            match message.refusal() {
-                Some(answer) => answer.send(*lock(&to_device)),
-                None => Ok(()),
-            }
+            queue.close();
         });
-        hang_up();
-        let from_client = from_client
-            .join()
-            .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
-        from_client.and(from_device)
-    })
+        scope.spawn(move || end(queued.send(device)));
+        end(forward(device, |message| {
+            if report.device_commands(&message) {
+                return message
+                    .refusal()
+                    .map_or(Ok(()), |answer| queue.push(answer));
+            }
+            lock(&answers)
+                .answered(&message, Instant::now())
+                .map_err(|why| unexpected("device", &message, why))?;
+            message.send(client)
+        }));
+        queue.close();
+    });
+    first.into_inner().ok().flatten().unwrap_or(Ok(()))
 }
 
-fn forward(
-    from: &UnixStream,
-    mut pass: impl FnMut(&mut Message) -> io::Result<()>,
-) -> io::Result<()> {
-    while let Some(mut message) = Message::receive(from)? {
-        pass(&mut message)?;
+fn unexpected(who: &str, message: &Message, why: Unexpected) -> io::Error {
+    io::Error::other(format!(
+        "the {who}'s message {} (command {}, flags {:#x}, {} bytes): {why}",
+        message.id(),
+        message.command(),
+        message.flags(),
+        message.size()
+    ))
+}
+
+fn forward(from: &UnixStream, mut pass: impl FnMut(Message) -> io::Result<()>) -> io::Result<()> {
+    while let Some(message) = Message::receive(from)? {
+        pass(message)?;
     }
     Ok(())
+}
+
+/// What is on its way to the device: what the VMM says, and amid it what the device
+/// is refused. The VMM's messages do not wait in its socket while the device takes
+/// its time, or nobody would know how long ago they were sent.
+fn queue() -> (Queue, Queued) {
+    let (sender, receiver) = mpsc::channel();
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let queue = Queue {
+        sender,
+        bytes: Arc::clone(&bytes),
+    };
+    (queue, Queued { receiver, bytes })
+}
+
+struct Queue {
+    sender: Sender<Option<Message>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+struct Queued {
+    receiver: Receiver<Option<Message>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Queue {
+    fn push(&self, message: Message) -> io::Result<()> {
+        let size = message.size() + OVERHEAD;
+        if self.bytes.fetch_add(size, Ordering::Relaxed) + size > MAX_QUEUED {
+            return Err(io::Error::other("the device does not take what it is sent"));
+        }
+        self.sender
+            .send(Some(message))
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// What was pushed so far is the end.
+    fn close(&self) {
+        let _ = self.sender.send(None);
+    }
+}
+
+impl Queued {
+    fn send(&self, device: &UnixStream) -> io::Result<()> {
+        while let Ok(Some(message)) = self.receiver.recv() {
+            message.send(device).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::other("the device takes nothing"),
+                _ => error,
+            })?;
+            let size = message.size() + OVERHEAD;
+            self.bytes.fetch_sub(size, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -183,11 +278,12 @@ impl Report {
         lines.last("summary", &counts.json());
     }
 
-    /// Takes guest memory out of what the VMM says.
+    /// Takes guest memory out of what the VMM says: all descriptors but those of
+    /// interrupts.
     fn client_says(&self, message: &mut Message) {
         let (lines, counts) = &mut *lock(&self.0);
         counts.from_client += 1;
-        if message.command() == DMA_MAP && !message.descriptors.is_empty() {
+        if message.command() != SET_IRQS && !message.descriptors.is_empty() {
             let closed = message.descriptors.len();
             counts.descriptors_closed += closed as u64;
             lines.line("closed", &json!({ "descriptors": closed }));
@@ -195,13 +291,13 @@ impl Report {
         }
     }
 
-    /// Whether what the device says may pass. All that a device has to ask for is
-    /// DMA_READ and DMA_WRITE: its answers pass, and no command.
-    fn device_may_say(&self, message: &Message) -> bool {
+    /// Whether the device commands, which it may not: all that there is for it to
+    /// ask for is DMA_READ and DMA_WRITE.
+    fn device_commands(&self, message: &Message) -> bool {
         let (lines, counts) = &mut *lock(&self.0);
         counts.from_device += 1;
-        if message.flags() & KIND == REPLY {
-            return true;
+        if message.flags() & KIND != COMMAND {
+            return false;
         }
         counts.refused += 1;
         if counts.refused <= MAX_REPORTED {
@@ -210,6 +306,6 @@ impl Report {
                 &json!({ "command": message.command(), "bytes": message.size() }),
             );
         }
-        false
+        true
     }
 }

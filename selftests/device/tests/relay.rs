@@ -8,7 +8,7 @@
 mod support;
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -24,10 +24,13 @@ use support::driver::{Driver, SWIOTLB, VERSION_1};
 use support::machine::{has_storage_daemon, wait_for, Machine, LIMIT};
 
 const DMA_MAP: u16 = 2;
+const GET_REGION_INFO: u16 = 5;
 const SET_IRQS: u16 = 8;
 const REGION_READ: u16 = 9;
+const REGION_WRITE: u16 = 10;
 const DMA_READ: u16 = 11;
 const DMA_WRITE: u16 = 12;
+const DEVICE_RESET: u16 = 13;
 const COMMAND: u32 = 0;
 const REPLY: u32 = 1;
 const NO_REPLY: u32 = 1 << 4;
@@ -41,9 +44,13 @@ struct Ends {
 }
 
 fn ends() -> Ends {
+    ends_with(&[])
+}
+
+fn ends_with(options: &[&str]) -> Ends {
     let mut machine = Machine::new();
     let listener = UnixListener::bind(machine.path("device.sock")).expect("listen");
-    machine.start_relay();
+    machine.start_relay_with(options);
     // Its socket is there a moment before it listens.
     let mut vmm = None;
     wait_for("the relay", || {
@@ -54,6 +61,7 @@ fn ends() -> Ends {
     let (device, _) = listener.accept().expect("the relay");
     for end in [&vmm, &device] {
         end.set_read_timeout(Some(LIMIT)).expect("timeout");
+        end.set_write_timeout(Some(LIMIT)).expect("timeout");
     }
     Ends {
         machine,
@@ -113,28 +121,94 @@ fn text_of(file: OwnedFd) -> String {
     text
 }
 
+/// offset, region, count, and data: of REGION_READ and REGION_WRITE.
+fn region(offset: u64, count: u32, data: &[u8]) -> Vec<u8> {
+    let place = [
+        &offset.to_le_bytes()[..],
+        &[4, 0, 0, 0],
+        &count.to_le_bytes(),
+    ];
+    [&place.concat(), data].concat()
+}
+
+impl Ends {
+    fn pass(&self, from: &UnixStream, to: &UnixStream, bytes: &[u8]) {
+        send(from, bytes, &[]);
+        assert!(receive(to, bytes.len()).0 == bytes, "other bytes came");
+    }
+
+    fn asks(&self, bytes: &[u8]) {
+        self.pass(&self.vmm, &self.device, bytes);
+    }
+
+    fn answers(&self, bytes: &[u8]) {
+        self.pass(&self.device, &self.vmm, bytes);
+    }
+
+    /// Nothing more comes to either side, and the report says why.
+    fn assert_over(&mut self, why: &str) {
+        for end in [&mut self.vmm, &mut self.device] {
+            let mut more = Vec::new();
+            // It may have been sent what it did not read.
+            match end.read_to_end(&mut more) {
+                Ok(_) => assert!(more.is_empty(), "{why}: {more:?}"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{why}"),
+            }
+        }
+        self.assert_said(why);
+    }
+
+    fn assert_said(&self, why: &str) {
+        wait_for("the report", || {
+            !self.machine.relay_events("disconnect").is_empty()
+        });
+        let events = self.machine.relay_events("error");
+        let [event] = &events[..] else {
+            panic!("{why}: {events:?}");
+        };
+        let reason = event["reason"].as_str().expect("a reason");
+        assert!(reason.contains(why), "{why}: {reason}");
+    }
+}
+
 #[test]
 fn messages_pass_both_ways_with_their_descriptors() {
     let ends = ends();
-    for (from, to, flags) in [
-        (&ends.vmm, &ends.device, COMMAND),
-        (&ends.device, &ends.vmm, REPLY),
-    ] {
-        let (one, two) = (file_with("one"), file_with("two"));
-        let bytes = message(7, SET_IRQS, flags, b"which, and how many");
-        send(from, &bytes, &[&one, &two]);
-        let (came, files) = receive(to, bytes.len());
+    let pass = |from, to, bytes: &[u8], files: &[&str]| {
+        let sent: Vec<_> = files.iter().map(|text| file_with(text)).collect();
+        send(from, bytes, &sent.iter().collect::<Vec<_>>());
+        let (came, received) = receive(to, bytes.len());
         assert_eq!(came, bytes);
-        let texts: Vec<_> = files.into_iter().map(text_of).collect();
-        assert_eq!(texts, ["one", "two"]);
-    }
+        let texts: Vec<_> = received.into_iter().map(text_of).collect();
+        assert_eq!(texts, files);
+    };
+    let (vmm, device) = (&ends.vmm, &ends.device);
+    let interrupts = message(7, SET_IRQS, COMMAND, b"which, and how many");
+    pass(vmm, device, &interrupts, &["one", "two"]);
+    pass(device, vmm, &message(7, SET_IRQS, REPLY, b""), &[]);
+    // 32 bytes, of which the first four say how many there may be.
+    let info = [[64, 0, 0, 0], [0; 4], [4, 0, 0, 0], [0; 4]].concat();
+    let info = [info, vec![0; 16]].concat();
+    let ask = message(8, GET_REGION_INFO, COMMAND, &info);
+    pass(vmm, device, &ask, &[]);
+    let reply = message(8, GET_REGION_INFO, REPLY, &[info, vec![9; 32]].concat());
+    pass(device, vmm, &reply, &["the region"]);
 }
 
 #[test]
 fn large_messages_and_messages_in_pieces_pass() {
     let mut ends = ends();
-    let body: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
-    let bytes = message(1, REGION_READ, REPLY, &body);
+    let data: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
+    ends.asks(&message(
+        1,
+        REGION_READ,
+        COMMAND,
+        &region(0, 1_000_000, b""),
+    ));
+    for id in [2, 3] {
+        ends.asks(&message(id, SET_IRQS, COMMAND, b""));
+    }
+    let bytes = message(1, REGION_READ, REPLY, &region(0, 1_000_000, &data));
     std::thread::scope(|scope| {
         let device = &mut ends.device;
         let (bytes, vmm) = (&bytes, &ends.vmm);
@@ -146,14 +220,163 @@ fn large_messages_and_messages_in_pieces_pass() {
             // Two at once.
             let two = [
                 message(2, SET_IRQS, REPLY, b""),
-                message(3, SET_IRQS, REPLY, b"x"),
+                message(3, SET_IRQS, REPLY | ERROR, b""),
             ];
             device.write_all(&two.concat()).expect("write");
         });
         assert!(receive(vmm, bytes.len()).0 == *bytes, "other bytes came");
         assert_eq!(receive(vmm, 16).0, message(2, SET_IRQS, REPLY, b""));
-        assert_eq!(receive(vmm, 17).0, message(3, SET_IRQS, REPLY, b"x"));
+        assert_eq!(receive(vmm, 16).0, message(3, SET_IRQS, REPLY | ERROR, b""));
     });
+}
+
+#[test]
+fn a_reply_that_is_not_waited_for_is_the_end() {
+    // QEMU would read this next.
+    let smuggled = message(1, DMA_WRITE, COMMAND, &[0; 24]);
+    let ask = message(7, REGION_READ, COMMAND, &region(0x40, 4, b""));
+    let reply = |body: &[u8]| message(7, REGION_READ, REPLY, body);
+    for (bytes, file, why) in [
+        (
+            message(8, REGION_READ, REPLY, &smuggled),
+            false,
+            "no command with its id waits",
+        ),
+        (
+            message(7, DMA_WRITE, REPLY, &smuggled),
+            false,
+            "the command was another",
+        ),
+        (reply(&smuggled), false, "not the form"),
+        (reply(&region(0x40, 4, &smuggled)), false, "not the form"),
+        (
+            message(7, REGION_READ, REPLY | ERROR, &smuggled),
+            false,
+            "not the form",
+        ),
+        (
+            message(7, REGION_READ, REPLY | 2, &smuggled),
+            false,
+            "no reply",
+        ),
+        (reply(&region(0x40, 4, b"data")), true, "descriptors"),
+    ] {
+        let mut ends = ends();
+        ends.asks(&ask);
+        let file = file.then(|| file_with("a file"));
+        send(&ends.device, &bytes, &file.iter().collect::<Vec<_>>());
+        ends.assert_over(why);
+    }
+}
+
+#[test]
+fn a_reply_passes_once() {
+    let mut ends = ends();
+    let reset = message(7, DEVICE_RESET, COMMAND, b"");
+    let done = message(7, DEVICE_RESET, REPLY, b"");
+    for _ in 0..2 {
+        ends.asks(&reset);
+        ends.answers(&done);
+    }
+    send(&ends.device, &done, &[]);
+    ends.assert_over("the device's message 7 (command 13, flags 0x1, 16 bytes): no command");
+}
+
+#[test]
+fn a_late_reply_is_the_end() {
+    let mut ends = ends_with(&["--answer-within", "300"]);
+    let reset = message(7, DEVICE_RESET, COMMAND, b"");
+    let done = message(7, DEVICE_RESET, REPLY, b"");
+    ends.asks(&reset);
+    ends.answers(&done);
+    ends.asks(&reset);
+    std::thread::sleep(Duration::from_millis(400));
+    send(&ends.device, &done, &[]);
+    ends.assert_over("it comes after");
+}
+
+/// The VMM's command would wait unread, and be young when it is read at last.
+#[test]
+fn a_device_that_reads_late_is_late() {
+    let mut ends = ends_with(&["--answer-within", "1000"]);
+    let posted = message(1, REGION_WRITE, COMMAND | NO_REPLY, &[0; 4096]);
+    let reset = message(7, DEVICE_RESET, COMMAND, b"");
+    let count = 1000;
+    std::thread::scope(|scope| {
+        let vmm = &ends.vmm;
+        let (posted, reset) = (&posted, &reset);
+        scope.spawn(move || {
+            for _ in 0..count {
+                send(vmm, posted, &[]);
+            }
+            send(vmm, reset, &[]);
+        });
+        // Always a little, so that it seems to be at work.
+        for _ in 0..count {
+            receive(&ends.device, posted.len());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        receive(&ends.device, reset.len());
+    });
+    send(&ends.device, &message(7, DEVICE_RESET, REPLY, b""), &[]);
+    ends.assert_over("it comes after");
+}
+
+#[test]
+fn a_device_that_reads_nothing_is_hung_up_on() {
+    let ends = ends_with(&["--answer-within", "1000"]);
+    let posted = message(1, REGION_WRITE, COMMAND | NO_REPLY, &[0; 4096]);
+    for _ in 0..200 {
+        send(&ends.vmm, &posted, &[]);
+    }
+    ends.assert_said("the device takes nothing");
+}
+
+#[test]
+fn a_device_that_reads_nothing_does_not_fill_the_memory() {
+    let mut ends = ends_with(&["--answer-within", "60000"]);
+    let asked = message(1, DMA_READ, COMMAND, &[0; 24]).repeat(4096);
+    // As long as it is listened to.
+    while ends.device.write_all(&asked).is_ok() {}
+    ends.assert_said("does not take what it is sent");
+}
+
+#[test]
+fn a_vmm_answers_nothing() {
+    for flags in [REPLY, REPLY | ERROR, 2] {
+        let mut ends = ends();
+        send(
+            &ends.vmm,
+            &message(7, DMA_READ, flags, b"guest memory"),
+            &[],
+        );
+        ends.assert_over("it is no command");
+    }
+    let mut ends = ends();
+    let reset = message(7, DEVICE_RESET, COMMAND, b"");
+    ends.asks(&reset);
+    send(&ends.vmm, &reset, &[]);
+    ends.assert_over("has not been answered");
+}
+
+#[test]
+fn what_a_vmm_says_last_reaches_the_device() {
+    let Ends {
+        machine: _machine,
+        vmm,
+        device,
+    } = ends();
+    let posted = message(1, REGION_WRITE, COMMAND | NO_REPLY, &[7; 4096]);
+    for _ in 0..1000 {
+        send(&vmm, &posted, &[]);
+    }
+    drop(vmm);
+    for _ in 0..1000 {
+        assert!(
+            receive(&device, posted.len()).0 == posted,
+            "other bytes came"
+        );
+    }
 }
 
 #[test]
@@ -170,12 +393,8 @@ fn a_device_that_asks_for_dma_is_refused() {
     let quiet = message(14, DMA_WRITE, COMMAND | NO_REPLY, &[0; 24]);
     send(&ends.device, &quiet, &[]);
     // What follows comes first: nothing of all that has passed.
-    let reply = message(1, REGION_READ, REPLY, b"an answer");
-    send(&ends.device, &reply, &[]);
-    assert_eq!(receive(&ends.vmm, reply.len()).0, reply);
-    let command = message(2, REGION_READ, COMMAND, b"a question");
-    send(&ends.vmm, &command, &[]);
-    assert_eq!(receive(&ends.device, command.len()).0, command);
+    ends.asks(&message(1, REGION_READ, COMMAND, &region(0, 4, b"")));
+    ends.answers(&message(1, REGION_READ, REPLY, &region(0, 4, b"data")));
 
     drop((ends.vmm, ends.device));
     let counts = ends.machine.stop_relay();
@@ -195,8 +414,12 @@ fn descriptors_of_guest_memory_are_closed() {
     let (came, files) = receive(&ends.device, bytes.len());
     assert_eq!(came, bytes);
     assert!(files.is_empty());
+    // Nor do they come with anything else but interrupts.
+    let bytes = message(4, DEVICE_RESET, COMMAND, b"");
+    send(&ends.vmm, &bytes, &[&memory]);
+    assert!(receive(&ends.device, bytes.len()).1.is_empty());
     drop((ends.vmm, ends.device));
-    assert_eq!(ends.machine.stop_relay()["descriptors_closed"], 1);
+    assert_eq!(ends.machine.stop_relay()["descriptors_closed"], 2);
 }
 
 #[test]

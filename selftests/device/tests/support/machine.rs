@@ -178,6 +178,10 @@ impl Machine {
 
     /// A relay before device.sock, at relay.sock.
     pub fn start_relay(&mut self) {
+        self.start_relay_with(&[]);
+    }
+
+    pub fn start_relay_with(&mut self, options: &[&str]) {
         let socket = self.path("relay.sock");
         let child = Command::new(env!("CARGO_BIN_EXE_swiotlb-relay"))
             .arg("--socket")
@@ -186,6 +190,7 @@ impl Machine {
             .arg(self.path("device.sock"))
             .arg("--report")
             .arg(self.path("relay.report"))
+            .args(options)
             .spawn();
         self.relay = Some(child.expect("the relay"));
         wait_for("the relay's socket", || socket.exists());

@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which replies of a device a VMM waits for.
+//!
+//! QEMU goes on after a reply that it does not expect, that is too large or has
+//! descriptors that it did not ask for (`vfio_user_recv_one`): it leaves the
+//! body where it is, and takes it for the next message. That may be a DMA_WRITE,
+//! whatever the type of the message that it came in. So a reply passes if it is
+//! one that the VMM waits for, and has the form that it waits for.
+//!
+//! What the VMM waits for is known but for the time: it stops to wait when it
+//! likes. For that there are two measures. A reply that comes late does not pass.
+//! And for those that are in time here and late there, since the VMM had no time
+//! to read: where the size would be in a body that is taken for a header, there is
+//! less than a header has, and that does end the connection in QEMU.
+
+use std::collections::hash_map::{Entry, HashMap};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::message::{
+    Message, COMMAND, DEVICE_RESET, DMA_MAP, DMA_UNMAP, ERROR, GET_INFO, GET_IRQ_INFO,
+    GET_REGION_INFO, HEADER, KIND, NO_REPLY, REGION_READ, REGION_WRITE, REPLY, SET_IRQS, VERSION,
+};
+
+/// As much of a command as its reply is compared with.
+const KEPT: usize = 40;
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Unexpected {
+    #[error("it is no command")]
+    NoCommand,
+    #[error("a command with its id has not been answered")]
+    SameId,
+    #[error("it is no reply")]
+    NoReply,
+    #[error("no command with its id waits for one")]
+    NobodyWaits,
+    #[error("the command was another")]
+    OtherCommand,
+    #[error("it comes after {0:?}")]
+    Late(Duration),
+    #[error("it has descriptors")]
+    Descriptors,
+    #[error("it has not the form of its command's")]
+    Form,
+}
+
+struct Asked {
+    at: Instant,
+    size: usize,
+    /// The beginning, and zeroes.
+    bytes: [u8; KEPT],
+}
+
+pub struct Answers {
+    within: Duration,
+    asked: HashMap<u16, Asked>,
+}
+
+impl Answers {
+    /// Those that come `within` this time.
+    pub fn new(within: Duration) -> Self {
+        Self {
+            within,
+            asked: HashMap::new(),
+        }
+    }
+
+    /// The VMM says this.
+    pub fn asked(&mut self, message: &Message) -> Result<(), Unexpected> {
+        if message.flags() & KIND != COMMAND {
+            return Err(Unexpected::NoCommand);
+        }
+        if message.flags() & NO_REPLY != 0 {
+            return Ok(());
+        }
+        // Which of the two a reply is for, nobody could tell.
+        let Entry::Vacant(entry) = self.asked.entry(message.id()) else {
+            return Err(Unexpected::SameId);
+        };
+        let size = message.bytes.len();
+        let mut bytes = [0; KEPT];
+        let kept = size.min(KEPT);
+        bytes[..kept].copy_from_slice(&message.bytes[..kept]);
+        entry.insert(Asked {
+            at: message.at,
+            size,
+            bytes,
+        });
+        Ok(())
+    }
+
+    /// The device says this, `now`.
+    pub fn answered(&mut self, message: &Message, now: Instant) -> Result<(), Unexpected> {
+        if message.flags() & !ERROR != REPLY {
+            return Err(Unexpected::NoReply);
+        }
+        let asked = self.asked.remove(&message.id());
+        let asked = asked.ok_or(Unexpected::NobodyWaits)?;
+        if message.command() != u16::from_le_bytes([asked.bytes[2], asked.bytes[3]]) {
+            return Err(Unexpected::OtherCommand);
+        }
+        let after = now.saturating_duration_since(asked.at);
+        if after > self.within {
+            return Err(Unexpected::Late(after));
+        }
+        asked.fits(message)
+    }
+}
+
+impl Asked {
+    fn fits(&self, reply: &Message) -> Result<(), Unexpected> {
+        let (bytes, size) = (&reply.bytes, reply.bytes.len());
+        let failed = reply.flags() & ERROR != 0;
+        let most = match reply.command() {
+            GET_REGION_INFO if !failed => 1,
+            _ => 0,
+        };
+        if reply.descriptors.len() > most {
+            return Err(Unexpected::Descriptors);
+        }
+        // As much of the command comes back as it is.
+        let echoed = |end| bytes[HEADER..end] == self.bytes[HEADER..end];
+        let form = match reply.command() {
+            _ if failed => size == HEADER,
+            // No byte of a text can be in the size of a message.
+            VERSION => (20..=self.size).contains(&size) && is_text(&bytes[20..]),
+            GET_INFO | GET_IRQ_INFO => (32..=self.size).contains(&size) && is_no_header(bytes),
+            // It says how much it can take.
+            GET_REGION_INFO => (48..=HEADER + self.u32(16)).contains(&size) && is_no_header(bytes),
+            REGION_READ => size == 32 + self.u32(28) && echoed(32) && is_no_header(bytes),
+            REGION_WRITE => size == 32 && echoed(32) && is_no_header(bytes),
+            DMA_UNMAP => size == 40 && echoed(40) && is_no_header(bytes),
+            DMA_MAP | SET_IRQS | DEVICE_RESET => size == HEADER,
+            // What is not known here can fail, and no more.
+            _ => false,
+        };
+        form.then_some(()).ok_or(Unexpected::Form)
+    }
+
+    fn u32(&self, at: usize) -> usize {
+        let bytes = [0, 1, 2, 3].map(|n| self.bytes[at + n]);
+        u32::from_le_bytes(bytes) as usize
+    }
+}
+
+/// The body has no size of a message where a header has it, but the flags of what
+/// was asked about, or the upper half of an offset.
+fn is_no_header(bytes: &[u8]) -> bool {
+    let size = [20, 21, 22, 23].map(|at| bytes[at]);
+    u32::from_le_bytes(size) < HEADER as u32
+}
+
+/// Printable, and with an end: any four characters are more than a size can be.
+fn is_text(bytes: &[u8]) -> bool {
+    match bytes.split_last() {
+        Some((last, text)) => *last == 0 && text.iter().all(|c| matches!(c, b' '..=b'~')),
+        None => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{DMA_READ, DMA_WRITE};
+    use std::collections::VecDeque;
+    use std::fs::File;
+
+    use proptest::prelude::*;
+    use proptest::sample::select;
+    use proptest::test_runner::{Config, TestRunner};
+
+    const WITHIN: Duration = Duration::from_millis(4500);
+
+    fn message(id: u16, command: u16, flags: u32, body: &[u8]) -> Message {
+        let mut bytes = [id.to_le_bytes(), command.to_le_bytes()].concat();
+        bytes.extend((HEADER as u32 + body.len() as u32).to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        Message {
+            bytes,
+            descriptors: Vec::new(),
+            at: Instant::now(),
+        }
+    }
+
+    fn with_descriptors(mut message: Message, count: usize) -> Message {
+        let open = || File::open("/dev/null").expect("a file").into();
+        message.descriptors = (0..count).map(|_| open()).collect();
+        message
+    }
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// offset, region, count, and data.
+    fn region(offset: u64, region: u32, count: u32, data: &[u8]) -> Vec<u8> {
+        let place = words(&[offset as u32, (offset >> 32) as u32, region, count]);
+        [place, data.to_vec()].concat()
+    }
+
+    fn version(text: &[u8]) -> Vec<u8> {
+        [&[0, 0, 1, 0], text].concat()
+    }
+
+    /// The bodies of all commands, as QEMU sends them.
+    fn commands() -> Vec<(u16, Vec<u8>)> {
+        vec![
+            (
+                VERSION,
+                version(b"{\"capabilities\":{\"max_msg_fds\":8}}\0"),
+            ),
+            (DMA_MAP, words(&[32, 3, 0, 0, 0, 0, 4096, 0])),
+            (DMA_UNMAP, words(&[24, 0, 4096, 0, 8192, 0])),
+            (GET_INFO, words(&[16, 0, 0, 0])),
+            (GET_REGION_INFO, words(&[64, 0, 4, 0, 0, 0, 0, 0])),
+            (GET_IRQ_INFO, words(&[16, 0, 2, 0])),
+            (SET_IRQS, words(&[20, 0x24, 2, 0, 1])),
+            (REGION_READ, region(0x40, 4, 8, b"")),
+            (REGION_WRITE, region(0x40, 4, 4, b"data")),
+            (DEVICE_RESET, vec![]),
+        ]
+    }
+
+    /// The body of a good reply.
+    fn good(command: u16) -> Vec<u8> {
+        match command {
+            VERSION => version(b"{\"capabilities\":{\"max_msg_fds\":1}}\0"),
+            DMA_UNMAP => words(&[24, 0, 4096, 0, 8192, 0]),
+            GET_INFO => words(&[16, 3, 9, 5]),
+            GET_REGION_INFO => words(&[64, 15, 4, 32, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+            GET_IRQ_INFO => words(&[16, 9, 2, 3]),
+            REGION_READ => region(0x40, 4, 8, b"8 bytes."),
+            REGION_WRITE => region(0x40, 4, 4, b""),
+            _ => vec![],
+        }
+    }
+
+    /// What becomes of a reply to the command with this body.
+    fn answer(command: (u16, &[u8]), reply: &Message) -> Result<(), Unexpected> {
+        let mut answers = Answers::new(WITHIN);
+        let (command, body) = command;
+        answers.asked(&message(7, command, COMMAND, body))?;
+        answers.answered(reply, Instant::now())
+    }
+
+    #[test]
+    fn good_replies_pass_once() {
+        for (command, body) in commands() {
+            for reply in [
+                message(7, command, REPLY, &good(command)),
+                message(7, command, REPLY | ERROR, b""),
+            ] {
+                let mut answers = Answers::new(WITHIN);
+                let ask = message(7, command, COMMAND, &body);
+                // The id can be used again.
+                for _ in 0..2 {
+                    assert_eq!(answers.asked(&ask), Ok(()), "{command}");
+                    let now = Instant::now();
+                    assert_eq!(answers.answered(&reply, now), Ok(()), "{command}");
+                    let again = answers.answered(&reply, now);
+                    assert_eq!(again, Err(Unexpected::NobodyWaits), "{command}");
+                }
+            }
+        }
+        let reply = message(7, GET_REGION_INFO, REPLY, &good(GET_REGION_INFO));
+        let ask = words(&[64, 0, 4, 0, 0, 0, 0, 0]);
+        let outcome = answer((GET_REGION_INFO, &ask), &with_descriptors(reply, 1));
+        assert_eq!(outcome, Ok(()));
+    }
+
+    #[test]
+    fn replies_of_another_form_do_not_pass() {
+        for (command, body) in commands() {
+            let ask = (command, &body[..]);
+            let good = good(command);
+            let longest = match command {
+                VERSION => body.len(),
+                _ => good.len(),
+            };
+            // Longer, with what would be read as the next message.
+            let smuggled = message(1, DMA_WRITE, COMMAND, &[0; 24]).bytes;
+            let padded = [&good[..], &vec![0; longest - good.len()], &smuggled].concat();
+            // Shorter, so that a header begins in it and goes on in the next message.
+            let shorter = match command {
+                GET_REGION_INFO => &good[..31],
+                _ => &good[..good.len().saturating_sub(1)],
+            };
+            let mut wrong = vec![
+                message(7, command, REPLY, &padded),
+                message(7, command, REPLY | ERROR, &smuggled),
+                message(7, command, REPLY, &smuggled),
+            ];
+            if !good.is_empty() {
+                wrong.push(message(7, command, REPLY, shorter));
+                wrong.push(message(7, command, REPLY, b""));
+            }
+            for reply in wrong {
+                let outcome = answer(ask, &reply);
+                assert_eq!(
+                    outcome,
+                    Err(Unexpected::Form),
+                    "{command}: {:?}",
+                    reply.bytes
+                );
+            }
+            let most = usize::from(command == GET_REGION_INFO);
+            let reply = with_descriptors(message(7, command, REPLY, &good), most + 1);
+            assert_eq!(
+                answer(ask, &reply),
+                Err(Unexpected::Descriptors),
+                "{command}"
+            );
+            let failed = with_descriptors(message(7, command, REPLY | ERROR, b""), 1);
+            assert_eq!(
+                answer(ask, &failed),
+                Err(Unexpected::Descriptors),
+                "{command}"
+            );
+        }
+        for (command, body) in [
+            // Another place, or as much of another size.
+            (REGION_READ, region(0x48, 4, 8, b"8 bytes.")),
+            (REGION_READ, region(0x40, 0, 8, b"8 bytes.")),
+            (REGION_READ, region(0x40, 4, 4, b"8 bytes.")),
+            (REGION_WRITE, region(0x48, 4, 4, b"")),
+            (DMA_UNMAP, words(&[24, 0, 4096, 0, 4096, 0])),
+            // Flags that are a size.
+            (GET_INFO, words(&[16, 16, 9, 5])),
+            (GET_REGION_INFO, words(&[64, 32, 4, 32, 0, 1, 0, 0])),
+            (GET_IRQ_INFO, words(&[16, 32, 2, 3])),
+            // Longer than what the VMM said itself.
+            (VERSION, version(&[&[b' '; 64][..], b"\0"].concat())),
+            // No text.
+            (VERSION, version(b"{}")),
+            (VERSION, version(b"\x20\0\0\0\0")),
+            (VERSION, version(b"{\n}\0")),
+        ] {
+            let (_, ask) = commands().into_iter().find(|c| c.0 == command).expect("it");
+            let reply = message(7, command, REPLY, &body);
+            let outcome = answer((command, &ask), &reply);
+            assert_eq!(outcome, Err(Unexpected::Form), "{command}: {body:?}");
+        }
+        // Nobody has regions that are as large as that.
+        let far = region((16 << 32) | (u64::from(DMA_WRITE) << 16), 0, 0, b"");
+        let reply = message(7, REGION_READ, REPLY, &far);
+        assert_eq!(answer((REGION_READ, &far), &reply), Err(Unexpected::Form));
+        // A command that is not known can fail.
+        let reply = message(7, 16, REPLY, &[0; 24]);
+        assert_eq!(answer((16, &[0; 24]), &reply), Err(Unexpected::Form));
+        let failed = message(7, 16, REPLY | ERROR, b"");
+        assert_eq!(answer((16, &[0; 24]), &failed), Ok(()));
+        // One that is too short to be one does no harm.
+        let reply = message(7, REGION_READ, REPLY, &good(REGION_READ));
+        assert_eq!(answer((REGION_READ, b""), &reply), Err(Unexpected::Form));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_does_not_pass() {
+        let reset = (DEVICE_RESET, &[][..]);
+        for (reply, why) in [
+            (
+                message(8, DEVICE_RESET, REPLY, b""),
+                Unexpected::NobodyWaits,
+            ),
+            (message(7, DMA_MAP, REPLY, b""), Unexpected::OtherCommand),
+            (message(7, DEVICE_RESET, COMMAND, b""), Unexpected::NoReply),
+            (message(7, DEVICE_RESET, 2, b""), Unexpected::NoReply),
+            (
+                message(7, DEVICE_RESET, REPLY | NO_REPLY, b""),
+                Unexpected::NoReply,
+            ),
+            (
+                message(7, DEVICE_RESET, REPLY | (1 << 31), b""),
+                Unexpected::NoReply,
+            ),
+        ] {
+            assert_eq!(answer(reset, &reply), Err(why), "{:?}", reply.bytes);
+        }
+        let mut answers = Answers::new(WITHIN);
+        let ask = message(7, DEVICE_RESET, COMMAND | NO_REPLY, b"");
+        assert_eq!(answers.asked(&ask), Ok(()));
+        let reply = message(7, DEVICE_RESET, REPLY, b"");
+        let outcome = answers.answered(&reply, Instant::now());
+        assert_eq!(outcome, Err(Unexpected::NobodyWaits));
+    }
+
+    #[test]
+    fn late_replies_do_not_pass() {
+        for (after, outcome) in [
+            (WITHIN, Ok(())),
+            (WITHIN * 2, Err(Unexpected::Late(WITHIN * 2))),
+        ] {
+            let mut answers = Answers::new(WITHIN);
+            let ask = message(7, DEVICE_RESET, COMMAND, b"");
+            assert_eq!(answers.asked(&ask), Ok(()));
+            let reply = message(7, DEVICE_RESET, REPLY, b"");
+            assert_eq!(answers.answered(&reply, ask.at + after), outcome);
+        }
+    }
+
+    #[test]
+    fn a_vmm_only_asks_and_each_thing_once() {
+        let mut answers = Answers::new(WITHIN);
+        for flags in [REPLY, REPLY | ERROR, 2] {
+            let reply = message(7, DMA_READ, flags, &[0; 24]);
+            assert_eq!(answers.asked(&reply), Err(Unexpected::NoCommand));
+        }
+        let ask = message(7, DEVICE_RESET, COMMAND, b"");
+        assert_eq!(answers.asked(&ask), Ok(()));
+        assert_eq!(answers.asked(&ask), Err(Unexpected::SameId));
+    }
+
+    /// What QEMU makes of what it reads: `vfio_user_recv_one`.
+    #[derive(Default)]
+    struct Qemu {
+        /// By id: how large a reply can be, and how many descriptors it can have.
+        waits: HashMap<u16, (usize, usize)>,
+        /// Not read yet: bytes, and where descriptors are among them.
+        bytes: VecDeque<u8>,
+        descriptors: VecDeque<(usize, usize)>,
+        read: usize,
+        ended: bool,
+        obeyed: bool,
+    }
+
+    impl Qemu {
+        fn ask(&mut self, message: &Message) {
+            let size = match message.command() {
+                GET_REGION_INFO => HEADER + 64,
+                REGION_READ => 32 + 8,
+                _ => message.bytes.len(),
+            };
+            let descriptors = usize::from(message.command() == GET_REGION_INFO);
+            self.waits.insert(message.id(), (size, descriptors));
+        }
+
+        fn arrives(&mut self, message: &Message) {
+            let at = self.read + self.bytes.len();
+            self.descriptors.push_back((at, message.descriptors.len()));
+            self.bytes.extend(&message.bytes);
+        }
+
+        fn reads(&mut self) {
+            while !self.ended && !self.bytes.is_empty() {
+                self.reads_one();
+            }
+        }
+
+        fn reads_one(&mut self) {
+            let header = self.take(HEADER);
+            if header.len() < HEADER {
+                self.ended = true;
+                return;
+            }
+            let id = u16::from_le_bytes([header[0], header[1]]);
+            let word = |at| u32::from_le_bytes([0, 1, 2, 3].map(|n: usize| header[at + n]));
+            let (size, flags) = (word(4) as usize, word(8));
+            if size < HEADER || flags & KIND > REPLY {
+                self.ended = true;
+            } else if flags & KIND == COMMAND {
+                // It goes on after one that is too large.
+                self.obeyed |= size <= (1 << 20) + 32;
+            } else if let Some((largest, most)) = self.waits.remove(&id) {
+                let descriptors = self.descriptors_before(self.read);
+                if size <= largest && descriptors <= most {
+                    self.take(size - HEADER);
+                }
+            }
+        }
+
+        fn take(&mut self, count: usize) -> Vec<u8> {
+            let count = count.min(self.bytes.len());
+            self.read += count;
+            self.bytes.drain(..count).collect()
+        }
+
+        fn descriptors_before(&mut self, end: usize) -> usize {
+            let mut sum = 0;
+            while self.descriptors.front().is_some_and(|d| d.0 < end) {
+                sum += self.descriptors.pop_front().map_or(0, |d| d.1);
+            }
+            sum
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Id, and which command.
+        Ask(u16, usize),
+        /// QEMU stops to wait for this one.
+        Forget(u16),
+        Read,
+        Say {
+            id: u16,
+            command: usize,
+            flags: u32,
+            /// A good body, and so much of it.
+            begins: usize,
+            /// A command in it, from there on.
+            smuggled: bool,
+            /// As long as a good one, and so much more.
+            more: Option<usize>,
+            descriptors: usize,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (ids, which) = (0..4u16, 0..commands().len());
+        let flags = [REPLY, REPLY, REPLY, REPLY | ERROR, REPLY | NO_REPLY, 2];
+        let length = prop_oneof![Just(usize::MAX), 0..40usize];
+        let say = (
+            (ids.clone(), which.clone(), select(flags.to_vec())),
+            (
+                length,
+                any::<bool>(),
+                select(vec![None, Some(0), Some(0), Some(1), Some(16), Some(40)]),
+            ),
+            prop_oneof![4 => Just(0usize), 1 => 1..3usize],
+        );
+        let say = say.prop_map(|(first, second, descriptors)| Step::Say {
+            id: first.0,
+            command: first.1,
+            flags: first.2,
+            begins: second.0,
+            smuggled: second.1,
+            more: second.2,
+            descriptors,
+        });
+        prop_oneof![
+            3 => (ids.clone(), which).prop_map(|(id, which)| Step::Ask(id, which)),
+            1 => ids.prop_map(Step::Forget),
+            2 => Just(Step::Read),
+            4 => say,
+        ]
+    }
+
+    /// Whatever a device says, and whenever QEMU stops to wait: it reads no command.
+    #[test]
+    fn qemu_is_told_nothing() {
+        let commands = commands();
+        let steps = prop::collection::vec(step(), 1..30);
+        let config = Config {
+            cases: 20_000,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let outcome = TestRunner::new(config).run(&steps, |steps| {
+            let (mut answers, mut qemu) = (Answers::new(WITHIN), Qemu::default());
+            let mut over = false;
+            for step in steps {
+                match step {
+                    Step::Ask(id, which) => {
+                        let (command, body) = &commands[which];
+                        let ask = message(id, *command, COMMAND, body);
+                        // Only QEMU stopped to wait for it.
+                        if qemu.waits.contains_key(&id) || answers.asked(&ask).is_err() {
+                            continue;
+                        }
+                        qemu.ask(&ask);
+                    }
+                    Step::Forget(id) => drop(qemu.waits.remove(&id)),
+                    Step::Read => qemu.reads(),
+                    Step::Say {
+                        id,
+                        command,
+                        flags,
+                        begins,
+                        smuggled,
+                        more,
+                        descriptors,
+                    } => {
+                        let command = commands[command].0;
+                        let mut body = good(command);
+                        body.truncate(begins);
+                        if smuggled {
+                            body.extend(message(id, DMA_WRITE, COMMAND, &[0; 24]).bytes);
+                        }
+                        if let Some(more) = more {
+                            body.resize(good(command).len() + more, 0);
+                        }
+                        let reply = message(id, command, flags, &body);
+                        let reply = with_descriptors(reply, descriptors);
+                        over = answers.answered(&reply, Instant::now()).is_err();
+                        if !over {
+                            qemu.arrives(&reply);
+                        }
+                    }
+                }
+                if over {
+                    break;
+                }
+            }
+            qemu.reads();
+            prop_assert!(!qemu.obeyed);
+            Ok(())
+        });
+        outcome.expect("no command");
+    }
+}
