@@ -38,6 +38,8 @@ use crate::lines::Lines;
 use crate::listen::listen;
 use crate::message::{Message, COMMAND, KIND, SET_IRQS};
 
+/// After a client that could not be accepted.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Refusals that are reported one by one; all are counted.
 const MAX_REPORTED: u64 = 64;
 /// Memory for what waits for a device to take it: more than a VMM says before it
@@ -101,9 +103,18 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     });
     let within = Duration::from_millis(options.answer_within.into());
     for client in listener.incoming() {
+        let client = match client {
+            Ok(client) => client,
+            Err(error) => {
+                report.event("error", json!({ "reason": error.to_string() }));
+                // There may be descriptors again later.
+                thread::sleep(PAUSE);
+                continue;
+            }
+        };
         report.event("connect", json!({}));
         let outcome = UnixStream::connect(&options.device)
-            .and_then(|device| relay(&client?, &device, within, &report));
+            .and_then(|device| relay(&client, &device, within, &report));
         if let Err(error) = outcome {
             report.event("error", json!({ "reason": error.to_string() }));
         }

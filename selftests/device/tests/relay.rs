@@ -20,6 +20,7 @@ use rustix::net::{
     recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use rustix::process::{prlimit, Pid, Resource, Rlimit};
 use support::driver::{Driver, SWIOTLB, VERSION_1};
 use support::machine::{has_storage_daemon, wait_for, Machine, LIMIT};
 
@@ -377,6 +378,34 @@ fn what_a_vmm_says_last_reaches_the_device() {
             "other bytes came"
         );
     }
+}
+
+#[test]
+fn a_relay_without_descriptors_does_not_spin() {
+    let mut machine = Machine::new();
+    let listener = UnixListener::bind(machine.path("device.sock")).expect("listen");
+    machine.start_relay();
+    let relay = machine.path("relay.sock");
+    wait_for("the relay", || UnixStream::connect(&relay).is_ok());
+    listener.accept().expect("the relay");
+    wait_for("its end", || !machine.relay_events("disconnect").is_empty());
+    let limit = |files| {
+        let pid = Pid::from_raw(machine.relay_id() as i32);
+        let limit = Rlimit {
+            current: Some(files),
+            maximum: Some(1024),
+        };
+        prlimit(pid, Resource::Nofile, limit).expect("a limit");
+    };
+    limit(3);
+    // One is accepted: the descriptor was taken before there was a limit.
+    let _refused = UnixStream::connect(&relay).expect("connect");
+    std::thread::sleep(Duration::from_millis(500));
+    let failures = machine.relay_events("error").len();
+    assert!((1..5).contains(&failures), "{failures}");
+    limit(1024);
+    let _served = UnixStream::connect(&relay).expect("connect");
+    listener.accept().expect("the relay again");
 }
 
 #[test]

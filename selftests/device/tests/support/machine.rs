@@ -196,6 +196,10 @@ impl Machine {
         wait_for("the relay's socket", || socket.exists());
     }
 
+    pub fn relay_id(&self) -> u32 {
+        self.relay.as_ref().expect("a relay").id()
+    }
+
     /// Returns what it counted.
     pub fn stop_relay(&mut self) -> Value {
         let mut child = self.relay.take().expect("a relay");
