@@ -17,7 +17,7 @@ import pytest
 import test_drivers
 import test_drivers_own
 from drivers import STEPS, assert_driven, modelled, passed
-from harness import Boot, assert_confined, booted, packed_disk
+from harness import Boot, assert_confined, booted, disk, packed_disk
 from guestlib import Guest, Restricted
 from guestlib.paths import parse_bytes
 
@@ -393,7 +393,14 @@ AT_ONCE = 256
 HELD = {"1M": "4k", "4M": "16k"}
 AREA = 1 << 20
 
+FULL = """
+full() {
+	awk '$1 == "full" { print $2 }' "$debugfs/$(virtio restricted0)/counters"
+}
+"""
+
 DISK = f"""
+{FULL}
 load
 modprobe -q virtio_blk || :
 data restricted0 0 65536
@@ -402,10 +409,6 @@ path=$(disk restricted0)
 # The CPUs of both queues; the first is the one that is held.
 held_cpu=$(cat "/sys/block/${{path#/dev/}}/mq/0/cpu_list")
 other_cpu=$(cat "/sys/block/${{path#/dev/}}/mq/1/cpu_list")
-
-full() {{
-	awk '$1 == "full" {{ print $2 }}' "$debugfs/$(virtio restricted0)/counters"
-}}
 
 # hold NAME randread|randwrite: requests to the first queue, none of which is answered, until
 # there is no room for another.
@@ -505,6 +508,61 @@ class TestDirections:
         assert f"the region of {boot.kept('end')['pool_bytes']} bytes is full: " in line
         assert re.search(r"full: \d+ used, \d+ free in one piece, \d+ wanted; the driver waits", line)
         assert "A larger region, or fewer or shorter queues, make room" in line
+
+
+#: KiB of a write.
+LENGTHS = [4, 16, 64, 128]
+
+BESIDE_READS = f"""
+load
+modprobe -q virtio_blk || :
+path=$(disk restricted0)
+queues=/sys/block/${{path#/dev/}}/mq
+fio --name=reads --filename="$path" --direct=1 --ioengine=libaio --iodepth={AT_ONCE} --rw=randread \\
+	--bs=4k --size=24M --time_based --runtime=1h --cpus_allowed="$(cat "$queues/0/cpu_list")" \\
+	--output=/tmp/reads &
+reads=$!
+taskset -cp "$(cat "$queues/1/cpu_list")" $$
+for length in {" ".join(map(str, LENGTHS))}; do
+	# The reads have begun, and find no room.
+	before=$(full)
+	for _ in {{1..600}}; do
+		[ "$(full)" = "$before" ] || break
+		sleep 0.1
+	done
+	keep restricted0 "before-$length"
+	data restricted0 $(((32 << 20) + (length << 16))) $((length * 24 << 10)) "${{length}}k"
+	keep restricted0 "after-$length"
+done
+kill -INT "$reads"
+wait "$reads" || :
+"""
+
+
+@pytest.mark.full
+class TestWritesBesideReads:
+    """Of any length, on another queue than reads, which come again as soon as one is answered
+    and are more than there is room for."""
+
+    @pytest.fixture(scope="class", params=["64K", "1M"])
+    def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
+        device = disk(size="64M", region_size=request.param, queues=2)
+        script = FULL + BESIDE_READS
+        with booted("stock", [device], script, cpus=2, timeout=600) as boot:
+            yield boot
+
+    @pytest.mark.parametrize("length", LENGTHS)
+    def test_writes_go_on(self, boot: Boot, length: int) -> None:
+        """What they wrote is there (the harness has compared it); and the region was full."""
+        assert [b for b in boot.blocks if b.bytes == length * 24 << 10]
+        before, after = boot.kept(f"before-{length}"), boot.kept(f"after-{length}")
+        assert after["full"] > before["full"]
+
+    def test_all_is_given_back(self, boot: Boot) -> None:
+        counters = boot.counters("restricted0")
+        assert counters["maps"] == counters["unmaps"] > 0
+        assert counters["bad_handle"] == counters["too_large"] == 0
+        assert_confined(boot, "restricted0")
 
 
 def order(image: Path, word: str) -> Callable[[Guest], object]:
