@@ -566,6 +566,7 @@ impl Hooks for Negotiator {
         if bounds.is_empty() {
             return;
         }
+        // The drivers of these types read where they may sleep.
         let state = self.0.state.lock();
         let Some(bounce) = state.bounce() else {
             return;

@@ -33,9 +33,9 @@ use kernel::{
 };
 
 /// What is done around a device's configuration operations. [`Hooks::finalize`] and
-/// [`Hooks::queues`] may sleep. The others may not: somebody who reads a file in sysfs has no lock
-/// that keeps them, and [`synchronize_hooks`](super::synchronize_hooks) waits for whoever has not
-/// gone to sleep.
+/// [`Hooks::queues`] may sleep, and [`Hooks::read`] where the driver may. The others may not:
+/// somebody who reads a file in sysfs has no lock that keeps them, and
+/// [`synchronize_hooks`](super::synchronize_hooks) waits for whoever has not gone to sleep.
 pub(crate) trait Hooks: Send + Sync + 'static {
     /// The core has asked the device what it offers, and got the first 64 features in `offered`.
     /// Somebody who reads a file may have it ask at any time.
@@ -63,7 +63,8 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     /// The device has said `generation` of its configuration. Returns what the core is told.
     fn generation(&self, dev: &Device, generation: u32) -> u32;
 
-    /// The driver has read `bytes` of the configuration at byte `offset`.
+    /// The driver has read `bytes` of the configuration at byte `offset`. virtio-can does that with
+    /// interrupts off.
     fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]);
 }
 
