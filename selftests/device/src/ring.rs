@@ -846,7 +846,16 @@ impl PackedWalker {
                 chain.buffer(Kind::Descriptor, slot, None, &d);
             }
             let still = self.flags(memory, self.next) == Some(now);
-            let certain = still && !(indirect && after_used);
+            let mut certain = still && !(indirect && after_used);
+            if certain && indirect && !chain.is_sound() {
+                // Chains are used in any order, and their used elements lie elsewhere: the
+                // table may be gone, with its descriptor as it was.
+                certain = self.is_known(memory);
+            }
+            if !chain.is_sound() {
+                // The length in a used element is there before its flags, for a moment.
+                certain &= memory.descriptor(self.at(self.next)) == Some(raw);
+            }
             if certain && chain.is_sound() {
                 self.keep(raw, chain.buffers);
             } else {
@@ -865,8 +874,7 @@ impl PackedWalker {
 
     /// See [`Walker::requests`].
     fn requests(&mut self, memory: &Memory<'_>) -> Option<Vec<Request>> {
-        self.take_used(memory);
-        if !self.exact || !self.is_as_read(memory) {
+        if !self.is_known(memory) || !self.is_as_read(memory) {
             return None;
         }
         let outstanding = self.outstanding.iter();
@@ -889,6 +897,12 @@ impl PackedWalker {
         self.read[usize::from(self.used.slot)] = memory.descriptor(at)?;
         self.used = self.used.forward(kept.descriptors, self.ring.size);
         Some(())
+    }
+
+    /// Whether it is certain what is outstanding.
+    fn is_known(&mut self, memory: &Memory<'_>) -> bool {
+        self.take_used(memory);
+        self.exact
     }
 
     /// Accounts for what the backend has finished.
@@ -1006,7 +1020,11 @@ impl PackedWalker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU32};
+    use std::thread;
+
     use crate::faults::random::Random;
+    use crate::region::Region;
 
     const BASE: u64 = 0x38_0000_0000;
     const LEN: u64 = 0x1_0000;
@@ -1694,6 +1712,19 @@ mod tests {
             assert_eq!((c.violations, c.suspects), (0, 1));
         }
 
+        /// Its used element lies over what comes before, and was seen to be available there.
+        #[test]
+        fn table_that_was_used_out_of_order_is_only_suspect() {
+            let mut r = ring();
+            r.desc(slot(0), DATA, 8, 0, flags(true, 0));
+            r.check();
+            r.desc(slot(1), TABLE, 16, 1, flags(true, DESC_F_INDIRECT));
+            r.desc(slot(0), DATA, 8, 1, used(true));
+            r.desc(TABLE, RAM, 8, 0, 0);
+            let c = r.check();
+            assert_eq!((c.violations, c.suspects), (0, 1));
+        }
+
         #[test]
         fn a_full_ring_ends() {
             let mut r = ring();
@@ -2037,6 +2068,143 @@ mod tests {
             assert_eq!(r.ids(), Some(vec![0]));
             r.0.put(slot(1), &(DATA + 1).to_le_bytes());
             assert_eq!(r.ids(), None);
+        }
+    }
+
+    /// A driver and a backend that keep to the rules. What is finished is the driver's: it
+    /// points anywhere at once. Chains are finished in any order.
+    struct Rules<'a> {
+        memory: Memory<'a>,
+        ring: RingAddresses,
+        /// By head or buffer ID.
+        outstanding: Vec<u16>,
+        /// How many were offered, and how many are used.
+        offered: u32,
+        used: u32,
+    }
+
+    impl Rules<'_> {
+        fn desc(&self, at: u64, addr: u64, len: u32, a: u16, b: u16) {
+            let (addr, len) = (addr.to_le_bytes(), len.to_le_bytes());
+            let data = [&addr[..], &len, &a.to_le_bytes()].concat();
+            self.memory.write(at, &data).expect("inside");
+            self.memory.store_u16(at + 14, b).expect("inside");
+        }
+
+        /// What a packed descriptor's flags are at the `nth` place.
+        fn lap(&self, nth: u32, other: u16) -> u16 {
+            let wrap = nth / u32::from(self.ring.size) % 2 == 0;
+            if wrap {
+                DESC_F_AVAIL
+            } else {
+                other
+            }
+        }
+
+        fn offer(&mut self, id: u16) {
+            let table = TABLE + 16 * u64::from(id);
+            let slot = u64::from(self.offered % u32::from(self.ring.size));
+            if self.ring.packed {
+                self.desc(table, DATA, 8, 0, 0);
+                let flags = DESC_F_INDIRECT | self.lap(self.offered, DESC_F_USED);
+                self.desc(DESC + 16 * slot, table, 16, id, flags);
+            } else {
+                self.desc(table, DATA, 8, 0, 0);
+                self.desc(DESC + 16 * u64::from(id), table, 16, DESC_F_INDIRECT, 0);
+                let entry = AVAIL + 4 + 2 * slot;
+                self.memory.store_u16(entry, id).expect("inside");
+                let index = (self.offered + 1) as u16;
+                self.memory.store_u16(AVAIL + 2, index).expect("inside");
+            }
+            self.offered += 1;
+            self.outstanding.push(id);
+        }
+
+        fn finish(&mut self, id: u16) {
+            let slot = u64::from(self.used % u32::from(self.ring.size));
+            if self.ring.packed {
+                let at = DESC + 16 * slot;
+                // Long as a table is: half of a used element looks like a descriptor.
+                let end = [16u32.to_le_bytes(), u32::from(id).to_le_bytes()].concat();
+                self.memory.write(at + 8, &end[..6]).expect("inside");
+                let flags = self.lap(self.used, 0);
+                let flags = flags | (flags << 8);
+                self.memory.store_u16(at + 14, flags).expect("inside");
+            } else {
+                let element = [u32::from(id).to_le_bytes(), [8, 0, 0, 0]].concat();
+                self.memory
+                    .write(USED + 4 + 8 * slot, &element)
+                    .expect("inside");
+                let index = (self.used + 1) as u16;
+                self.memory.store_u16(USED + 2, index).expect("inside");
+                self.desc(DESC + 16 * u64::from(id), RAM, 8, 0, 0);
+            }
+            self.used += 1;
+            self.desc(TABLE + 16 * u64::from(id), RAM, 8, 0, 0);
+        }
+
+        fn step(&mut self, random: &mut Random) {
+            let size = self.ring.size;
+            let free = (0..size).find(|id| !self.outstanding.contains(id));
+            match free {
+                Some(id) if self.outstanding.is_empty() || random.below(2) == 0 => self.offer(id),
+                _ => {
+                    let which = random.below(self.outstanding.len() as u64) as usize;
+                    let id = self.outstanding.swap_remove(which);
+                    self.finish(id);
+                }
+            }
+        }
+    }
+
+    /// However they run against one another, and whenever the walker comes to look.
+    #[test]
+    fn nobody_is_accused_who_keeps_to_the_rules() {
+        for packed in [false, true] {
+            let region = Region::new(0, LEN).expect("region");
+            let window = Window {
+                base: BASE,
+                len: LEN,
+            };
+            let ring = Ring::new(8, packed).ring;
+            let (over, looks) = (AtomicBool::new(false), AtomicU32::new(0));
+            let mut all = Checked::default();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut random = Random::new(1);
+                    let mut rules = Rules {
+                        memory: Memory::new([(window, region.bytes())]),
+                        ring,
+                        outstanding: Vec::new(),
+                        offered: 0,
+                        used: 0,
+                    };
+                    for _ in 0..1_000 {
+                        let before = looks.load(Ordering::Acquire);
+                        for _ in 0..random.below(24) {
+                            rules.step(&mut random);
+                        }
+                        while looks.load(Ordering::Acquire) == before {
+                            thread::yield_now();
+                        }
+                    }
+                    over.store(true, Ordering::Release);
+                });
+                let memory = Memory::new([(window, region.bytes())]);
+                let mut walker = Walker::new(ring);
+                while !over.load(Ordering::Acquire) {
+                    let c = walker.check(&memory);
+                    all.chains += c.chains;
+                    all.late += c.late;
+                    all.lost += c.lost;
+                    all.violations += c.violations;
+                    all.malformed += c.malformed;
+                    walker.requests(&memory);
+                    looks.fetch_add(1, Ordering::Release);
+                }
+            });
+            assert_eq!((all.violations, all.malformed), (0, 0), "{packed} {all:?}");
+            assert!(all.late > 0 && all.chains > all.late, "{all:?}");
         }
     }
 
