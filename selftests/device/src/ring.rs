@@ -17,7 +17,9 @@
 //! violations mean. The backend cannot follow an address outside in any case.
 
 use std::collections::{BTreeMap, HashSet};
+use std::hint;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -31,6 +33,9 @@ const DESC_F_USED: u16 = 1 << 15;
 /// Descriptors that one check follows at most. A correct driver can have a
 /// queue of 32768 chains, with tables of 127 entries each.
 const BUDGET: u32 = 1 << 22;
+
+/// How long a used element of a packed ring may be half written.
+const HALF_WRITTEN: Duration = Duration::from_micros(50);
 
 /// Findings that one check returns at most; the rest is counted.
 const MAX_FINDINGS: usize = 16;
@@ -797,7 +802,19 @@ impl PackedWalker {
     }
 
     fn check(&mut self, memory: &Memory<'_>) -> Checked {
+        let mut pause = || {
+            let end = Instant::now() + HALF_WRITTEN;
+            while Instant::now() < end {
+                hint::spin_loop();
+            }
+        };
+        self.check_twice(memory, &mut pause)
+    }
+
+    /// Pauses before it accuses anybody, once.
+    fn check_twice(&mut self, memory: &Memory<'_>, pause: &mut dyn FnMut()) -> Checked {
         self.take_used(memory);
+        let mut paused = false;
         let mut checked = Checked::default();
         let mut budget = BUDGET;
         // Behind a used descriptor may lie the rest of its chain, which looks
@@ -847,14 +864,15 @@ impl PackedWalker {
             }
             let still = self.flags(memory, self.next) == Some(now);
             let mut certain = still && !(indirect && after_used);
-            if certain && indirect && !chain.is_sound() {
+            if certain && !chain.is_sound() {
+                // The length in a used element is there before its flags.
+                if !std::mem::replace(&mut paused, true) {
+                    pause();
+                }
                 // Chains are used in any order, and their used elements lie elsewhere: the
                 // table may be gone, with its descriptor as it was.
-                certain = self.is_known(memory);
-            }
-            if !chain.is_sound() {
-                // The length in a used element is there before its flags, for a moment.
-                certain &= memory.descriptor(self.at(self.next)) == Some(raw);
+                certain = (!indirect || self.is_known(memory))
+                    && memory.descriptor(self.at(self.next)) == Some(raw);
             }
             if certain && chain.is_sound() {
                 self.keep(raw, chain.buffers);
@@ -1723,6 +1741,28 @@ mod tests {
             r.desc(TABLE, RAM, 8, 0, 0);
             let c = r.check();
             assert_eq!((c.violations, c.suspects), (0, 1));
+        }
+
+        /// The length is there before the flags are.
+        #[test]
+        fn half_of_a_used_element_is_no_descriptor() {
+            let cases = [
+                (DESC_F_INDIRECT, TABLE, 17),
+                (DESC_F_WRITE, BASE + LEN - 8, 16),
+            ];
+            for (kind, addr, len) in cases {
+                let mut r = ring();
+                r.desc(slot(0), addr, len, 0, flags(true, kind));
+                let Walker::Packed(mut walker) = Walker::new(r.ring) else {
+                    panic!("a packed ring");
+                };
+                let c = r.look(|_, memory| {
+                    let mut finish = || memory.store_u16(slot(0) + 14, used(true)).expect("inside");
+                    walker.check_twice(memory, &mut finish)
+                });
+                assert_eq!((c.violations, c.malformed), (0, 0));
+                assert_eq!((c.chains, c.late), (1, 1));
+            }
         }
 
         #[test]
