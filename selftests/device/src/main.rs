@@ -117,8 +117,8 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let listener = listen(&options.socket)?;
     // Threads are in the sandbox if they are started in it.
     if options.sandbox {
-        let directory = options.socket.parent().filter(|d| *d != Path::new(""));
-        let entered = sandbox::enter(directory.unwrap_or(Path::new(".")))?;
+        let directory = sandbox::parent(&options.socket);
+        let entered = sandbox::enter(directory, &options.backend)?;
         report.event("sandbox", entered);
     }
     if !options.watch.is_empty() {

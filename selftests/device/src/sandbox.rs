@@ -8,14 +8,15 @@
 //! [`STATUS`].
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Write};
 use std::mem;
 use std::path::Path;
 use std::ptr;
 
 use landlock::{
-    Access, AccessFs, AccessNet, PathBeneath, PathFd, PathFdError, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, ABI,
+    Access, AccessFs, AccessNet, LandlockStatus, PathBeneath, PathFd, PathFdError, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, ABI,
 };
 use seccompiler::{
     apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
@@ -113,11 +114,13 @@ const FAILING: &[(libc::c_long, libc::c_int)] = &[
 ];
 
 /// Enters the sandbox, with all threads that are started from now on. What is
-/// left of the file system is that files in `directory` can be removed.
+/// left of the file system is that files in `directory` can be removed, and that
+/// sockets can be connected to: if the kernel can tell them apart, those where
+/// `backend` is.
 ///
 /// Returns what the report says of it.
-pub fn enter(directory: &Path) -> Result<Value, SandboxError> {
-    let landlock = restrict_files(directory)?;
+pub fn enter(directory: &Path, backend: &Path) -> Result<Value, SandboxError> {
+    let (landlock, sockets) = restrict_files(directory, backend)?;
     handle_violations().map_err(SandboxError::Handler)?;
     let mut instructions = 0;
     // The last of them lets no other follow.
@@ -127,12 +130,17 @@ pub fn enter(directory: &Path) -> Result<Value, SandboxError> {
         // It sets no_new_privs first.
         apply_filter(&filter)?;
     }
-    Ok(json!({ "landlock": landlock, "instructions": instructions }))
+    Ok(json!({ "landlock": landlock, "sockets": sockets, "instructions": instructions }))
 }
 
-/// Says how much of it this kernel has.
-fn restrict_files(directory: &Path) -> Result<&'static str, SandboxError> {
-    let abi = ABI::V6;
+/// Says how much of it this kernel has, and which sockets are left.
+fn restrict_files(
+    directory: &Path,
+    backend: &Path,
+) -> Result<(&'static str, &'static str), SandboxError> {
+    let abi = ABI::V9;
+    // Not the socket itself: a backend that comes back has another at its path.
+    let backend = fs::canonicalize(backend).unwrap_or_else(|_| backend.into());
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
@@ -142,12 +150,27 @@ fn restrict_files(directory: &Path) -> Result<&'static str, SandboxError> {
             PathFd::new(directory)?,
             AccessFs::RemoveFile,
         ))?
+        .add_rule(PathBeneath::new(
+            PathFd::new(parent(&backend))?,
+            AccessFs::ResolveUnix,
+        ))?
         .restrict_self()?;
-    Ok(match status.ruleset {
+    let landlock = match status.ruleset {
         RulesetStatus::FullyEnforced => "full",
         RulesetStatus::PartiallyEnforced => "partial",
         RulesetStatus::NotEnforced => "none",
-    })
+    };
+    let sockets = match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } if effective_abi >= abi => "backend",
+        _ => "any",
+    };
+    Ok((landlock, sockets))
+}
+
+/// The directory that a file is in.
+pub fn parent(path: &Path) -> &Path {
+    let directory = path.parent().filter(|d| *d != Path::new(""));
+    directory.unwrap_or(Path::new("."))
 }
 
 fn failing() -> Result<Vec<SeccompFilter>, BackendError> {
@@ -253,7 +276,7 @@ extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, File};
+    use std::fs::File;
     use std::net::TcpStream;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::os::unix::process::ExitStatusExt;
@@ -262,23 +285,29 @@ mod tests {
 
     const DIRECTORY: &str = "SANDBOX_DIRECTORY";
     const DEED: &str = "SANDBOX_DEED";
-    const BACKEND: &str = "socket";
+    const BACKEND: &str = "backend/socket";
+    const ELSEWHERE: &str = "elsewhere/socket";
 
     /// Runs the test `name` again in a process of its own, which enters the
     /// sandbox and then does `deed`. In that process it does not return.
     fn inside(name: &str, deed: &str) -> Output {
         if let Ok(directory) = std::env::var(DIRECTORY) {
             let directory = Path::new(&directory);
-            let told = enter(directory).expect("a sandbox");
+            let told = enter(directory, &directory.join(BACKEND)).expect("a sandbox");
             println!("told {told}");
             let deed = std::env::var(DEED).expect("a deed");
-            act(&deed, directory);
+            act(&deed, directory, &told);
             // Without the harness, which may want more than is allowed.
             signal_hook::low_level::exit(0);
         }
         let directory = tempfile::tempdir().expect("directory");
         File::create(directory.path().join("mine")).expect("file");
-        let _listener = UnixListener::bind(directory.path().join(BACKEND)).expect("socket");
+        let listen = |socket: &str| {
+            let path = directory.path().join(socket);
+            fs::create_dir(parent(&path)).expect("directory");
+            UnixListener::bind(path).expect("socket")
+        };
+        let _listeners = [BACKEND, ELSEWHERE].map(listen);
         Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", &format!("sandbox::tests::{name}"), "--nocapture"])
             .env(DIRECTORY, directory.path())
@@ -288,7 +317,7 @@ mod tests {
     }
 
     #[allow(unsafe_code)]
-    fn act(deed: &str, directory: &Path) {
+    fn act(deed: &str, directory: &Path, told: &Value) {
         match deed {
             "work" => {
                 let mut socket = UnixStream::connect(directory.join(BACKEND)).expect("connect");
@@ -304,6 +333,13 @@ mod tests {
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
                 }
             }
+            "reach" => match UnixStream::connect(directory.join(ELSEWHERE)) {
+                Ok(_) => assert_eq!(told["sockets"], "any"),
+                Err(error) => {
+                    assert_eq!(told["sockets"], "backend");
+                    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+                }
+            },
             "clone3" => {
                 // SAFETY: It is not done, and would fail: these are no arguments.
                 let outcome = unsafe { libc::syscall(libc::SYS_clone3, 0, 0) };
@@ -336,6 +372,12 @@ mod tests {
     #[test]
     fn files_are_out_of_reach() {
         let output = inside("files_are_out_of_reach", "open");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+
+    #[test]
+    fn sockets_are_out_of_reach_if_the_report_says_so() {
+        let output = inside("sockets_are_out_of_reach_if_the_report_says_so", "reach");
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
 
