@@ -613,11 +613,12 @@ impl SplitWalker {
                 *count = count.saturating_sub(1);
             }
         }
-        // The backend may have gone on meanwhile, into what was just read. Where nothing is
-        // outstanding it has not.
+        // The backend may have gone on meanwhile, into what was just read. With a full lap it has
+        // not if nothing is outstanding.
         let end = self.used_index(memory);
-        let filled = end.is_none_or(|end| end.wrapping_sub(self.next_used) >= size);
-        let all_seen = new <= size && (!filled || end == self.avail_index(memory));
+        let gone = end.map_or(u16::MAX, |end| end.wrapping_sub(self.next_used));
+        let all_seen =
+            new <= size && (gone < size || gone == size && end == self.avail_index(memory));
         if all_seen {
             self.next_used = used;
         }
