@@ -268,7 +268,7 @@ impl Unbound for Seen {
         state.last = counters;
         state.decision = Some(Decision::Ignore(Reason::NoDriver));
         *self.shared.retired.lock() += counters;
-        // SAFETY: They are the device's own, and the driver is gone with all that was its own.
+        // SAFETY: They are those of the device, and the driver is gone with all that was its own.
         unsafe { bounced.remove(dev) };
     }
 }

@@ -255,8 +255,8 @@ const TINY_BYTES: u64 = 1 << 20;
 /// I/O error of it: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM,
 /// and disks fail the request. A device has to support split rings, so that they are used where
 /// the region is small. In a larger one it takes more requests at once; but one may have a quarter
-/// of any pool, so that a few of the longest fill it. Who cannot do with that offers no packed rings
-/// to a disk.
+/// of any pool, so that a few of the longest fill it. Who cannot do with that offers no packed
+/// rings to a disk.
 ///
 /// A packed ring takes three pages, however short, and a split one makes do with one.
 pub fn may_pack(kind: u32, bytes: u64) -> bool {

@@ -537,8 +537,8 @@ impl<P: Platform> Pool<P> {
         }
     }
 
-    /// The mapping that the `len` bytes at `offset` are part of, for a test; `offset` may lie inside
-    /// it.
+    /// The mapping that the `len` bytes at `offset` are part of, for a test; `offset` may lie
+    /// inside it.
     ///
     /// # Errors
     ///

@@ -77,9 +77,9 @@ impl Page {
 
 /// What a page is.
 ///
-/// [`State::Mapping`], [`State::Leaving`], [`State::Ring`] and [`State::Slots`] are always true. The
-/// others are true of the first and the last page of a stretch; between them they may be out of
-/// date.
+/// [`State::Mapping`], [`State::Leaving`], [`State::Ring`] and [`State::Slots`] are always true.
+/// The others are true of the first and the last page of a stretch; between them they may be out
+/// of date.
 #[derive(Clone, Copy)]
 pub(super) enum State {
     /// No beginning of anything, and no end of a free run.
