@@ -569,18 +569,24 @@ fn reset_does_not_wait_twice_for_a_backend() {
     assert!(begin.elapsed() >= ANSWER && begin.elapsed() < QEMU);
 }
 
-/// Nor for an attempt that others have begun.
-#[test]
-fn reset_waits_no_longer_for_somebody_who_looks() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+/// A device that was started, and whose backend has given way to one that takes clients, and says
+/// nothing.
+fn silenced() -> Option<(Machine, Driver, UnixListener)> {
+    let (mut machine, mut driver) = machine(&[])?;
     assert!(driver.negotiate(FEATURES));
     driver.start();
     machine.kill_backend();
     std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
-    // It takes clients, and says nothing.
     let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
+    Some((machine, driver, silent))
+}
+
+/// Nor for an attempt that others have begun.
+#[test]
+fn reset_waits_no_longer_for_somebody_who_looks() {
+    let Some((_machine, mut driver, silent)) = silenced() else {
+        return;
+    };
     for _ in 0..2 {
         let _client = silent.accept().expect("the device");
         let begin = Instant::now();
@@ -591,15 +597,9 @@ fn reset_waits_no_longer_for_somebody_who_looks() {
 
 #[test]
 fn device_works_while_its_backend_is_looked_for() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
+    let Some((_machine, mut driver, silent)) = silenced() else {
         return;
     };
-    assert!(driver.negotiate(FEATURES));
-    driver.start();
-    machine.kill_backend();
-    std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
-    // It takes clients, and says nothing.
-    let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
     assert!(driver::wait(&driver.config_irq));
     let begin = Instant::now();
     let (client, _) = silent.accept().expect("the device");

@@ -338,6 +338,14 @@ fn copies_are_made_under_the_lock_a_piece_at_a_time() {
     }
 }
 
+/// A pool with a mapping, where that is and how long.
+fn pool_with_three_pieces() -> (loom::sync::Arc<Pool<Loom>>, usize, usize) {
+    let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
+    let len = 2 * PIECE + 1;
+    let at = pool.map(0, len, 0, FromDevice).unwrap();
+    (pool, at, len)
+}
+
 /// One thread ends a mapping of three pieces, while another does `other`; nothing may be copied
 /// after that has returned true. Returns whether the first found the mapping.
 fn copies_beside(
@@ -362,9 +370,7 @@ fn copies_beside(
 #[test]
 fn nothing_is_copied_to_a_buffer_that_was_given_away() {
     loom::model(|| {
-        let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
-        let len = 2 * PIECE + 1;
-        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        let (pool, at, len) = pool_with_three_pieces();
         // The buffer's owner has it back, whether its handle was still good or not.
         let ended = copies_beside(&pool, (at, len), |pool, at, len| {
             let _ = pool.unmap(at, len);
@@ -380,9 +386,7 @@ fn nothing_is_copied_to_a_buffer_that_was_given_away() {
 #[test]
 fn a_handle_beside_it_does_not_end_a_copy() {
     loom::model(|| {
-        let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
-        let len = 2 * PIECE + 1;
-        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        let (pool, at, len) = pool_with_three_pieces();
         copies_beside(&pool, (at, len), |pool, at, len| {
             assert!(pool.unmap(at, len - 1).is_err());
             assert!(pool.unmap(at + 64, len).is_err());
@@ -396,9 +400,7 @@ fn a_handle_beside_it_does_not_end_a_copy() {
 #[test]
 fn room_is_nobody_elses_while_it_is_copied_out() {
     loom::model(|| {
-        let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
-        let len = 2 * PIECE + 1;
-        let at = pool.map(0, len, 0, FromDevice).unwrap();
+        let (pool, at, len) = pool_with_three_pieces();
         while pool.map(0, PAGE, 0, FromDevice).is_ok() {}
         // There is no other room.
         copies_beside(&pool, (at, len), |pool, _, _| {
