@@ -3,7 +3,7 @@
 namespaces of its own, and behind a relay that lets no DMA through. All works as ever.
 
 That the relay refuses a device that asks for DMA, and that the sandbox ends one that
-does what is not listed, is in selftests/device (tests/relay.rs, src/sandbox.rs).
+does what is not listed, is in device/swiotlb-device (tests/relay.rs, src/sandbox.rs).
 """
 
 import ctypes

@@ -4,7 +4,7 @@
 What is true with unmodified drivers: requests end with errors, those that the backend
 took with it and all that come later. Nobody waits for ever: not who asked, and not who
 unbinds the driver. Once there is another backend and the driver is bound anew, all is
-well. The device answers for the backend (selftests/device/src/failure.rs), with packed
+well. The device answers for the backend (device/swiotlb-device/src/failure.rs), with packed
 rings as with split ones.
 """
 

@@ -1,34 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! swiotlb-device: the reference device for VIRTIO_F_SWIOTLB.
-//!
-//! A virtio device of any type that has a region of its own and no access to
-//! guest memory. The guest's VMM is a vfio-user client (QEMU); the device model
-//! is a vhost-user backend (qemu-storage-daemon, virtiofsd...) that is given
-//! the region and nothing else. See README.md.
+//! swiotlb-device: the reference device for VIRTIO_F_SWIOTLB, as a program.
+//! See README.md.
 
-#![deny(unsafe_code)]
-
-mod backend;
-mod device;
-mod failure;
-mod faults;
-mod guest_memory;
-mod lines;
-mod listen;
-mod notify;
-mod options;
-mod pci;
-mod region;
-mod report;
-mod requests;
-mod ring;
-mod sandbox;
-mod search;
-mod server;
-mod types;
-mod virtio;
-mod watcher;
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::io;
@@ -42,15 +17,15 @@ use clap::Parser;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use swiotlb_device::backend::ANSWER;
+use swiotlb_device::device::Device;
+use swiotlb_device::faults::FaultSet;
+use swiotlb_device::listen::listen;
+use swiotlb_device::options::{HexBytes, Options};
+use swiotlb_device::report::Report;
+use swiotlb_device::server::{self, Shared};
+use swiotlb_device::{pci, sandbox, watcher};
 use thiserror::Error;
-
-use crate::backend::ANSWER;
-use crate::device::Device;
-use crate::faults::FaultSet;
-use crate::listen::listen;
-use crate::options::{HexBytes, Options};
-use crate::report::Report;
-use crate::server::Shared;
 
 /// How often the rings and the backend are looked at without a notification.
 const TICK: Duration = Duration::from_millis(10);

@@ -10,7 +10,7 @@
 //! faults each of these calls does nothing.
 
 mod config;
-pub mod random;
+pub(crate) mod random;
 mod ring;
 mod thread;
 

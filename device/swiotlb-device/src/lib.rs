@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The reference device for VIRTIO_F_SWIOTLB.
+//!
+//! A virtio device of any type that has a region of its own and no access to
+//! guest memory. The guest's VMM is a vfio-user client (QEMU); the device model
+//! is a vhost-user backend (qemu-storage-daemon, virtiofsd...) that is given
+//! the region and nothing else. See README.md.
+
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod device;
+pub mod failure;
+pub mod faults;
+pub mod guest_memory;
+pub mod lines;
+pub mod listen;
+pub mod notify;
+pub mod options;
+pub mod pci;
+pub mod region;
+pub mod report;
+pub mod requests;
+pub mod ring;
+pub mod sandbox;
+pub mod search;
+pub mod server;
+pub mod types;
+pub mod virtio;
+pub mod watcher;
