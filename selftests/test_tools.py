@@ -16,15 +16,17 @@ SCRIPTS = [p for p in sorted(TOP.glob("scripts/*")) if p.is_file() and os.access
 ALONE = ("unshare", "--mount", "--propagation", "unchanged", "bash", "-c")
 
 
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    *command: str | Path, cwd: Path = TOP, timeout: float = 60, **environment: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(word) for word in command],
-        cwd=TOP,
+        cwd=cwd,
         env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
 
@@ -186,6 +188,187 @@ class TestTools:
         answer = run(*ALONE, script, TOOLBOX_MIRROR="")
         assert answer.returncode == 1
         assert "TOOLBOX_MIRROR" in answer.stderr
+
+
+class TestToolbox:
+    """What it shows of the host. Here the host is the toolbox that the tests run in."""
+
+    def toolbox(self, *words: str | Path, **environment: str) -> subprocess.CompletedProcess:
+        return run("scripts/toolbox", "run", *words, TOOLBOX="", **environment)
+
+    def test_environment(self) -> None:
+        """What a user has set for other work does not reach it."""
+        users = {
+            "TMPDIR": "/nonexistent",
+            "RUSTFLAGS": "--nonsense",
+            "CARGO_ENCODED_RUSTFLAGS": "--nonsense",
+            "CARGO_TARGET_DIR": "/nonexistent",
+            "CARGO_BUILD_TARGET": "nonsense",
+            "RUSTC_WRAPPER": "/nonexistent",
+            "RUSTUP_TOOLCHAIN": "nonsense",
+            "MAKEFLAGS": "-n",
+            "LD_PRELOAD": "",
+            "LC_ALL": "C",
+            "LANGUAGE": "de",
+            "ARCH": "nonsense",
+            "CROSS_COMPILE": "nonsense-",
+            "KBUILD_OUTPUT": "/nonexistent",
+            "PYTHONPATH": "/nonexistent",
+            "BASH_ENV": "/nonexistent",
+            "GIT_DIR": "/nonexistent",
+            "GUEST_ACCEL": "tcg",
+            "https_proxy": "http://proxy:3128",
+        }
+        answer = self.toolbox("env", **users)
+        assert answer.returncode == 0, answer.stderr
+        found = dict(line.partition("=")[::2] for line in answer.stdout.splitlines())
+        passed = {"GUEST_ACCEL", "https_proxy"}
+        assert {name for name in users if found.get(name) == users[name]} == passed
+        assert found["LC_ALL"] == "C.UTF-8"
+
+    def test_umask(self) -> None:
+        script = "umask 077 && exec scripts/toolbox run bash -c umask"
+        assert run("bash", "-c", script, TOOLBOX="").stdout == "0022\n"
+
+    def test_sees_what_it_is_given(self, tmp_path: Path) -> None:
+        """A directory, also one in another, and one with a space; and no other."""
+        given = [tmp_path / name for name in ("a", "a/b", "a-b", "with space")]
+        for directory in (*given, tmp_path / "not given"):
+            directory.mkdir()
+            (directory / "file").touch()
+        binds = [word for directory in given for word in ("--bind", directory)]
+        answer = self.toolbox(*binds, "find", tmp_path, "-name", "file")
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert sorted(answer.stdout.splitlines()) == sorted(f"{path}/file" for path in given)
+
+    def test_what_is_written_is_there(self, tmp_path: Path) -> None:
+        answer = self.toolbox("--bind", tmp_path, "bash", "-c", f"echo text >{tmp_path}/file")
+        assert answer.returncode == 0, answer.stderr
+        assert (tmp_path / "file").read_text() == "text\n"
+
+    @pytest.mark.parametrize("own", ["/", "/etc", "/usr", "/var/lib"])
+    def test_keeps_its_own_files(self, own: str) -> None:
+        answer = self.toolbox("--bind", own, "true")
+        assert answer.returncode != 0
+        assert "the toolbox has files of its own in" in answer.stderr
+        assert len(answer.stderr.splitlines()) == 2
+
+    def test_current_directory(self, tmp_path: Path) -> None:
+        """Is that of the host, or it is said why not."""
+        (tmp_path / "file").touch()
+        toolbox = (TOP / "scripts/toolbox", "run")
+        answer = run(*toolbox, "ls", cwd=tmp_path, TOOLBOX="")
+        assert answer.returncode == 1
+        assert f"does not see the current directory {tmp_path}" in answer.stderr
+        answer = run(*toolbox, "--bind", ".", "ls", cwd=tmp_path, TOOLBOX="")
+        assert (answer.returncode, answer.stdout) == (0, "file\n")
+        # Commands of the project itself do not care.
+        answer = run(TOP / "scripts/build", "nothing", cwd=tmp_path, TOOLBOX="")
+        assert (answer.returncode, "scripts/build device" in answer.stderr) == (2, True)
+
+    def test_no_directory(self) -> None:
+        answer = self.toolbox("--bind", "/nonexistent", "true")
+        assert answer.returncode != 0
+        assert answer.stderr == "error: there is no directory /nonexistent to bind\n"
+
+
+class TestPathsOfGuest:
+    """Options of scripts/guest name files of the host, wherever they are."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Path:
+        """A copy that shows how it calls the toolbox."""
+        scripts = tmp_path / "repository/scripts"
+        scripts.mkdir(parents=True)
+        (scripts / "guest").write_bytes((TOP / "scripts/guest").read_bytes())
+        (scripts / "toolbox").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+        for name in ("guest", "toolbox"):
+            (scripts / name).chmod(0o755)
+        return scripts / "guest"
+
+    def call(self, guest: Path, *words: str | Path) -> tuple[set[str], list[str]]:
+        """The directories that it binds, and the guest's command line; called in `host`."""
+        here = guest.parents[2] / "host"
+        here.mkdir(exist_ok=True)
+        answer = run(guest, *words, cwd=here, TOOLBOX="")
+        assert answer.returncode == 0, answer.stderr
+        before, _, after = answer.stdout.partition(f"{guest}\n")
+        _, *binds = before.splitlines()
+        assert set(binds[::2]) <= {"--bind"}
+        return set(binds[1::2]), after.splitlines()
+
+    @pytest.mark.parametrize(
+        ("given", "passed"),
+        [
+            (["--out", "logs"], "--out=HOST/logs"),
+            (["--out=../host/logs"], "--out=HOST/logs"),
+            (["--kernel", "./tree"], "--kernel=HOST/tree"),
+            (["--kernel=tree"], "--kernel=HOST/tree"),
+            (["--module", "m.ko"], "--module=HOST/m.ko"),
+            (["--module=m.ko,hint=0"], "--module=HOST/m.ko,hint=0"),
+            (["--restricted", "blk,size=1M,file=disk,queues=2"], "--restricted=blk,size=1M,file=HOST/disk,queues=2"),
+            (["--restricted=vsock,file=new.sock"], "--restricted=vsock,file=HOST/new.sock"),
+            (["--ordinary", "blk,file=with space"], "--ordinary=blk,file=HOST/with space"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else " ".join(value),
+    )
+    def test_is_seen(self, guest: Path, given: list[str], passed: str) -> None:
+        host = guest.parents[2] / "host"
+        directory = host / "tree" if "--kernel" in passed else host
+        directory.mkdir(parents=True, exist_ok=True)
+        if "--out" in passed:
+            directory = host / "logs"
+        binds, words = self.call(guest, *given, "--", "true", "file=x")
+        assert binds == {str(directory)}
+        assert words == [passed.replace("HOST", str(host)), "--", "true", "file=x"]
+        assert directory.is_dir()
+
+    def test_link_leads_to_the_file(self, guest: Path) -> None:
+        host, far = guest.parents[2] / "host", guest.parents[2] / "far"
+        host.mkdir()
+        far.mkdir()
+        (far / "disk").touch()
+        (host / "disk").symlink_to(far / "disk")
+        binds, words = self.call(guest, "--restricted", "blk,file=disk")
+        assert (binds, words) == ({str(far)}, [f"--restricted=blk,file={far}/disk"])
+
+    def test_nothing_else_is_changed(self, guest: Path) -> None:
+        words = ["--kernel=stock-7.2", "--module", "--memory", "1G", "--module=,hint=0"]
+        words += ["--restricted=rng", "--qemu=-device a,file=b", "--reports"]
+        assert self.call(guest, *words) == (set(), words)
+
+    def test_guest_uses_them(self, tmp_path: Path) -> None:
+        """A disk, the module and the logs are outside of the repository."""
+        disk, logs, module = (tmp_path / name for name in ("disk", "logs", "copy.ko"))
+        disk.write_bytes(b"before".ljust(8 << 20, b"\0"))
+        module.write_bytes((BUILD / "module/test/virtio_swiotlb.ko").read_bytes())
+        script = "disk=$(disk_of $RESTRICTED0) && head -c 6 $disk && echo after >$disk"
+        answer = run(
+            *("scripts/guest", "--kernel", "test", "--module", module, "--out", logs),
+            *("--restricted", f"blk,file={disk},region-size=1M"),
+            *("--timeout", "300", "--", script),
+            timeout=400,
+            TOOLBOX="",
+        )
+        assert (answer.returncode, answer.stdout) == (0, "before"), answer.stderr
+        assert disk.read_bytes().startswith(b"after\n")
+        assert (logs / "run1/restricted0.report").stat().st_size > 0
+
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("--out", "the host has no /nonexistent/x"),
+            ("--restricted=blk,file", "/nonexistent/x of restricted0 does not exist in the toolbox"),
+            ("--module", "no module /nonexistent/x in the toolbox"),
+            ("--kernel", "bzImage in the toolbox"),
+        ],
+    )
+    def test_says_what_the_toolbox_does_not_see(self, option: str, said: str) -> None:
+        """Called inside of it, where nothing can be bound any more."""
+        answer = run("scripts/guest", "--kernel=stock", f"{option}=/nonexistent/x", "--", "true")
+        assert answer.returncode == 125
+        assert said in answer.stderr and "scripts/toolbox run --bind" in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -15,6 +15,7 @@ _DESCRIPTION = """\
 Run a command in a guest and end with its exit status; without a command, run an
 interactive shell (end it with Ctrl-D). The guest's root file system is the
 toolbox, with the repository at its usual place; what it changes there is lost.
+Paths in options are those of the host, relative to the current directory.
 """
 
 _EPILOG = f"""\
@@ -49,6 +50,9 @@ in the guest:
                                given up in 5 s; host plug-restricted0 likewise
   The stock kernel has its virtio drivers as modules, and there is no udev: a
   command says `modprobe virtio_blk` when it wants that driver.
+
+Of the host's files the command and --qemu see the repository and $BUILD. They see DIR
+as well with: scripts/toolbox run --bind DIR scripts/guest ...
 
 A command of one word is taken as a script of bash. Exit status: that of the
 command; 124 when the time is over; 125 when the guest, a device or this program
@@ -158,6 +162,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # scripts/guest looks for them by their whole names.
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--kernel", default="test", metavar="K", help="stock, test (default), stock-7.2... or a build tree")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import GuestError
-from .paths import BUILD, parse_bytes, yes
+from .paths import BUILD, parse_bytes, unseen, yes
 from .process import Process
 from .qmp import execute
 
@@ -399,7 +399,9 @@ def image_of(device: Device, name: str, directory: Path) -> Path | None:
         return None
     if device.file:
         if not (device.file.is_dir() if needs == "directory" else device.file.is_file()):
-            raise GuestError(f"the {needs} {device.file} of {name} does not exist")
+            raise GuestError(
+                f"the {needs} {device.file} of {name} does not exist{unseen(device.file)}"
+            )
         return device.file
     image = directory / f"{name}.{'dir' if needs == 'directory' else 'img'}"
     if image.exists():

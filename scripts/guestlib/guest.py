@@ -41,7 +41,7 @@ from .devices import (
 )
 from .errors import GuestError
 from .kernel import Kernel
-from .paths import HERE, RunDirectory, parse_bytes
+from .paths import HERE, RunDirectory, is_of_guest, is_of_host, parse_bytes, unseen
 from .process import Process, tail
 from .result import Result, read_report, read_text
 from .terminal import Terminal
@@ -137,6 +137,11 @@ class Guest:
         self._runs = 0
         self._directory: RunDirectory | None = None
         self._out = Path(out).resolve() if out else None
+        if self._out and not (is_of_host(self._out) or self._out.is_relative_to("/tmp")):
+            raise GuestError(
+                f"the host has no {self._out} of what is left there;"
+                " run: scripts/toolbox run --bind DIR"
+            )
         #: The restricted devices of the run in progress, for actions of `on`.
         self.restricted: list[Running] = []
         self._qmp: Path | None = None
@@ -302,7 +307,7 @@ class Guest:
             "BOOTS": str(self.reboots + 1),
             "MODULES": str(self.kernel.modules or ""),
             "MODULES_AT": f"/lib/modules/{self.kernel.release}",
-            "INSERT": self._insmod(),
+            "INSERT": self._insmod(control),
         }
         for name, place in zip(self.names, self._places):
             variables[name.upper()] = place.address
@@ -317,14 +322,18 @@ class Guest:
         functions = (HERE / "env").read_text()
         (control / "env").write_text(functions + "\n" + "\n".join(lines) + "\n")
 
-    def _insmod(self) -> str:
+    def _insmod(self, control: Path) -> str:
         if not self.module:
             return ""
         path = Path(self.module.path or self.kernel.module()).resolve()
         if not path.is_file():
             raise GuestError(
-                f"there is no module {path}; build it: scripts/build module {self.kernel.name}"
+                f"there is no module {path}{unseen(path)};"
+                f" build it: scripts/build module {self.kernel.name}"
             )
+        if is_of_guest(path):
+            shutil.copy(path, control)
+            path = Path("/share/.guest", path.name)
         words = [f"{key}={value}" for key, value in self.module.parameters.items()]
         return shlex.join([str(path), *words])
 

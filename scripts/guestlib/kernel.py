@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from .errors import GuestError
-from .paths import BUILD
+from .paths import BUILD, is_of_guest, unseen
 
 
 class Kernel:
@@ -24,13 +24,15 @@ class Kernel:
             raise GuestError(
                 f"there is no {name} kernel yet; run: scripts/kernel {name.replace('-', ' ')}"
                 if named
-                else f"{self.tree} has no arch/x86/boot/bzImage; build the kernel first"
+                else f"{self.tree} has no arch/x86/boot/bzImage{unseen(self.tree)}; build the kernel first"
             )
         self.release = (self.tree / "include/config/kernel.release").read_text().strip()
         self._base = self.tree / "image"
         modules = self._base / "lib/modules" / self.release
         #: The directory that belongs at /lib/modules/RELEASE, if there is one.
         self.modules = modules.resolve() if modules.is_dir() else None
+        if self.modules and is_of_guest(self.modules):
+            raise GuestError(f"a guest cannot see the modules in {self.modules}; move the tree")
 
     def module(self) -> Path:
         """Where `make` puts the module that it builds for this kernel; MODULE_DIR is where

@@ -12,6 +12,12 @@ TOP = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("BUILD") or TOP / "build")
 HERE = Path(__file__).resolve().parent
 
+#: What the toolbox shows of the host, beside its own files.
+_OF_HOST = [TOP, BUILD, *map(Path, ("/dev", "/proc", "/sys"))]
+_OF_HOST += map(Path, os.environ.get("TOOLBOX_BINDS", "").splitlines())
+#: What a guest puts something of its own over.
+_OF_GUEST = [Path(name) for name in ("/tmp", "/run", "/var/tmp", "/var/log", "/var/cache")]
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -28,6 +34,23 @@ def yes(text: str | bool) -> bool:
     if text not in ("yes", "no", True, False):
         raise ValueError(f"not yes or no: {text}")
     return text in ("yes", True)
+
+
+def is_of_host(path: Path) -> bool:
+    """Whether the toolbox has that path of the host, rather than one of its own."""
+    return any(path.is_relative_to(place) for place in _OF_HOST)
+
+
+def is_of_guest(path: Path) -> bool:
+    """Whether a guest has something of its own there, and so not what the toolbox has."""
+    return any(path.is_relative_to(place) for place in _OF_GUEST)
+
+
+def unseen(path: Path) -> str:
+    """The end of a message about a path that does not exist: it may do so on the host."""
+    if is_of_host(path):
+        return ""
+    return " in the toolbox; what the host has there is seen by: scripts/toolbox run --bind DIR"
 
 
 class RunDirectory:
