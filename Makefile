@@ -13,6 +13,10 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 TOOLBOX := scripts/toolbox run
 TEST_ARGS ?=
 
+# The kernel's build, make itself and mount options take these for something else.
+unfit = $(if $(word 2,x$(subst :, ,$1)),$(error $1: a path with spaces or colons cannot be used, move it))
+$(foreach name,CURDIR BUILD KDIR MO DESTDIR INSTALL_MOD_PATH,$(call unfit,$($(name))))
+
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
 	device selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
@@ -28,11 +32,11 @@ INSTALL_MOD_PATH ?= $(DESTDIR)
 
 ## install: install the module for KDIR's kernel, and what loads it before the virtio drivers; honours DESTDIR
 install: modules
-	$(MAKE) -C "$(KDIR)" M=$(CURDIR) $(if $(MO),MO="$(abspath $(MO))") \
+	umask 022 && $(MAKE) -C "$(KDIR)" M=$(CURDIR) $(if $(MO),MO="$(abspath $(MO))") \
 		INSTALL_MOD_PATH="$(INSTALL_MOD_PATH)" INSTALL_MOD_DIR=updates DEPMOD=true \
 		modules_install
 	packaging/install "$(DESTDIR)"
-	depmod $(if $(INSTALL_MOD_PATH),-b "$(INSTALL_MOD_PATH)") \
+	umask 022 && depmod $(if $(INSTALL_MOD_PATH),-b "$(INSTALL_MOD_PATH)") \
 		"$$(cat "$(KDIR)/include/config/kernel.release")"
 	@echo "now: update-initramfs -u (or dracut -f), if a root file system needs it"
 

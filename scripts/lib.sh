@@ -28,6 +28,15 @@ die() {
 	exit 1
 }
 
+# fit PATH: one that the kernel's build and mount options do not take for something else.
+fit() {
+	case $1 in
+	*[[:space:]:]*) die "$1: a path with spaces or colons cannot be used" "move it" ;;
+	esac
+}
+fit "$top"
+fit "$BUILD"
+
 # step WHAT LOG COMMAND...: run COMMAND with its output in $LOGS/LOG.log; show
 # what is being done and for how long, and the log's end if it fails.
 step() {

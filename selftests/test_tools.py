@@ -123,6 +123,38 @@ class TestKernelTree:
         assert "another Rust compiler: rustc 1.70.0 (another)" in said
 
 
+class TestPlaces:
+    """Paths that neither make nor the kernel's build can do with are refused at once."""
+
+    @pytest.fixture(params=["with space", "with:colon"])
+    def place(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        return tmp_path / request.param
+
+    def test_clone(self, place: Path) -> None:
+        run("mkdir", place)
+        run("cp", "-r", "-t", place, "Makefile", "scripts", "VERSION")
+        for command in (["make", "help"], ["make", "KDIR=/nonexistent"], ["scripts/build", "device"]):
+            answer = run(*command, cwd=place, BUILD="")
+            self.refused(answer, place)
+
+    @pytest.mark.parametrize("name", ["BUILD", "KDIR", "MO", "DESTDIR", "INSTALL_MOD_PATH"])
+    def test_make(self, place: Path, name: str) -> None:
+        place.mkdir()
+        self.refused(run("make", f"{name}={place}", "install"), place)
+
+    def test_check_kdir(self, place: Path, tmp_path: Path) -> None:
+        """The kernel's build asks where the tree really is."""
+        tree(place)
+        (tmp_path / "link").symlink_to(place)
+        self.refused(run("scripts/check-kdir", tmp_path / "link"), place)
+
+    def refused(self, answer: subprocess.CompletedProcess, place: Path) -> None:
+        assert answer.returncode != 0
+        first, *more = answer.stderr.splitlines()
+        assert f"{place}: a path with spaces or colons" in first, answer.stderr
+        assert len(more) <= 1, answer.stderr
+
+
 class TestTools:
     """Each of the project's commands, called wrongly or without what it needs."""
 
