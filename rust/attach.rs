@@ -622,7 +622,7 @@ impl Registry {
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             shared: Arc::pin_init(Shared::new(module, parameters), GFP_KERNEL)?,
-            root: debugfs::Root::new(),
+            root: debugfs::Root::new()?,
             attachments <- new_mutex!(KVec::new()),
         })
     }

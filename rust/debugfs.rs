@@ -16,12 +16,13 @@ use super::{
         Usage, //
     }, //
 };
+use file::{
+    Command,
+    Dir,
+    File,
+    Text, //
+};
 use kernel::{
-    debugfs::{
-        Dir,
-        File,
-        Scope, //
-    },
     fmt,
     prelude::*,
     sync::{
@@ -31,49 +32,45 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
+mod file;
+
 /// The module's directory.
 pub(crate) struct Root(Dir);
 
 impl Root {
     /// Makes the directory.
-    pub(crate) fn new() -> Self {
-        Self(Dir::new(c"virtio_swiotlb"))
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(Dir::new(c"virtio_swiotlb", None)?))
     }
 }
 
 /// The files that speak of all devices.
-#[pin_data]
 pub(crate) struct ModuleFiles {
-    #[pin]
-    devices: File<Arc<Registry>>,
-    #[pin]
-    totals: File<Arc<Registry>>,
+    _devices: File<Registry>,
+    _totals: File<Registry>,
 }
 
 impl ModuleFiles {
     /// Makes `devices` and `totals`.
-    pub(crate) fn new(registry: Arc<Registry>) -> impl PinInit<Self, Error> {
-        let root = registry.clone();
-        pin_init::pin_init_scope(move || {
-            Ok(try_pin_init!(Self {
-                devices <- root.root().0.read_callback_file(
-                    c"devices",
-                    registry.clone(),
-                    &show_devices,
-                ),
-                totals <- root.root().0.read_callback_file(
-                    c"totals",
-                    registry.clone(),
-                    &show_totals,
-                ),
-            }? Error))
-        })
+    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+        let dir = &registry.root().0;
+        Self {
+            _devices: File::text::<Devices>(dir, registry.clone()),
+            _totals: File::text::<Totals>(dir, registry.clone()),
+        }
     }
 }
 
-/// The directory of one device.
+/// The files of one device.
 pub(crate) struct DeviceFiles {
-    _scope: Pin<KBox<Scope<Arc<Seen>>>>,
+    _state: File<Seen>,
+    _counters: File<Seen>,
+    _pool: File<Seen>,
+    _reset_hiwater: File<Seen>,
 }
 
 impl DeviceFiles {
@@ -83,15 +80,12 @@ impl DeviceFiles {
     ///
     /// `ENOMEM`.
     pub(crate) fn new(root: &Root, seen: Arc<Seen>) -> Result<Self> {
-        let owner = seen.clone();
-        let scope = root.0.scope(seen, &owner.name, |seen, dir| {
-            dir.read_callback_file(c"state", seen, &show_state);
-            dir.read_callback_file(c"counters", seen, &show_counters);
-            dir.read_callback_file(c"pool", seen, &show_pool);
-            dir.write_only_callback_file(c"reset_hiwater", seen, &reset_hiwater);
-        });
+        let dir = Dir::new(&seen.name, Some(&root.0))?;
         Ok(Self {
-            _scope: KBox::pin_init(scope, GFP_KERNEL)?,
+            _state: File::text::<StateText>(&dir, seen.clone()),
+            _counters: File::text::<CountersText>(&dir, seen.clone()),
+            _pool: File::text::<Pool>(&dir, seen.clone()),
+            _reset_hiwater: File::command::<ResetHiwater>(&dir, seen),
         })
     }
 }
@@ -108,60 +102,92 @@ fn driver(state: &State) -> &str {
     state.driver.as_deref().map_or("-", word)
 }
 
-fn show_devices(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    registry.for_each(|seen| {
+enum Devices {}
+
+impl Text for Devices {
+    type Of = Registry;
+
+    const NAME: &'static CStr = c"devices";
+
+    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        registry.for_each(|seen| {
+            let state = seen.state.lock();
+            let mode = state.decision.map_or("negotiating", |d| d.mode());
+            write!(f, "{} {} {}", word(&seen.name), driver(&state), mode)?;
+            if let Some(bounce) = state.bounce() {
+                let usage = state.usage();
+                let extent = bounce.region().extent();
+                write!(f, " {:#x}+{:#x}", extent.start, extent.bytes)?;
+                write!(f, " {}/{} bytes", usage.used_bytes, usage.pool_bytes)?;
+            }
+            if let Some(reason) = state.decision.and_then(|d| d.reason()) {
+                write!(f, " ({reason})")?;
+            }
+            writeln!(f)
+        })
+    }
+}
+
+enum Totals {}
+
+impl Text for Totals {
+    type Of = Registry;
+
+    const NAME: &'static CStr = c"totals";
+
+    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (counters, usage) = registry.totals();
+        write_counters(f, &counters, &usage)?;
+        let outcomes = &registry.shared().outcomes;
+        writeln!(f, "seen {}", outcomes.seen.load(Relaxed))?;
+        writeln!(f, "bounced {}", outcomes.bounced.load(Relaxed))?;
+        writeln!(f, "hint {}", outcomes.hint.load(Relaxed))?;
+        writeln!(f, "declined {}", outcomes.declined.load(Relaxed))?;
+        writeln!(f, "refused {}", outcomes.refused.load(Relaxed))
+    }
+}
+
+enum StateText {}
+
+impl Text for StateText {
+    type Of = Seen;
+
+    const NAME: &'static CStr = c"state";
+
+    fn show(seen: &Seen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = seen.state.lock();
+        writeln!(f, "driver {}", driver(&state))?;
         let mode = state.decision.map_or("negotiating", |d| d.mode());
-        write!(f, "{} {} {}", word(&seen.name), driver(&state), mode)?;
-        if let Some(bounce) = state.bounce() {
-            let usage = state.usage();
-            let extent = bounce.region().extent();
-            write!(f, " {:#x}+{:#x}", extent.start, extent.bytes)?;
-            write!(f, " {}/{} bytes", usage.used_bytes, usage.pool_bytes)?;
+        writeln!(f, "mode {mode}")?;
+        match state.decision.and_then(|d| d.reason()) {
+            Some(reason) => writeln!(f, "reason {reason}")?,
+            None => writeln!(f, "reason -")?,
         }
-        if let Some(reason) = state.decision.and_then(|d| d.reason()) {
-            write!(f, " ({reason})")?;
+        match state.bounce() {
+            Some(bounce) => {
+                let region = bounce.region();
+                let extent = region.extent();
+                writeln!(f, "region_phys {:#x}", extent.start)?;
+                writeln!(f, "region_bus {:#x}", region.bus())?;
+                writeln!(f, "region_bytes {}", extent.bytes)?;
+                writeln!(f, "bar {}", extent.bar)
+            }
+            None => writeln!(f, "region_phys -\nregion_bus -\nregion_bytes 0\nbar -"),
         }
-        writeln!(f)
-    })
-}
-
-fn show_totals(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let (counters, usage) = registry.totals();
-    write_counters(f, &counters, &usage)?;
-    let outcomes = &registry.shared().outcomes;
-    writeln!(f, "seen {}", outcomes.seen.load(Relaxed))?;
-    writeln!(f, "bounced {}", outcomes.bounced.load(Relaxed))?;
-    writeln!(f, "hint {}", outcomes.hint.load(Relaxed))?;
-    writeln!(f, "declined {}", outcomes.declined.load(Relaxed))?;
-    writeln!(f, "refused {}", outcomes.refused.load(Relaxed))
-}
-
-fn show_state(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let state = seen.state.lock();
-    writeln!(f, "driver {}", driver(&state))?;
-    let mode = state.decision.map_or("negotiating", |d| d.mode());
-    writeln!(f, "mode {mode}")?;
-    match state.decision.and_then(|d| d.reason()) {
-        Some(reason) => writeln!(f, "reason {reason}")?,
-        None => writeln!(f, "reason -")?,
-    }
-    match state.bounce() {
-        Some(bounce) => {
-            let region = bounce.region();
-            let extent = region.extent();
-            writeln!(f, "region_phys {:#x}", extent.start)?;
-            writeln!(f, "region_bus {:#x}", region.bus())?;
-            writeln!(f, "region_bytes {}", extent.bytes)?;
-            writeln!(f, "bar {}", extent.bar)
-        }
-        None => writeln!(f, "region_phys -\nregion_bus -\nregion_bytes 0\nbar -"),
     }
 }
 
-fn show_counters(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let state = seen.state.lock();
-    write_counters(f, &state.counters(), &state.usage())
+enum CountersText {}
+
+impl Text for CountersText {
+    type Of = Seen;
+
+    const NAME: &'static CStr = c"counters";
+
+    fn show(seen: &Seen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = seen.state.lock();
+        write_counters(f, &state.counters(), &state.usage())
+    }
 }
 
 fn write_counters(f: &mut fmt::Formatter<'_>, counters: &Counters, usage: &Usage) -> fmt::Result {
@@ -181,22 +207,38 @@ fn write_counters(f: &mut fmt::Formatter<'_>, counters: &Counters, usage: &Usage
     writeln!(f, "largest_free_bytes {}", usage.largest_free_bytes)
 }
 
-fn show_pool(seen: &Arc<Seen>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match seen.state.lock().bounce() {
-        Some(bounce) => bounce.picture(f),
-        None => writeln!(f, "no pool: the device is not bounced"),
+enum Pool {}
+
+impl Text for Pool {
+    type Of = Seen;
+
+    const NAME: &'static CStr = c"pool";
+
+    fn show(seen: &Seen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match seen.state.lock().bounce() {
+            Some(bounce) => bounce.picture(f),
+            None => writeln!(f, "no pool: the device is not bounced"),
+        }
     }
 }
 
-fn reset_hiwater(seen: &Arc<Seen>, data: &mut UserSliceReader) -> Result {
-    let mut written = [0; 4];
-    let len = data.len().min(written.len());
-    data.read_slice(&mut written[..len])?;
-    if written[..len].trim_ascii() != b"1" || !data.is_empty() {
-        return Err(EINVAL);
+enum ResetHiwater {}
+
+impl Command for ResetHiwater {
+    type Of = Seen;
+
+    const NAME: &'static CStr = c"reset_hiwater";
+
+    fn run(seen: &Seen, data: &mut UserSliceReader) -> Result {
+        let mut written = [0; 4];
+        let len = data.len().min(written.len());
+        data.read_slice(&mut written[..len])?;
+        if written[..len].trim_ascii() != b"1" || !data.is_empty() {
+            return Err(EINVAL);
+        }
+        if let Some(bounce) = seen.state.lock().bounce() {
+            bounce.reset_hiwater();
+        }
+        Ok(())
     }
-    if let Some(bounce) = seen.state.lock().bounce() {
-        bounce.reset_hiwater();
-    }
-    Ok(())
 }

@@ -76,8 +76,7 @@ with_flag!(declare);
 #[pin_data(PinnedDrop)]
 struct VirtioSwiotlb {
     registry: Arc<attach::Registry>,
-    #[pin]
-    files: debugfs::ModuleFiles,
+    _files: debugfs::ModuleFiles,
     #[pin]
     registration: virtio::bus::Registration<attach::Registry>,
 }
@@ -92,7 +91,7 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
         pin_init::pin_init_scope(move || {
             let registry = Arc::pin_init(attach::Registry::new(module, parameters), GFP_KERNEL)?;
             Ok(try_pin_init!(Self {
-                files <- debugfs::ModuleFiles::new(registry.clone()),
+                _files: debugfs::ModuleFiles::new(&registry),
                 registration <- virtio::bus::Registration::new(module, registry.clone()),
                 registry,
             }? Error))
