@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Guests whose devices draw other faults at each reset, until the time is over.
+"""Guests whose devices draw other faults at each reset.
 
-Everything random follows from the seeds that are printed: `make soak SEED=N` gives the
-first guest's devices the same faults in the same order. Times are not repeated.
+Everything random follows from the seeds that are printed. `make check-full` runs
+`GUESTS` guests whose seeds are fixed. `make soak` begins with a random seed and boots
+guests until its time is over. `make soak SEED=N` gives the first guest's devices the
+same faults in the same order. Times are not repeated.
 """
 
 import os
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 from harness import assert_bounced, booted, disk, events, ordinary_disk
 from guestlib import Restricted
 
-SECONDS = float(os.environ.get("SOAK_SECONDS") or 60)
+#: Set by `make soak` only.
+SECONDS = os.environ.get("SOAK_SECONDS")
 SEED = os.environ.get("SOAK_SEED")
+FIXED_SEED, GUESTS = 1, 2
 DEVICES = 6
 #: How often each device is bound in one guest.
 ROUNDS = 5
@@ -65,18 +70,25 @@ def one_guest(seed: int) -> None:
             assert drawn == list(range(len(drawn))) and len(drawn) > ROUNDS
 
 
+def first_seeds() -> Iterator[int]:
+    """The seed of each guest's first device: fixed ones, or random ones until the time is over."""
+    if SECONDS is None:
+        yield from range(FIXED_SEED, FIXED_SEED + GUESTS * DEVICES, DEVICES)
+        return
+    end = time.monotonic() + float(SECONDS)
+    seed = int(SEED) if SEED else random.randrange(1 << 32)
+    yield seed
+    while time.monotonic() < end:
+        seed = (seed + DEVICES) % (1 << 32)
+        yield seed
+
+
 @pytest.mark.full
 def test_soak() -> None:
-    """At least one guest, and as many as begin in time."""
-    end = time.monotonic() + SECONDS
-    seed = int(SEED) if SEED else random.randrange(1 << 32)
-    guests = 0
-    while guests == 0 or time.monotonic() < end:
-        print(f"soak: guest {guests}: make soak SEED={seed}", flush=True)
+    for guest, seed in enumerate(first_seeds()):
+        print(f"soak: guest {guest}: make soak SEED={seed}", flush=True)
         try:
             one_guest(seed)
         except BaseException as error:
             error.add_note(f"to do it again: make soak SEED={seed}")
             raise
-        seed = (seed + DEVICES) % (1 << 32)
-        guests += 1
