@@ -292,7 +292,7 @@ def summary(report: Sequence[Event]) -> Event:
 
 
 def events(report: Sequence[Event], name: str) -> list[Event]:
-    return [event for event in report if event["event"] == name]
+    return [event for event in report if event.get("event") == name]
 
 
 def accepted(report: Sequence[Event]) -> set[int]:

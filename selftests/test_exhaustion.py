@@ -26,6 +26,14 @@ SIZES = ("64K", "68K", "128K", "1M")
 SMALL = {size: f"restricted{index}" for index, size in enumerate(SIZES)}
 
 
+def signal_backend(number: int) -> Callable[[Guest], object]:
+    return lambda guest: os.kill(guest.restricted[0].backend.pid, number)
+
+
+#: Words of scripts that stop the first device's backend, and have it go on.
+STAND_STILL = {"freeze": signal_backend(signal.SIGSTOP), "thaw": signal_backend(signal.SIGCONT)}
+
+
 def says_full(boot: Boot, device: str) -> list[str]:
     """The kernel's messages that the device's region is full."""
     return boot.log(device, " is full: ")
@@ -332,16 +340,13 @@ mount -t virtiofs restricted0 /run/fs
 cat >/tmp/read.py <<'END'
 {READ_AT_ONCE}
 END
-counter() {{ # NAME
-	awk -v name="$1" '$1 == name {{ print $2 }}' "$debugfs/$(virtio restricted0)/counters"
-}}
 coproc readers {{ exec python3 /tmp/read.py 2>&1; }}
 read -r _ <&"${{readers[0]}}"
 host freeze
 echo >&"${{readers[1]}}"
 # Nobody answers: what can be under way is, when nothing is added any more.
-until [ "$(counter maps)" = "${{maps:-}}" ]; do
-	maps=$(counter maps)
+until [ "$(counter restricted0 maps)" = "${{maps:-}}" ]; do
+	maps=$(counter restricted0 maps)
 	sleep 2
 done
 keep restricted0 held
@@ -365,11 +370,7 @@ class TestReaders:
         shared = tmp_path_factory.mktemp("shared")
         (shared / "file").write_bytes(os.urandom(READERS * READ_BYTES))
         device = Restricted("fs", file=shared, region_size=request.param)
-        actions = {
-            name: lambda guest, number=number: os.kill(guest.restricted[0].backend.pid, number)
-            for name, number in (("freeze", signal.SIGSTOP), ("thaw", signal.SIGCONT))
-        }
-        with booted("stock", [device], MANY_READERS, on=actions) as boot:
+        with booted("stock", [device], MANY_READERS, on=STAND_STILL) as boot:
             yield boot
 
     def test_all_is_read(self, boot: Boot) -> None:
@@ -395,7 +396,7 @@ AREA = 1 << 20
 
 FULL = """
 full() {
-	awk '$1 == "full" { print $2 }' "$debugfs/$(virtio restricted0)/counters"
+	counter restricted0 full
 }
 """
 
@@ -420,10 +421,7 @@ hold() {{
 		--number_ios={AT_ONCE} --rw="$2" --bs=@HELD@ --offset=8M --size=16M \\
 		--cpus_allowed="$held_cpu" --output="/tmp/$1" &
 	held=$!
-	for _ in {{1..600}}; do
-		[ "$(full)" = "$before" ] || break
-		sleep 0.1
-	done
+	await counts_more restricted0 full "$before"
 	keep restricted0 "$1-held"
 }}
 
@@ -523,15 +521,26 @@ fio --name=reads --filename="$path" --direct=1 --ioengine=libaio --iodepth={AT_O
 	--output=/tmp/reads &
 reads=$!
 taskset -cp "$(cat "$queues/1/cpu_list")" $$
+# The reads have begun, and find no room.
+await counts_more restricted0 full 0
 for length in {" ".join(map(str, LENGTHS))}; do
-	# The reads have begun, and find no room.
-	before=$(full)
-	for _ in {{1..600}}; do
-		[ "$(full)" = "$before" ] || break
-		sleep 0.1
-	done
+	host freeze
+	data restricted0 $(((32 << 20) + (length << 16))) $((length * 24 << 10)) "${{length}}k" &
+	writer=$!
 	keep restricted0 "before-$length"
-	data restricted0 $(((32 << 20) + (length << 16))) $((length * 24 << 10)) "${{length}}k"
+	before=$(full)
+	# More reads come than there is room for, when none is answered. If the region was full
+	# already, it fills up again after the next answers.
+	while [ "$(full)" = "$before" ]; do
+		for _ in {{1..20}}; do
+			[ "$(full)" = "$before" ] || break
+			sleep 0.1
+		done
+		host thaw
+		host freeze
+	done
+	host thaw
+	wait "$writer"
 	keep restricted0 "after-$length"
 done
 kill -INT "$reads"
@@ -548,7 +557,7 @@ class TestWritesBesideReads:
     def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
         device = disk(size="64M", region_size=request.param, queues=2)
         script = FULL + BESIDE_READS
-        with booted("stock", [device], script, cpus=2, timeout=600) as boot:
+        with booted("stock", [device], script, cpus=2, timeout=600, on=STAND_STILL) as boot:
             yield boot
 
     @pytest.mark.parametrize("length", LENGTHS)

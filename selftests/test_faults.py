@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from drivers import STEPS, assert_driven, passed
@@ -47,6 +48,8 @@ FORGOTTEN = {SCSI: 8}
 HUNG = 124
 #: Requests of the packed disk that are under way at once.
 AT_ONCE = 8
+#: Buffers that the loaded disk has served before its backend goes.
+SERVED = 1000
 
 SCRIPT = STEPS + f"""
 status_of() {{ # DEVICE: the virtio status byte
@@ -107,7 +110,6 @@ fact {SCSI}-before round_trip "$sd"
 
 # Nothing under way. Then a driver that begins without a backend: it reads the partitions.
 host kill-{IDLE}
-sleep 2
 fact idle_unbind in_time unbind_driver {IDLE}
 fact absent_bind in_time bind_driver {IDLE}
 fact absent_driver driver {IDLE}
@@ -129,7 +131,12 @@ exec {{fs}}< <(result_of dd if=/run/fs/file of=/dev/null bs=64k count=1 iflag=di
 exec {{packed}}< <(result_of fio --name=packed --filename="$(disk {PACKED})" --offset=2M --size=4M \\
 	--rw=randrw --bs=16k --direct=1 --ioengine=libaio --iodepth={AT_ONCE} \\
 	2>"$SHARE/facts/{PACKED}-said")
-sleep 2
+await under_way {BUSY} 1
+await under_way {SCSI} {FORGOTTEN[SCSI] + 1}
+await under_way {FS} 1
+await in_flight "$(disk {PACKED})" {AT_ONCE}
+# Each has a header, data and a status.
+await under_way {PACKED} {3 * AT_ONCE}
 for device in {BUSY} {SCSI} {FS} {PACKED}; do
 	keep $device $device-stuck
 	host kill-$device
@@ -154,10 +161,11 @@ fact {FS}-after round_trip /run/fs/file
 umount /run/fs
 
 # Many requests are under way, and not so many that the device misses some.
+maps=$(counter {LOADED} maps)
 exec {{load}}< <(result_of fio --name=load --filename="$(disk {LOADED})" --offset=2M --size=4M \\
 	--rw=randrw --bsrange=4k-64k --blockalign=4k --direct=1 --ioengine=libaio --iodepth=8 \\
 	--rate_iops=4000 --time_based --runtime=600 2>"$SHARE/facts/{LOADED}-said")
-sleep 5
+await counts_more {LOADED} maps $((maps + {SERVED}))
 host kill-{LOADED}
 fact {LOADED}-end ended "$load"
 revive {LOADED} virtio_blk
@@ -175,7 +183,22 @@ fact unload in_time rmmod virtio_swiotlb
 
 
 def kill(index: int) -> Callable[[Guest], object]:
-    return lambda guest: guest.restricted[index].backend.kill()
+    """Ends the backend; the device has noticed it in the end."""
+
+    def action(guest: Guest) -> None:
+        running = guest.restricted[index]
+        running.backend.kill()
+        wait_for_event(running.report, "backend_gone")
+
+    return action
+
+
+def wait_for_event(report: Path, name: str, count: int = 1) -> None:
+    """Until the device has reported it so many times."""
+    deadline = time.monotonic() + 60
+    while len(events(read_report(report), name)) < count:
+        assert time.monotonic() < deadline, f"the device does not report {name}"
+        time.sleep(0.1)
 
 
 def freeze(index: int) -> Callable[[Guest], object]:
@@ -192,10 +215,7 @@ def restart(index: int) -> Callable[[Guest], object]:
         socket = running.socket.with_name(f"{running.name}-backend.sock")
         socket.unlink(missing_ok=True)
         running.backend = Process("the second backend", old.argv, old.log)
-        deadline = time.monotonic() + 60
-        while len(events(read_report(running.report), "backend")) < 2:
-            assert time.monotonic() < deadline, "the device does not find its backend"
-            time.sleep(0.1)
+        wait_for_event(running.report, "backend", 2)
 
     return action
 

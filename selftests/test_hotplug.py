@@ -40,7 +40,7 @@ end_busy restricted0 busy_plugging
 for device in restricted0 restricted1; do
 	keep_busy $device 3145728 131072 4k
 	keep_busy $device 4194304 524288 64k
-	sleep 1
+	busy_works $device
 	host unplug-$device
 	fact $device-gone gone $device
 	busy_ends $device $device-unplugged
@@ -48,6 +48,7 @@ done
 fact unplugged_claims claims
 fact unplugged_devices cat "$debugfs/devices"
 fact unplugged_use cat /sys/module/virtio_swiotlb/refcnt
+# The button counts again after 5 seconds.
 sleep 5
 for device in restricted0 restricted1; do
 	host plug-$device
@@ -58,17 +59,16 @@ done
 keep_busy restricted0 2097152 131072 4k
 keep_busy restricted0 3145728 524288 64k
 for round in {{1..{RESETS}}}; do
-	sleep 1
+	busy_works restricted0
 	fact reset_$round sh -c "echo 1 >/sys/bus/pci/devices/$RESTRICTED0/reset"
 done
-sleep 1
 end_busy restricted0 busy_reset
 keep restricted0 reset
 
 # Removed while it is at work, and found somewhere else.
 keep restricted2 before
 keep_busy restricted2 2097152 131072 4k
-sleep 1
+busy_works restricted2
 echo 1 >"/sys/bus/pci/devices/$RESTRICTED2/remove"
 busy_ends restricted2 busy_removed
 echo 1 >/sys/bus/pci/rescan
@@ -86,7 +86,7 @@ for round in {{1..{ROUNDS}}}; do
 		echo 0 >/sys/devices/system/cpu/cpu$cpu/online
 	done
 	fact online_$round cat /sys/devices/system/cpu/online
-	sleep 1
+	busy_works restricted2
 	for cpu in {{1..{CPUS - 1}}}; do
 		echo 1 >/sys/devices/system/cpu/cpu$cpu/online
 	done

@@ -79,7 +79,7 @@ case $BOOT in
 	data restricted0 1048576 1048576
 	keep_busy restricted0 2097152 131072 4k
 	keep_busy restricted0 3145728 524288 64k
-	sleep 2
+	busy_works restricted0
 	@WAY@
 	sleep 600
 	;;

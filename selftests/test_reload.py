@@ -50,19 +50,20 @@ work_virtio_rng() {{ timeout -s KILL 60 cat /dev/hwrng >/dev/null 2>&1 || :; }}
 # Whoever has the disk open keeps its driver, which the writers do now and then: they end
 # before it goes.
 reload() {{ # DRIVER DEVICE
-	local worker open
+	local worker open maps
+	maps=$(counter $2 maps)
 	work_$1 &
 	worker=$!
 	if [ $1 = virtio_blk ]; then
 		keep_busy $2 4194304 131072 4k
 		keep_busy $2 5242880 524288 64k
 		exec {{open}}<"$(disk $2)"
-		sleep 1
+		busy_works $2
 		fact refused_$round modprobe -r $1
 		exec {{open}}<&-
 		end_busy $2 busy_$round
 	fi
-	sleep 1
+	await counts_more $2 maps $maps
 	fact $1-gone_$round modprobe -r $1
 	wait $worker
 	fact $1-driver_$round driver $2
@@ -84,7 +85,7 @@ data ordinary0 1048576 65536
 
 # The transport goes from under the driver.
 keep_busy restricted0 6291456 131072 4k
-sleep 1
+busy_works restricted0
 virtio_pci unbind restricted0
 busy_ends restricted0 busy_transport
 fact transport_claims claims
