@@ -18,7 +18,7 @@ unfit = $(if $(word 2,x$(subst :, ,$1)),$(error $1: a path with spaces or colons
 $(foreach name,CURDIR BUILD KDIR MO DESTDIR INSTALL_MOD_PATH,$(call unfit,$($(name))))
 
 .DEFAULT_GOAL := modules
-.PHONY: modules help demo check check-full shell kunit docs fmt toolbox stock test-kernel \
+.PHONY: modules help demo check test check-full shell kunit docs fmt toolbox stock test-kernel \
 	device selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
@@ -56,6 +56,13 @@ demo: toolbox
 ## check: run all tests but the longest; TEST_ARGS= goes to pytest
 check: toolbox
 	@$(TOOLBOX) scripts/check $(TEST_ARGS)
+
+# A file of the selftests, or a part of one: selftests/test_life.py::TestRebind.
+T ?= selftests/test_path.py
+
+## test: run the selftests in T (selftests/test_path.py), and make what they need; TEST_ARGS= goes to pytest
+test: toolbox
+	@$(TOOLBOX) python3 -B -m pytest -v --tb=short $(T) $(TEST_ARGS)
 
 ## check-full: run the selftests that take too long for `check`, and say what they cover; TEST_ARGS= goes to pytest
 check-full: toolbox

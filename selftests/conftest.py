@@ -1,31 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What all tests need: to run in the toolbox, and to have something to test."""
+"""What all tests need: to run in the toolbox, and time; and fixtures for what they test."""
 
 import os
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from testlib import products
 
-pytest_plugins = ["driver_table"]
+pytest_plugins = ["testlib.driver_table"]
 
 sys.dont_write_bytecode = True
-
-HERE = Path(__file__).resolve().parent
-BUILD = Path(os.environ.get("BUILD", HERE.parent / "build"))
-
-#: What is missing is a failure, and never a reason to skip.
-_PRODUCTS = {
-    "kernel/test/arch/x86/boot/bzImage": "scripts/kernel test",
-    "kernel/stock/arch/x86/boot/bzImage": "scripts/kernel stock",
-    "module/test/virtio_swiotlb.ko": "scripts/build module test",
-    "module/stock/virtio_swiotlb.ko": "scripts/build module stock",
-    "target/release/swiotlb-device": "scripts/build device",
-    "backends/bin/vhost-device-vsock": "scripts/build backends",
-    "drivers/i2c-virtio.ko": "scripts/build drivers",
-    "bench/swiotlb_bench.ko": "scripts/build bench",
-}
 
 
 #: What a guest with long tests takes, as a rule; others say so: `full(minutes=20)`.
@@ -67,11 +52,40 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if session.config.option.collectonly:
-        return
-    if not os.environ.get("TOOLBOX"):
-        pytest.exit("tests run in the toolbox: scripts/toolbox run python3 -m pytest ...", 2)
-    missing = [f"{path}: {make}" for path, make in _PRODUCTS.items() if not (BUILD / path).exists()]
-    if missing:
-        pytest.exit("not built yet:\n  " + "\n  ".join(missing), 2)
+    if not session.config.option.collectonly and not os.environ.get("TOOLBOX"):
+        pytest.exit("tests run in the toolbox: make test T=selftests/test_path.py", 2)
 
+
+# --- what tests need that are not about a guest, or need more than it; see products.py ---
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """The stock kernel and the test kernel."""
+    for name in ("stock", "test"):
+        products.kernel(name)
+
+
+@pytest.fixture(scope="session")
+def stock_module() -> None:
+    products.module("stock")
+
+
+@pytest.fixture(scope="session", name="test_module")
+def _test_module() -> None:
+    products.module("test")
+
+
+@pytest.fixture(scope="session")
+def swiotlb_device() -> None:
+    products.device()
+
+
+@pytest.fixture(scope="session")
+def stock_drivers() -> None:
+    products.stock_drivers()
+
+
+@pytest.fixture(scope="session")
+def bench_module() -> None:
+    products.bench_module()

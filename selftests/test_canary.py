@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from drivers import Files, passed
-from harness import BUILD, KERNELS, Boot, assert_memory_private, booted, disk, events, summary
 from guestlib import Ordinary, Restricted
+from guestlib.paths import BUILD
+from testlib.drivers import Files, passed
+from testlib.harness import KERNELS, Boot, assert_memory_private, booted, disk, events, summary
 
 pytestmark = pytest.mark.full
 
@@ -221,7 +222,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def text() -> bytes:
+def text(kernels: None) -> bytes:
     return kernel_text()
 
 

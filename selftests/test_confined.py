@@ -10,7 +10,8 @@ import ctypes
 from collections.abc import Iterator
 
 import pytest
-from harness import (
+from guestlib.result import read_report
+from testlib.harness import (
     KERNELS,
     REGION_BYTES,
     Boot,
@@ -22,7 +23,6 @@ from harness import (
     events,
     summary,
 )
-from guestlib.result import read_report
 
 SCRIPT = """
 load

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from harness import Boot, assert_confined, booted, disk, entropy, events
 from guestlib.result import key_values
+from testlib.harness import Boot, assert_confined, booted, disk, entropy, events
 
 WARM_UP = 10
 #: What a slab may have more of after so many rounds: half an object in each, and what others

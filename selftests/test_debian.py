@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from debian import Console, System
-from harness import BUILD, SWIOTLB, accepted, assert_memory_private, events, summary
+from guestlib.paths import BUILD, TOP
+from testlib.debian import Console, System
+from testlib.harness import SWIOTLB, accepted, assert_memory_private, events, summary
 
-TOP = Path(__file__).resolve().parent.parent
 
 
 #: A package that makes the initial RAM file system of the newest kernel anew. (To install
@@ -57,7 +57,7 @@ def look(console: Console) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def life() -> Iterator[Life]:
+def life(kernels: None, swiotlb_device: None) -> Iterator[Life]:
     (BUILD / "debian").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD / "debian", prefix="system-") as name:
         directory = Path(name)

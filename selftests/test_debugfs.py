@@ -5,8 +5,8 @@ interface, and root's alone."""
 from collections.abc import Iterator
 
 import pytest
-from harness import REGION_BYTES, Boot, booted, disk
 from guestlib.result import key_values
+from testlib.harness import REGION_BYTES, Boot, booted, disk
 
 STATE = ["driver", "mode", "reason", "region_phys", "region_bus", "region_bytes", "bar"]
 COUNTERS = [

@@ -11,8 +11,11 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from harness import (
-    BUILD,
+from guestlib import Restricted
+from guestlib.paths import BUILD
+from guestlib.result import key_values
+from testlib import products
+from testlib.harness import (
     KERNELS,
     SWIOTLB,
     Boot,
@@ -27,8 +30,6 @@ from harness import (
     ordinary_disk,
     summary,
 )
-from guestlib import Restricted
-from guestlib.result import key_values
 
 # The devices of the guest, by what they are there for.
 DEVICES = {
@@ -215,6 +216,7 @@ def test_load_is_announced(boot: Boot) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_modinfo(kernel: str) -> None:
     """Licence, description, and all parameters with what they do."""
+    products.module(kernel)
     module = BUILD / "module" / kernel / "virtio_swiotlb.ko"
 
     def field(name: str) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from drivers import STEPS, assert_driven, free_port, passed
-from harness import Boot, booted, entropy, events
 from guestlib import Guest, Restricted
 from guestlib.result import key_values
+from testlib.drivers import STEPS, assert_driven, free_port, passed
+from testlib.harness import Boot, booted, entropy, events
 
 BYTES = 256 << 10
 #: Ports of vsock: the host's, to which the guest connects, and the guest's.

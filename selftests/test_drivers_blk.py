@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from drivers import STEPS, assert_driven, passed
-from harness import Boot, booted, events
 from guestlib import Guest, Restricted
+from testlib.drivers import STEPS, assert_driven, passed
+from testlib.harness import Boot, booted, events
 
 #: mkfs.xfs makes none below 300 MiB.
 SIZE = "320M"

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drivers import STEPS, assert_driven, passed
-from harness import BUILD, Boot, booted
 from guestlib import Restricted
+from guestlib.paths import BUILD
+from testlib.drivers import STEPS, assert_driven, passed
+from testlib.harness import Boot, booted
 
 #: Parts of the kernel's source that are copied, some thousand files.
 PARTS = ("include/linux", "kernel")
@@ -52,7 +53,7 @@ def sums(tree: Path) -> dict[str, str]:
 @pytest.mark.driver("virtiofs", backend="virtiofsd")
 class TestVirtiofsd:
     @pytest.fixture(scope="class")
-    def shared(self) -> Iterator[Path]:
+    def shared(self, kernels: None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="shared") as directory:
             source = (BUILD / "kernel/stock/Makefile").resolve().parent
             for part in PARTS:

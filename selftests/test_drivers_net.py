@@ -3,7 +3,7 @@
 
 Behind the first two is passt, which has mergeable receive buffers and no offloads;
 the guest's 10.0.2.2 is the host's loopback. The backend of the others is a switch of
-our own (backend.py): no packaged one has offloads, several queues and a control queue
+our own (device_models.py): no packaged one has offloads, several queues and a control queue
 without an installation of its own (DPDK).
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from drivers import STEPS, Files, assert_driven, iperf_server, modelled, passed
-from harness import Boot, accepted, booted, events
 from guestlib import Restricted
+from testlib.drivers import STEPS, Files, assert_driven, iperf_server, modelled, passed
+from testlib.harness import Boot, accepted, booted, events
 
 FILE_BYTES = 4 << 20
 LOAD_SECONDS = 8

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Drivers for which no other backend can be had, on models of our own (models.py). Why
-not, is in drivers.notes.rst.
+"""Drivers for which no other backend can be had, on models of our own (device_models.py). Why
+not, is in testlib/drivers.notes.rst.
 
 Debian's kernel has no virtio-i2c and virtio-gpio: they are built from its source.
 """
@@ -8,9 +8,10 @@ Debian's kernel has no virtio-i2c and virtio-gpio: they are built from its sourc
 from collections.abc import Iterator
 
 import pytest
-from drivers import STEPS, assert_driven, modelled, passed
-from harness import BUILD, Boot, booted
 from guestlib import Restricted
+from guestlib.paths import BUILD
+from testlib.drivers import STEPS, assert_driven, modelled, passed
+from testlib.harness import Boot, booted
 
 PRESSES = 20
 
@@ -70,7 +71,7 @@ def devices(**options: object) -> list[Restricted]:
 
 
 @pytest.fixture(scope="module")
-def boot() -> Iterator[Boot]:
+def boot(stock_drivers: None) -> Iterator[Boot]:
     with booted("stock", devices(), SCRIPT) as boot:
         yield boot
 

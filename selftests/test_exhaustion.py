@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import test_drivers
 import test_drivers_own
-from drivers import STEPS, assert_driven, modelled, passed
-from harness import Boot, assert_confined, booted, disk, packed_disk
 from guestlib import Guest, Restricted
 from guestlib.paths import parse_bytes
+from testlib.drivers import STEPS, assert_driven, modelled, passed
+from testlib.harness import Boot, assert_confined, booted, disk, packed_disk
 
 #: The smallest region, one that is odd, and some between.
 SIZES = ("64K", "68K", "128K", "1M")
@@ -279,7 +279,7 @@ class TestSmallest:
         assert all(len(says_full(several, name)) <= 1 for name in several.names)
 
     @pytest.fixture(scope="class")
-    def own(self) -> Iterator[Boot]:
+    def own(self, stock_drivers: None) -> Iterator[Boot]:
         devices = test_drivers_own.devices(region_size=SMALLEST)
         with booted("stock", devices, test_drivers_own.SCRIPT, timeout=500) as boot:
             yield boot

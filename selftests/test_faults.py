@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from drivers import STEPS, assert_driven, passed
-from harness import (
+from guestlib import Guest, Restricted
+from guestlib.process import Process
+from guestlib.result import read_report
+from testlib.drivers import STEPS, assert_driven, passed
+from testlib.harness import (
     REGION_BYTES,
     Boot,
     assert_memory_private,
@@ -27,9 +30,6 @@ from harness import (
     packed_disk,
     summary,
 )
-from guestlib import Guest, Restricted
-from guestlib.process import Process
-from guestlib.result import read_report
 
 #: The fate of each, and its driver.
 IDLE, BUSY, LOADED, SCSI, FS, PACKED = (f"restricted{n}" for n in range(6))

@@ -11,7 +11,7 @@ does not boot. So these are for the stock kernel, where the module is loaded fir
 from collections.abc import Iterator
 
 import pytest
-from harness import (
+from testlib.harness import (
     KERNELS,
     ACCESS_PLATFORM,
     INDIRECT,

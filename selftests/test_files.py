@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
-from harness import Boot, assert_confined, booted, disk
+from testlib.harness import Boot, assert_confined, booted, disk
 
 FILES = {3: "devices", 4: "totals", 5: "state", 6: "counters", 7: "pool", 8: "reset_hiwater"}
 OF_DEVICE = [name for name in FILES.values() if name not in ("devices", "totals")]

@@ -7,7 +7,7 @@ The device is one that says it has read all when it has read half.
 from collections.abc import Iterator
 
 import pytest
-from harness import KERNELS, Boot, booted, packed_disk
+from testlib.harness import KERNELS, Boot, booted, packed_disk
 
 READ_BYTES = 16384
 #: What the caller has in its buffer before.

@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from harness import HERE
+from guestlib.paths import TOP
 
 RUNS = 200_000
 
@@ -14,7 +14,7 @@ RUNS = 200_000
 @pytest.mark.full
 @pytest.mark.parametrize("target", ["wire", "policy", "pool"])
 def test_fuzz(target: str) -> None:
-    command = [str(HERE.parent / "scripts/fuzz"), "--runs", str(RUNS), target]
+    command = [str(TOP / "scripts/fuzz"), "--runs", str(RUNS), target]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (executed,) = re.findall(r"number_of_executed_units: (\d+)", result.stdout)

@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from harness import (
+from guestlib import Restricted, Result
+from guestlib.result import key_values
+from testlib.harness import (
     Boot,
     assert_attack_confined,
     assert_bounced,
@@ -27,12 +29,10 @@ from harness import (
     disk,
     entropy,
     hostile_lines,
-    make_kernel,
     ordinary_disk,
     run,
 )
-from guestlib import Guest, Restricted, Result
-from guestlib.result import key_values
+from testlib.products import new_guest
 
 REGION_BYTES = 1 << 20
 #: Lines of the kernel's log that one device may cause while it is bound twice and
@@ -176,7 +176,6 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = f"hurry={READ_SECONDS[kernel]}\n{SCRIPT}"
     options: dict = {"timeout": 900}
     if kernel == SANITIZED:
-        make_kernel(kernel)
         script = f"echo clear >/sys/kernel/debug/kmemleak\n{script}fact leaks leaks\n"
         options = {"timeout": 2400, "memory": "1G"}
     devices = [disk(), *(case.device() for case in CASES), ordinary_disk()]
@@ -274,7 +273,7 @@ def alone(device: Restricted, driver: str, timeout: float) -> Result:
     """A device in a kernel that has the module nowhere and bounces everything itself. The
     fault begins at the second binding (which reads the partition table of a disk)."""
     options = {"append": "swiotlb=force", "share_memory": True, "cpus": 1}
-    with Guest(kernel="test", devices=[device], **options) as guest:
+    with new_guest(kernel="test", devices=[device], **options) as guest:
         result = run(guest, f"DRIVER={driver}\n{ALONE}", timeout)
     assert "hostile: begin" in result.kernel_log, result
     return result

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from harness import (
+from guestlib import Restricted
+from guestlib.result import key_values
+from testlib.harness import (
     Boot,
     assert_attack_confined,
     assert_bounced,
@@ -20,8 +22,6 @@ from harness import (
     hostile_lines,
     ordinary_disk,
 )
-from guestlib import Restricted
-from guestlib.result import key_values
 
 FAULTS = [
     "used-wrong-id",

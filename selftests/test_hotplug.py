@@ -9,7 +9,8 @@ given it up, and is found there again.
 from collections.abc import Iterator
 
 import pytest
-from harness import (
+from guestlib.result import key_values
+from testlib.harness import (
     Boot,
     assert_confined,
     booted,
@@ -18,7 +19,6 @@ from harness import (
     ordinary_disk,
     summary,
 )
-from guestlib.result import key_values
 
 CPUS = 4
 RESETS = 3

@@ -7,9 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import BUILD
+from guestlib.paths import BUILD, TOP
 
-TOP = Path(__file__).resolve().parent.parent
 #: Parts of drivers, and transports.
 NO_DRIVERS = {
     "nd_virtio",
@@ -43,7 +42,7 @@ def make(*words: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, stock_module: None) -> Path:
     root = tmp_path_factory.mktemp("root")
     make("install", f"KDIR={BUILD}/kernel/stock", f"MO={BUILD}/module/stock", f"DESTDIR={root}")
     return root

@@ -9,7 +9,7 @@ is its own and needs none.
 from collections.abc import Iterator
 
 import pytest
-from harness import (
+from testlib.harness import (
     ACCESS_PLATFORM,
     Boot,
     accepted,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from harness import Boot, assert_bounced, booted, disk, entropy, make_kernel, run_kunit
+from testlib.harness import Boot, assert_bounced, booted, disk, entropy, run_kunit
 
 #: The cloud kernel has no 9p, on which guests here have their root file system: test_debian.py
 #: boots it.
@@ -26,7 +26,6 @@ data restricted0 5242880 1048576 4k
 
 @pytest.fixture(scope="module", params=KERNELS)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    make_kernel(request.param)
     unhinted = entropy(offer_swiotlb=False, mode="optional")
     with booted(request.param, [disk(), unhinted], SCRIPT) as boot:
         yield boot
@@ -54,16 +53,13 @@ class TestRealtime:
     """Spin locks sleep there, interrupts are threads, and lockdep watches over which lock is
     taken inside which: a complaint of its is a failure."""
 
-    @pytest.fixture(scope="class")
-    def kernel(self) -> str:
-        make_kernel("test-rt")
-        return "test-rt"
+    KERNEL = "test-rt"
 
-    def test_kunit(self, kernel: str) -> None:
+    def test_kunit(self) -> None:
         # Without the one that has interrupts off, which nobody may have there.
-        assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 1 skipped", run_kunit(kernel, 600))
+        assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 1 skipped", run_kunit(self.KERNEL, 600))
 
-    def test_bounced(self, kernel: str) -> None:
-        with booted(kernel, [disk()], SCRIPT, cpus=2) as boot:
+    def test_bounced(self) -> None:
+        with booted(self.KERNEL, [disk()], SCRIPT, cpus=2) as boot:
             assert "PREEMPT_RT" in boot.fact("kernel")
             assert_bounced(boot, "restricted0", since=5242880)

@@ -12,7 +12,8 @@ Each time the next kernel is the same one, and finds the device and its data.
 from collections.abc import Iterator
 
 import pytest
-from harness import (
+from guestlib.result import key_values
+from testlib.harness import (
     REGION_BYTES,
     Boot,
     Event,
@@ -23,7 +24,6 @@ from harness import (
     events,
     ordinary_disk,
 )
-from guestlib.result import key_values
 
 pytestmark = pytest.mark.full(minutes=8)
 

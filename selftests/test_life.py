@@ -4,7 +4,8 @@
 from collections.abc import Iterator
 
 import pytest
-from harness import (
+from guestlib.result import key_values
+from testlib.harness import (
     REGION_BYTES,
     Boot,
     assert_bounced,
@@ -18,7 +19,6 @@ from harness import (
     ordinary_disk,
     summary,
 )
-from guestlib.result import key_values
 
 ROUNDS = 20
 

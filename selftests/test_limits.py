@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from harness import (
+from guestlib.paths import parse_bytes
+from testlib.harness import (
     Boot,
     assert_bounced,
     assert_confined,
@@ -18,7 +19,6 @@ from harness import (
     numbers,
     packed_disk,
 )
-from guestlib.paths import parse_bytes
 
 # --- several queues, several CPUs ---
 

@@ -8,9 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import BUILD
+from guestlib.paths import BUILD, TOP
 
-TOP = Path(__file__).resolve().parent.parent
 TREE = BUILD / "kernel/intree"
 #: Kept for the next time: a build from scratch takes minutes.
 OUT = BUILD / "kernel/kunit-o"
@@ -49,7 +48,7 @@ def run(*command: str | Path, **options) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def patches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def patches(tmp_path_factory: pytest.TempPathFactory, kernels: None) -> list[Path]:
     """The series, at which checkpatch.pl has looked."""
     out = tmp_path_factory.mktemp("patches")
     done = run("scripts/export-patches", out, cwd=TOP)

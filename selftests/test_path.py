@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from harness import (
-    HERE,
+from guestlib.paths import TOP
+from guestlib.result import key_values
+from testlib.harness import (
     KERNELS,
     REGION_BYTES,
     SWIOTLB,
@@ -21,14 +22,13 @@ from harness import (
     ordinary_disk,
     summary,
 )
-from guestlib.result import key_values
 
 FILE_BYTES = 3 << 20
 
 
 @pytest.fixture(scope="module", params=KERNELS)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    script = (HERE / "guest/path").read_text()
+    script = (TOP / "selftests/guest/path").read_text()
     # Without event indices every request is announced, and looked at before it is served.
     devices = [disk(size="16M", event_idx=False), ordinary_disk()]
     with booted(request.param, devices, script) as boot:

@@ -6,7 +6,7 @@ from benchlib import counts
 
 
 @pytest.fixture(scope="module")
-def hammered() -> list[dict]:
+def hammered(bench_module: None) -> list[dict]:
     """By the bench module, which maps, checks and unmaps on each CPU for some seconds."""
     return counts.hammer(["64K", "1M", "64M"], cpus=2)
 

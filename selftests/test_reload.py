@@ -7,8 +7,10 @@ virtio_pci itself is built into the distribution's kernel: it is unbound from th
 from collections.abc import Iterator
 
 import pytest
-from drivers import Files, passed
-from harness import (
+from guestlib import Restricted
+from guestlib.result import key_values
+from testlib.drivers import Files, passed
+from testlib.harness import (
     Boot,
     assert_confined,
     assert_idle,
@@ -19,8 +21,6 @@ from harness import (
     numbers,
     ordinary_disk,
 )
-from guestlib import Restricted
-from guestlib.result import key_values
 
 ROUNDS = 3
 FILE_BYTES = 1 << 20

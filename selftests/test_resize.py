@@ -10,8 +10,8 @@ can write is whether a disk has a cache.
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import KERNELS, Boot, assert_bounced, booted, disk, events, summary
 from guestlib import Guest
+from testlib.harness import KERNELS, Boot, assert_bounced, booted, disk, events, summary
 
 MIB = 1 << 20
 #: What restricted0 has at first, and later; restricted1 stays as it is.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from harness import Boot, assert_bounced, booted, disk, entropy, make_kernel, run_kunit
+from testlib.harness import Boot, assert_bounced, booted, disk, entropy, run_kunit
 
 KERNEL = "test-sanitize"
 #: How often the module is loaded with an allocation that fails.
@@ -129,12 +129,7 @@ fact leaks leaks
 
 
 @pytest.fixture(scope="module")
-def module() -> None:
-    make_kernel(KERNEL)
-
-
-@pytest.fixture(scope="module")
-def boot(module: None) -> Iterator[Boot]:
+def boot() -> Iterator[Boot]:
     with booted(KERNEL, [disk(), entropy()], SCRIPT, timeout=3000, memory="1G") as boot:
         yield boot
 
@@ -142,7 +137,7 @@ def boot(module: None) -> Iterator[Boot]:
 pytestmark = pytest.mark.full(minutes=50)
 
 
-def test_kunit(module: None) -> None:
+def test_kunit() -> None:
     assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 0 skipped", run_kunit(KERNEL, 1800))
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from drivers import modelled
-from harness import Boot, assert_confined, booted, disk
-from models import LongEntropy, ShortEntropy
-from stale import FILL, WAYS, failed_reads, reader, region_of, untouched
 from guestlib import Guest, Restricted
+from testlib.device_models import LongEntropy, ShortEntropy
+from testlib.drivers import modelled
+from testlib.harness import Boot, assert_confined, booted, disk
+from testlib.stale_data import FILL, WAYS, failed_reads, reader, region_of, untouched
 
 #: So short that a few bytes of the region would show it.
 MARK = b"\x9eOLD"

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import assert_bounced, booted, disk, events, ordinary_disk
 from guestlib import Restricted
+from testlib.harness import assert_bounced, booted, disk, events, ordinary_disk
 
 #: Set by `make soak` only.
 SECONDS = os.environ.get("SOAK_SECONDS")

@@ -9,9 +9,9 @@ though the device fail its request, or write only half of the buffer.
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import KERNELS, Boot, booted, packed_disk
-from stale import WAYS, failed_reads, reader, region_of, untouched
 from guestlib import Guest
+from testlib.harness import KERNELS, Boot, booted, packed_disk
+from testlib.stale_data import WAYS, failed_reads, reader, region_of, untouched
 
 #: What one process writes to the disk, and what another keeps beside it.
 SECRET, CANARY = b"a secret of ours", b"not to be shown!"

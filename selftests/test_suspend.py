@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import (
+from guestlib import Guest, GuestError, Result
+from guestlib.result import key_values
+from testlib.harness import (
     BOOT_SECONDS,
     REGION_BYTES,
     assert_memory_private,
@@ -28,8 +30,7 @@ from harness import (
     run,
     summary,
 )
-from guestlib import Guest, GuestError, Result
-from guestlib.result import key_values
+from testlib.products import new_guest
 
 BYTES, BLOCK = 256 << 10, 16 << 10
 #: Where data are written before the sleep, and after it.
@@ -165,7 +166,7 @@ def resumed(request: pytest.FixtureRequest) -> Iterator[Resumed]:
     swap = {"ordinary0": [ordinary_disk(size="1G")], "restricted1": [disk(size="1G")]}
     with (
         tempfile.TemporaryDirectory() as directory,
-        Guest(
+        new_guest(
             kernel="stock" if sleep.swap else "test",
             devices=[disk(), *swap.get(sleep.swap, [])],
             append="no_console_suspend",

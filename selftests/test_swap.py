@@ -8,7 +8,7 @@ guest would stand still.
 from collections.abc import Iterator
 
 import pytest
-from harness import Boot, assert_confined, booted, disk
+from testlib.harness import Boot, assert_confined, booted, disk
 
 pytestmark = pytest.mark.full
 

@@ -8,9 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from guestlib.paths import BUILD, TOP
 
-TOP = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ["BUILD"])
 SCRIPTS = [p for p in sorted(TOP.glob("scripts/*")) if p.is_file() and os.access(p, os.X_OK)]
 #: Runs a script in a mount namespace of its own: its mounts are gone with it.
 ALONE = ("unshare", "--mount", "--propagation", "unchanged", "bash", "-c")
@@ -72,7 +71,7 @@ class TestKernelTree:
         answer = run("scripts/check-kdir", tree(tmp_path / "tree"))
         assert (answer.returncode, answer.stderr) == (0, "")
 
-    def test_the_real_trees_pass(self) -> None:
+    def test_the_real_trees_pass(self, kernels: None) -> None:
         for kernel in ("stock", "test"):
             answer = run("scripts/check-kdir", BUILD / "kernel" / kernel)
             assert (answer.returncode, answer.stderr) == (0, "")
@@ -155,6 +154,7 @@ class TestPlaces:
         assert len(more) <= 1, answer.stderr
 
 
+@pytest.mark.usefixtures("kernels")
 class TestTools:
     """Each of the project's commands, called wrongly or without what it needs."""
 
@@ -190,12 +190,12 @@ class TestTools:
         self.one_error(run("scripts/kernel", "stock", "toaster"), "toaster")
         self.one_error(run("scripts/kernel", "test", "7.3", "cloud"), "cloud")
 
-    def test_device_with_bad_size(self) -> None:
+    def test_device_with_bad_size(self, swiotlb_device: None) -> None:
         device = BUILD / "target/release/swiotlb-device"
         answer = run(device, "--socket", "s", "--backend", "b", "--region-size", "17")
         self.one_error(answer, "17")
 
-    def test_device_without_backend(self, tmp_path: Path) -> None:
+    def test_device_without_backend(self, tmp_path: Path, swiotlb_device: None) -> None:
         device = BUILD / "target/release/swiotlb-device"
         answer = run(device, "--socket", tmp_path / "s", "--backend", tmp_path / "none")
         self.one_error(answer, "none")
@@ -304,6 +304,7 @@ class TestToolbox:
         assert answer.stderr == "error: there is no directory /nonexistent to bind\n"
 
 
+@pytest.mark.usefixtures("kernels")
 class TestPathsOfGuest:
     """Options of scripts/guest name files of the host, wherever they are."""
 
@@ -369,6 +370,7 @@ class TestPathsOfGuest:
         words += ["--restricted=rng", "--qemu=-device a,file=b", "--reports"]
         assert self.call(guest, *words) == (set(), words)
 
+    @pytest.mark.usefixtures("test_module", "swiotlb_device")
     def test_guest_uses_them(self, tmp_path: Path) -> None:
         """A disk, the module and the logs are outside of the repository."""
         disk, logs, module = (tmp_path / name for name in ("disk", "logs", "copy.ko"))

@@ -1,15 +1,7 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """A small vhost-user backend with packed rings, which qemu-storage-daemon lacks; and
-split ones, for a driver that does not take them.
-
-    backend.py disk SOCKET IMAGE    virtio-blk (ID 2)
-    backend.py half SOCKET IMAGE    the same, but only the first half of each request is read
-    backend.py held SOCKET IMAGE    ... but what is in the first queue can be left unanswered
-    backend.py fails SOCKET IMAGE   as half, but reads beyond 4 MiB are errors in the end
-    backend.py entropy SOCKET       virtio-rng (ID 4): `PATTERN` over and over
-    backend.py MODEL SOCKET [ARGUMENT]...
-                                    types that have no other backend: models.py
+split ones, for a driver that does not take them. What kind of device it is, is a `Model`
+(device_models.py).
 
 Queues are started by their kick. Protocol features it has only for a model with a
 configuration space; that of others comes from the reference device (--config). It
@@ -23,16 +15,12 @@ import os
 import selectors
 import socket
 import struct
-import sys
 from collections.abc import Callable, Iterator
 
-# virtio 1.4, 2.8 and 5.2
-F_BLK_SEG_MAX, F_BLK_FLUSH, F_BLK_MQ = 2, 9, 12
+# virtio 1.4, 2.8
 F_INDIRECT, F_VERSION_1, F_PACKED = 28, 32, 34
 NEXT, WRITE, INDIRECT, AVAIL, USED = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 15
 DESCRIPTOR = struct.Struct("<QIHH")
-BLK_IN, BLK_OUT, BLK_FLUSH, BLK_GET_ID = 0, 1, 4, 8
-BLK_OK, BLK_IOERR, BLK_UNSUPP = 0, 1, 2
 
 # vhost-user messages
 GET_FEATURES, SET_FEATURES, SET_MEM_TABLE = 1, 2, 5
@@ -44,8 +32,6 @@ F_PROTOCOL_FEATURES, PROTOCOL_CONFIG = 30, 9
 CONFIG = struct.Struct("<III")
 HEADER = struct.Struct("<III")
 QUEUE_REQUESTS = range(SET_VRING_NUM, SET_VRING_CALL + 1)
-
-PATTERN = b"swiotlb\n"
 
 
 def new_socket(path: str) -> str:
@@ -104,108 +90,6 @@ class Model:
 
     def attached(self, backend: "Backend") -> None:
         """There is a new connection."""
-
-
-class Disk(Model):
-    """virtio-blk on a file."""
-
-    features = bits(F_BLK_SEG_MAX, F_BLK_FLUSH)
-
-    def __init__(self, image: str) -> None:
-        self._file = os.open(image, os.O_RDWR)
-
-    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
-        kind, _, sector = struct.unpack("<IIQ", readable[0][:16])
-        *data, status = writable
-        written, status[0] = self._act(kind, sector * 512, readable[1:], data)
-        return written + 1
-
-    def _act(
-        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
-    ) -> tuple[int, int]:
-        if kind == BLK_OUT:
-            wanted = sum(map(len, out))
-            return 0, BLK_OK if os.pwritev(self._file, out, offset) == wanted else BLK_IOERR
-        if kind == BLK_IN:
-            wanted = sum(map(len, into))
-            got = os.preadv(self._file, into, offset)
-            return got, BLK_OK if got == wanted else BLK_IOERR
-        if kind == BLK_FLUSH:
-            os.fdatasync(self._file)
-            return 0, BLK_OK
-        if kind == BLK_GET_ID:
-            into[0][:6] = b"packed"
-            return len(into[0]), BLK_OK
-        return 0, BLK_UNSUPP
-
-
-class HalfDisk(Disk):
-    """A disk that says that it has read all of what it has read half of."""
-
-    def _act(
-        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
-    ) -> tuple[int, int]:
-        if kind == BLK_IN:
-            # Of the request, however many pieces the driver's buffer has.
-            left = sum(map(len, into)) // 2
-            half = []
-            for view in into:
-                half.append(view[:left])
-                left -= len(half[-1])
-            into = half
-        return super()._act(kind, offset, out, into)
-
-
-class HeldDisk(Disk):
-    """A disk of several queues. What is in the first is left unanswered from when the
-    socket IMAGE.held is told "hold" until it is told something else."""
-
-    features = Disk.features | bits(F_BLK_MQ)
-
-    def __init__(self, image: str) -> None:
-        super().__init__(image)
-        self._held = False
-        self._orders = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._orders.bind(new_socket(f"{image}.held"))
-        self._backend: Backend
-
-    def attached(self, backend: "Backend") -> None:
-        self._backend = backend
-        backend.watch(self._orders, self._order)
-
-    def kicked(self, backend: "Backend", index: int) -> None:
-        if index or not self._held:
-            super().kicked(backend, index)
-
-    def _order(self, _: int) -> bool:
-        self._held = self._orders.recv(16) == b"hold"
-        self.kicked(self._backend, 0)
-        return True
-
-
-class FailingDisk(HalfDisk):
-    """A disk of which all but the beginning is read to the half, and then fails."""
-
-    GOOD_BYTES = 4 << 20
-
-    def _act(
-        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
-    ) -> tuple[int, int]:
-        if kind != BLK_IN or offset < self.GOOD_BYTES:
-            return Disk._act(self, kind, offset, out, into)
-        super()._act(kind, offset, out, into)
-        return 0, BLK_IOERR
-
-
-class Entropy(Model):
-    """virtio-rng, of a sort that can be recognised."""
-
-    features = 0
-
-    def serve(self, _: list[memoryview], writable: list[memoryview]) -> int:
-        for view in writable:
-            view[:] = (PATTERN * (len(view) // len(PATTERN) + 1))[: len(view)]
-        return sum(map(len, writable))
 
 
 class Queue:
@@ -448,19 +332,8 @@ class Backend:
         self._connection.sendall(HEADER.pack(request, 1 | 1 << 2, len(body)) + body)
 
 
-def main(kind: str, path: str, *arguments: str) -> None:
-    models = {
-        "disk": Disk,
-        "half": HalfDisk,
-        "fails": FailingDisk,
-        "held": HeldDisk,
-        "entropy": Entropy,
-    }
-    if kind not in models:
-        import models as others
-
-        models = others.MODELS
-    model: Model = models[kind](*arguments)
+def serve(model: Model, path: str) -> None:
+    """Serves one connection after the other, at the socket `path`."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -468,9 +341,3 @@ def main(kind: str, path: str, *arguments: str) -> None:
             connection, _ = listener.accept()
             with connection:
                 Backend(connection, model).serve()
-
-
-if __name__ == "__main__":
-    # What models.py imports is this module, and no second one.
-    sys.modules["backend"] = sys.modules["__main__"]
-    main(*sys.argv[1:])

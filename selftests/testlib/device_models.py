@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Devices for which no other backend is to be had, for backend.py: the smallest ones
-that a driver can prove something with."""
+"""What the vhost-user backend of the tests can be: disks with packed rings, or that fail, and
+devices for which no other backend is to be had, the smallest ones that a driver can prove
+something with."""
 
+import os
 import socket
 import struct
 from collections import deque
 
-from backend import Backend, Model, bits, new_socket
+from .vhost_backend import Backend, Model, bits, new_socket
 
 OK = 0
 
@@ -28,6 +30,118 @@ def fill(views: list[memoryview], data: bytes) -> int:
         view[: len(part)] = part
         done += len(part)
     return done
+
+
+# --- disks and entropy ---
+
+# virtio 1.4, 5.2
+F_BLK_SEG_MAX, F_BLK_FLUSH, F_BLK_MQ = 2, 9, 12
+BLK_IN, BLK_OUT, BLK_FLUSH, BLK_GET_ID = 0, 1, 4, 8
+BLK_OK, BLK_IOERR, BLK_UNSUPP = 0, 1, 2
+
+PATTERN = b"swiotlb\n"
+
+
+class Disk(Model):
+    """virtio-blk on a file."""
+
+    features = bits(F_BLK_SEG_MAX, F_BLK_FLUSH)
+
+    def __init__(self, image: str) -> None:
+        self._file = os.open(image, os.O_RDWR)
+
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        kind, _, sector = struct.unpack("<IIQ", readable[0][:16])
+        *data, status = writable
+        written, status[0] = self._act(kind, sector * 512, readable[1:], data)
+        return written + 1
+
+    def _act(
+        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
+    ) -> tuple[int, int]:
+        if kind == BLK_OUT:
+            wanted = sum(map(len, out))
+            return 0, BLK_OK if os.pwritev(self._file, out, offset) == wanted else BLK_IOERR
+        if kind == BLK_IN:
+            wanted = sum(map(len, into))
+            got = os.preadv(self._file, into, offset)
+            return got, BLK_OK if got == wanted else BLK_IOERR
+        if kind == BLK_FLUSH:
+            os.fdatasync(self._file)
+            return 0, BLK_OK
+        if kind == BLK_GET_ID:
+            into[0][:6] = b"packed"
+            return len(into[0]), BLK_OK
+        return 0, BLK_UNSUPP
+
+
+class HalfDisk(Disk):
+    """A disk that says that it has read all of what it has read half of."""
+
+    def _act(
+        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
+    ) -> tuple[int, int]:
+        if kind == BLK_IN:
+            # Of the request, however many pieces the driver's buffer has.
+            left = sum(map(len, into)) // 2
+            half = []
+            for view in into:
+                half.append(view[:left])
+                left -= len(half[-1])
+            into = half
+        return super()._act(kind, offset, out, into)
+
+
+class HeldDisk(Disk):
+    """A disk of several queues. What is in the first is left unanswered from when the
+    socket IMAGE.held is told "hold" until it is told something else."""
+
+    features = Disk.features | bits(F_BLK_MQ)
+
+    def __init__(self, image: str) -> None:
+        super().__init__(image)
+        self._held = False
+        self._orders = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._orders.bind(new_socket(f"{image}.held"))
+        self._backend: Backend
+
+    def attached(self, backend: Backend) -> None:
+        self._backend = backend
+        backend.watch(self._orders, self._order)
+
+    def kicked(self, backend: Backend, index: int) -> None:
+        if index or not self._held:
+            super().kicked(backend, index)
+
+    def _order(self, _: int) -> bool:
+        self._held = self._orders.recv(16) == b"hold"
+        self.kicked(self._backend, 0)
+        return True
+
+
+class FailingDisk(HalfDisk):
+    """A disk of which all but the beginning is read to the half, and then fails."""
+
+    GOOD_BYTES = 4 << 20
+
+    def _act(
+        self, kind: int, offset: int, out: list[memoryview], into: list[memoryview]
+    ) -> tuple[int, int]:
+        if kind != BLK_IN or offset < self.GOOD_BYTES:
+            return Disk._act(self, kind, offset, out, into)
+        super()._act(kind, offset, out, into)
+        return 0, BLK_IOERR
+
+
+class Entropy(Model):
+    """virtio-rng, of a sort that can be recognised."""
+
+    features = 0
+
+    def serve(self, _: list[memoryview], writable: list[memoryview]) -> int:
+        for view in writable:
+            view[:] = (PATTERN * (len(view) // len(PATTERN) + 1))[: len(view)]
+        return sum(map(len, writable))
 
 
 # --- network ---
@@ -267,7 +381,13 @@ class Gpio(Model):
         return None
 
 
+#: By the name that selftests/vhost-backend is given.
 MODELS = {
+    "disk": Disk,
+    "half": HalfDisk,
+    "fails": FailingDisk,
+    "held": HeldDisk,
+    "entropy": Entropy,
     "net": Net,
     "liar": Liar,
     "short-entropy": ShortEntropy,

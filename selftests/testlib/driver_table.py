@@ -7,7 +7,6 @@ it after every run. `pytest --drivers-rst` copies that into Documentation/.
 
 import datetime
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guestlib.paths import BUILD, TOP
 
 HERE = Path(__file__).resolve().parent
-TOP = HERE.parent
-BUILD = Path(os.environ.get("BUILD", TOP / "build"))
 RESULTS = BUILD / "drivers.json"
 TABLE = BUILD / "drivers.rst"
 DOCUMENT = TOP / "Documentation/drivers.rst"
@@ -94,13 +92,13 @@ Drivers
 What was proved with each of the kernel's virtio drivers, on a device that can
 reach its own region only, and with which backend behind it. Drivers and backends
 are unmodified, as Debian or crates.io has them, unless it says *of our own*: that
-is ``selftests/models.py``, for which the reason is given below. Each of the tests
+is ``selftests/testlib/device_models.py``, for which the reason is given below. Each of the tests
 also holds three witnesses together: the module's counters (nothing refused, all
 buffers given back when the driver is unbound), the device's report (no address
 outside the region), and what the backend's process had mapped (the region and
 nothing else of anybody's memory).
 
-The table was written by the tests themselves (``selftests/driver_table.py``) as
+The table was written by the tests themselves (``selftests/testlib/driver_table.py``) as
 they ran, last on {day}, on Debian's kernel
 {kernel} with QEMU {qemu}. To have it written anew::
 

@@ -17,7 +17,6 @@ import hashlib
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestlib import Guest, Ordinary, Restricted, Result
-from guestlib.devices import BACKENDS, Backend
-from guestlib.paths import parse_bytes
+from guestlib.paths import TOP, parse_bytes
 from guestlib.result import key_values
 
-HERE = Path(__file__).resolve().parent
-BUILD = Path(os.environ.get("BUILD", HERE.parent / "build"))
+from . import products
+
+# Its kinds of devices are known from here on.
+from .backends import SELFTESTS
+
 #: The small kernel of our own, and the unmodified one of the distribution.
 KERNELS = ("test", "stock")
 REGION_BYTES = 16 << 20
@@ -48,20 +49,6 @@ Event = dict
 # --- devices ---
 
 
-def _packed_backend(kind: str) -> Backend:
-    def command(_: Restricted, image: Path | None, socket: Path) -> list[str | Path]:
-        return [sys.executable, "-B", HERE / "backend.py", kind, socket, *([image] if image else [])]
-
-    return Backend(command, "" if kind == "entropy" else "image")
-
-
-BACKENDS["packed-disk"] = _packed_backend("disk")
-BACKENDS["half-disk"] = _packed_backend("half")
-BACKENDS["fails-disk"] = _packed_backend("fails")
-BACKENDS["held-disk"] = _packed_backend("held")
-BACKENDS["entropy"] = _packed_backend("entropy")
-
-
 def disk(*, size: str = "8M", **options: object) -> Restricted:
     """A restricted disk behind qemu-storage-daemon."""
     return Restricted("blk", size=size, **{"region_size": REGION_BYTES, **options})
@@ -70,7 +57,7 @@ def disk(*, size: str = "8M", **options: object) -> Restricted:
 def packed_disk(
     *, kind: str = "packed-disk", size: str = "8M", **options: object
 ) -> Restricted:
-    """A restricted disk with packed rings; its backend is backend.py."""
+    """A restricted disk with packed rings; its backend is vhost_backend.py."""
     sectors = parse_bytes(size) // 512
     config = sectors.to_bytes(8, "little") + bytes(4) + (126).to_bytes(4, "little")
     known = {"type": "blk", "packed": True, "config": config.ljust(60, b"\0").hex()}
@@ -181,16 +168,10 @@ def numbers(text: str) -> dict[str, int]:
 # --- booting ---
 
 
-def make_kernel(kernel: str) -> None:
-    """A kernel that is not made for every day, and the module for it: test-sanitize..."""
-    for what in (f"kernel {kernel.replace('-', ' ')}", f"build module {kernel}"):
-        script, *arguments = what.split()
-        subprocess.run([HERE.parent / "scripts" / script, *arguments], check=True)
-
-
 def run_kunit(kernel: str, timeout: int) -> str:
     """Runs all KUnit suites there, within so many seconds; the last line tells the result."""
-    command = [HERE.parent / "scripts/kunit", "--kernel", kernel, "--timeout", str(timeout)]
+    products.module(kernel)
+    command = [TOP / "scripts/kunit", "--kernel", kernel, "--timeout", str(timeout)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     return done.stdout.splitlines()[-1]
@@ -215,7 +196,9 @@ def booted(
     """
     with contextlib.ExitStack() as stack:
         images = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="images")))
-        guest = stack.enter_context(Guest(kernel=kernel, devices=devices, **guest_options))
+        guest = stack.enter_context(
+            products.new_guest(kernel=kernel, devices=devices, **guest_options)
+        )
         seeds = _make_images(devices, guest.names, images)
         result = run(guest, script, timeout, on)
         if not powers_off:
@@ -247,7 +230,7 @@ def run(
 def _prologue(guest: Guest) -> str:
     module = guest.kernel.module()
     assert module.is_file(), f"no module: run scripts/build module {guest.kernel.name}"
-    return f"MODULE={shlex.quote(str(module))}\n. {shlex.quote(str(HERE / 'guest/steps'))}\n"
+    return f"MODULE={shlex.quote(str(module))}\n. {shlex.quote(str(SELFTESTS / 'guest/steps'))}\n"
 
 
 def _make_images(devices: Sequence[Device], names: Sequence[str], parent: Path) -> dict[str, str]:

@@ -11,17 +11,18 @@ import hashlib
 import http.server
 import os
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import HERE, Boot, assert_confined, numbers
 from guestlib import Restricted
-from guestlib.devices import BACKENDS, Backend
+from guestlib.devices import BACKENDS
 from guestlib.process import Process
 from guestlib.result import key_values
+
+from .backends import vhost_backend
+from .harness import Boot, assert_confined, numbers
 
 #: Bash functions for the scripts of these tests.
 STEPS = """
@@ -41,13 +42,10 @@ sha() {
 
 
 def modelled(model: str, *arguments: str, **options: object) -> Restricted:
-    """A restricted device with one of models.py behind it."""
-
-    def command(_: Restricted, _image: Path | None, socket: Path) -> list[str | Path]:
-        return [sys.executable, "-B", HERE / "backend.py", model, socket, *arguments]
+    """A restricted device with one of device_models.py behind it."""
 
     kind = f"{model}-{len(BACKENDS)}"
-    BACKENDS[kind] = Backend(command)
+    BACKENDS[kind] = vhost_backend(model, *arguments)
     return Restricted(kind, **options)
 
 
