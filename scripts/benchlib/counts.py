@@ -65,11 +65,7 @@ def _bench(
         accel="tcg",
         qemu=qemu,
     ) as guest:
-        result = guest.run(_script(commands), timeout=_SECONDS)
-        if result.timed_out and "Run /init" not in result.kernel_log:
-            # An emulated guest stops while it boots now and then.
-            result = guest.run(_script(commands), timeout=_SECONDS)
-        return _results(result)
+        return _results(guest.run_or_boot_again(_script(commands), timeout=_SECONDS))
 
 
 def _script(commands: Sequence[str]) -> str:

@@ -214,10 +214,7 @@ def _run(guest: Guest, seconds: float) -> Result:
     ]
     script = _SCRIPT % ("\n".join(jobs), _COMMON)
     limit = _BOOT_SECONDS + 3 * seconds * len(jobs)
-    result = guest.run(script, timeout=limit)
-    if result.timed_out and "Run /init" not in result.kernel_log:
-        # An emulated guest stops while it boots now and then.
-        result = guest.run(script, timeout=limit)
+    result = guest.run_or_boot_again(script, timeout=limit)
     if not result.ok or result.complaints():
         raise GuestError(f"fio failed in the guest:\n{result}")
     return result

@@ -23,6 +23,7 @@ import shlex
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,24 @@ class Guest:
         stream    where output goes while it comes
         """
         return self._run(script, timeout, on or {}, stream)
+
+    def run_or_boot_again(
+        self,
+        script: str,
+        *,
+        timeout: float = 120,
+        on: Mapping[str, Callable[["Guest"], object]] | None = None,
+    ) -> Result:
+        """Like run(). An emulated kernel that stops while it boots, before any program runs,
+        is booted a second time, with a warning."""
+        result = self.run(script, timeout=timeout, on=on)
+        if result.timed_out and "as init process" not in result.kernel_log:
+            end = result.kernel_log.splitlines()[-1:]
+            warnings.warn(
+                f"a guest stopped while it booted, and was booted again: {end}", stacklevel=2
+            )
+            result = self.run(script, timeout=timeout, on=on)
+        return result
 
     def shell(self) -> Result:
         """Boot, and give the terminal to an interactive shell in the guest."""

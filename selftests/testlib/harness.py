@@ -18,7 +18,6 @@ import os
 import shlex
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,14 +216,8 @@ def run(
     timeout: float,
     on: Mapping[str, Callable[[Guest], object]] | None = None,
 ) -> Result:
-    """Runs a script after guest/steps. An emulated kernel that stops while it boots,
-    before any program runs, is given a second chance, and a warning."""
-    result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
-    if result.timed_out and "as init process" not in result.kernel_log:
-        end = result.kernel_log.splitlines()[-1:]
-        warnings.warn(f"a guest stopped while it booted, and was booted again: {end}", stacklevel=2)
-        result = guest.run(_prologue(guest) + script, timeout=timeout, on=on)
-    return result
+    """Runs a script after guest/steps."""
+    return guest.run_or_boot_again(_prologue(guest) + script, timeout=timeout, on=on)
 
 
 def _prologue(guest: Guest) -> str:
