@@ -18,7 +18,7 @@ unfit = $(if $(word 2,x$(subst :, ,$1)),$(error $1: a path with spaces or colons
 $(foreach name,CURDIR BUILD KDIR MO DESTDIR INSTALL_MOD_PATH,$(call unfit,$($(name))))
 
 .DEFAULT_GOAL := modules
-.PHONY: modules help demo check test check-full shell kunit docs fmt toolbox stock test-kernel \
+.PHONY: modules help demo check test check-full check-kernels shell kunit docs fmt toolbox stock test-kernel \
 	device selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
@@ -67,6 +67,10 @@ test: toolbox
 ## check-full: run the selftests that take too long for `check`, and say what they cover; TEST_ARGS= goes to pytest
 check-full: toolbox
 	@$(TOOLBOX) scripts/check --full $(TEST_ARGS)
+
+## check-kernels: run the selftests that need further kernels (7.2, realtime, sanitizers); more than an hour
+check-kernels: toolbox
+	@$(TOOLBOX) scripts/check --kernels $(TEST_ARGS)
 
 ## shell: a shell in a guest with one restricted disk; GUEST_ARGS= as for scripts/guest
 GUEST_ARGS ?= --restricted blk --module

@@ -169,7 +169,7 @@ fact claims claims
 
 
 @pytest.fixture(
-    scope="module", params=["test", pytest.param(SANITIZED, marks=pytest.mark.full(minutes=40))]
+    scope="module", params=["test", pytest.param(SANITIZED, marks=pytest.mark.kernels)]
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     kernel = request.param

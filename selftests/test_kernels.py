@@ -31,7 +31,7 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
         yield boot
 
 
-@pytest.mark.full(minutes=10)
+@pytest.mark.kernels
 class TestKernel:
     def test_it_is_that_kernel(self, boot: Boot, request: pytest.FixtureRequest) -> None:
         mark = request.node.callspec.params["boot"].removeprefix("stock-")
@@ -48,7 +48,7 @@ class TestKernel:
         assert boot.state("restricted1")["mode"] == "ignored"
 
 
-@pytest.mark.full(minutes=20)
+@pytest.mark.kernels
 class TestRealtime:
     """Spin locks sleep there, interrupts are threads, and lockdep watches over which lock is
     taken inside which: a complaint of its is a failure."""

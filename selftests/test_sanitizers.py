@@ -134,7 +134,7 @@ def boot() -> Iterator[Boot]:
         yield boot
 
 
-pytestmark = pytest.mark.full(minutes=50)
+pytestmark = pytest.mark.kernels
 
 
 def test_kunit() -> None:
