@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from guestlib.result import key_values
-from testlib.harness import Boot, assert_confined, booted, disk, entropy, events
+from testlib.harness import Boot, assert_confined, booted, disk, entropy, events, guest_script
 
 WARM_UP = 10
 #: What a slab may have more of after so many rounds: half an object in each, and what others
@@ -18,77 +18,11 @@ WARM_UP = 10
 #: count as in use. (kmalloc-96 had 240 more after 50 rounds, and none more after 300.)
 OBJECTS, OTHERS = 0.5, 400
 
-SCRIPT = """
-measure() { # NAME: what is in use, when nothing is on its way to be freed
-	sync
-	echo 3 >/proc/sys/vm/drop_caches
-	sleep 2
-	echo 3 >/proc/sys/vm/drop_caches
-	fact "$1-slab" cat /proc/slabinfo
-	fact "$1-vmalloc" cat /proc/vmallocinfo
-	fact "$1-memory" cat /proc/meminfo
-	fact "$1-iomem" cat /proc/iomem
-	fact "$1-modules" cat /proc/modules
-	fact "$1-debugfs" find /sys/kernel/debug/virtio_swiotlb
-	fact "$1-sysfs" find /sys/bus/virtio/devices/ /sys/bus/virtio/drivers/
-}
-# What takes no process: a thousand rounds are to be done in minutes.
-bind_rounds() { # COUNT
-	local round
-	for ((round = 0; round < $1; round++)); do
-		echo "$name" >/sys/bus/virtio/drivers/virtio_rng/unbind
-		echo "$name" >/sys/bus/virtio/drivers/virtio_rng/bind
-	done
-}
-load_rounds() { # COUNT
-	local round
-	for ((round = 0; round < $1; round++)); do
-		echo "$name" >/sys/bus/virtio/drivers/virtio_rng/unbind
-		echo "$other" >/sys/bus/virtio/drivers/virtio_blk/unbind
-		rmmod virtio_swiotlb
-		insmod "$MODULE"
-	done
-}
-load
-data restricted1 1048576 65536
-unbind_driver restricted1
-name=$(virtio restricted0) other=$(virtio restricted1)
-# Somebody reads the status all the time, without a lock, whoever's function gives it.
-status_reader() {
-	local device status
-	until [ -e /tmp/over ]; do
-		for device in "$name" "$other"; do
-			read -r status <"/sys/bus/virtio/devices/$device/status"
-		done
-	done
-}
-reader_is_done() {
-	: >/tmp/over
-	wait "$reader"
-	rm /tmp/over
-}
-bind_rounds WARM_UP
-measure before_binding
-status_reader & reader=$!
-bind_rounds ROUNDS
-reader_is_done
-measure after_binding
-bind_driver restricted1
-load_rounds WARM_UP
-measure before_loading
-status_reader & reader=$!
-load_rounds ROUNDS
-reader_is_done
-measure after_loading
-data restricted1 2097152 65536
-"""
-
-
 @pytest.fixture(
     scope="module", params=[50, pytest.param(1000, marks=pytest.mark.full(minutes=15))], ids=["50", "1000"]
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    script = SCRIPT.replace("WARM_UP", str(WARM_UP)).replace("ROUNDS", str(request.param))
+    script = guest_script("cycles", WARM_UP=WARM_UP, ROUNDS=request.param)
     timeout = 300 + 2 * request.param
     with booted("test", [entropy(), disk()], script, timeout=timeout) as boot:
         boot.rounds = request.param

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Guest, Restricted
 from guestlib.result import key_values
-from testlib.drivers import STEPS, assert_driven, free_port, passed
+from testlib.drivers import assert_driven, free_port, passed
 from testlib.harness import Boot, booted, entropy, events
 
 BYTES = 256 << 10
@@ -70,7 +70,7 @@ while data:
     data = data[os.write(3, data):]
 """
 
-SCRIPT = STEPS + f"""
+SCRIPT = f"""
 insmod "$MODULE"
 modprobe -a virtio-rng virtio_scsi sd_mod vmw_vsock_virtio_transport
 # Emulated guests have clocks that hurry, at times.

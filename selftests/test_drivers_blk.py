@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from guestlib import Guest, Restricted
-from testlib.drivers import STEPS, assert_driven, passed
+from testlib.drivers import assert_driven, passed
 from testlib.harness import Boot, booted, events
 
 #: mkfs.xfs makes none below 300 MiB.
@@ -27,7 +27,7 @@ DEVICES = {
 }
 NAMES = {f"restricted{index}": what for index, what in enumerate(DEVICES)}
 
-SCRIPT = STEPS + f"""
+SCRIPT = f"""
 insmod "$MODULE"
 modprobe virtio_blk
 

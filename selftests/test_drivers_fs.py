@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from guestlib import Restricted
 from guestlib.paths import BUILD
-from testlib.drivers import STEPS, assert_driven, passed
+from testlib.drivers import assert_driven, passed
 from testlib.harness import Boot, booted
 
 #: Parts of the kernel's source that are copied, some thousand files.
 PARTS = ("include/linux", "kernel")
 STRESS_SECONDS = 20
 
-SCRIPT = STEPS + f"""
+SCRIPT = f"""
 insmod "$MODULE"
 mkdir -p /run/fs /run/copy
 mount -t virtiofs restricted0 /run/fs

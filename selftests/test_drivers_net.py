@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from guestlib import Restricted
-from testlib.drivers import STEPS, Files, assert_driven, iperf_server, modelled, passed
+from testlib.drivers import Files, assert_driven, iperf_server, modelled, passed
 from testlib.harness import Boot, accepted, booted, events
 
 FILE_BYTES = 4 << 20
@@ -112,7 +112,7 @@ class TestPasst:
                 script = script.replace(name, str(value))
             for device, mtus in MTUS.items():
                 script += f"run {device} {' '.join(map(str, mtus))}\n"
-            with booted("stock", devices, STEPS + script, timeout=900) as boot:
+            with booted("stock", devices, script, timeout=900) as boot:
                 yield Passt(boot, offered, files.came)
 
     @pytest.mark.parametrize("device", MTUS)
@@ -239,7 +239,7 @@ class TestSwitch:
             )
             for end in range(2)
         ]
-        script = STEPS + SWITCH.replace("BYTES", str(FILE_BYTES))
+        script = SWITCH.replace("BYTES", str(FILE_BYTES))
         with booted("stock", devices, script, timeout=900, memory="768M") as boot:
             yield boot
 

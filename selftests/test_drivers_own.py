@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from guestlib import Restricted
 from guestlib.paths import BUILD
-from testlib.drivers import STEPS, assert_driven, modelled, passed
+from testlib.drivers import assert_driven, modelled, passed
 from testlib.harness import Boot, booted
 
 PRESSES = 20
@@ -32,7 +32,7 @@ for turn in range({PRESSES}):
     assert keys == [(30, 1), (30, 0)], keys
 """
 
-SCRIPT = STEPS + f"""
+SCRIPT = f"""
 insmod "$MODULE"
 modprobe -a virtio_input evdev i2c-dev
 insmod {BUILD}/drivers/i2c-virtio.ko

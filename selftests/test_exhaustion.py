@@ -18,7 +18,7 @@ import test_drivers
 import test_drivers_own
 from guestlib import Guest, Restricted
 from guestlib.paths import parse_bytes
-from testlib.drivers import STEPS, assert_driven, modelled, passed
+from testlib.drivers import assert_driven, modelled, passed
 from testlib.harness import Boot, assert_confined, booted, disk, packed_disk
 
 #: The smallest region, one that is odd, and some between.
@@ -73,7 +73,7 @@ for _ in range({FLOWS}):
 print(answers)
 """
 
-NETWORK = STEPS + f"""
+NETWORK = f"""
 insmod "$MODULE"
 modprobe virtio_net
 cat >/tmp/echo.py <<'END'
@@ -217,7 +217,7 @@ class TestNetwork:
 
 SMALLEST = SIZES[0]
 
-FILES = STEPS + """
+FILES = """
 insmod "$MODULE"
 mkdir -p /run/fs
 mount -t virtiofs restricted0 /run/fs
@@ -333,7 +333,7 @@ for thread in threads:
 print(len(errors), hashlib.sha256(b"".join(parts)).hexdigest(), *errors)
 """
 
-MANY_READERS = STEPS + f"""
+MANY_READERS = f"""
 insmod "$MODULE"
 mkdir -p /run/fs
 mount -t virtiofs restricted0 /run/fs

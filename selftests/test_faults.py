@@ -18,7 +18,7 @@ import pytest
 from guestlib import Guest, Restricted
 from guestlib.process import Process
 from guestlib.result import read_report
-from testlib.drivers import STEPS, assert_driven, passed
+from testlib.drivers import assert_driven, passed
 from testlib.harness import (
     REGION_BYTES,
     Boot,
@@ -26,6 +26,7 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     ordinary_disk,
     packed_disk,
     summary,
@@ -50,137 +51,6 @@ HUNG = 124
 AT_ONCE = 8
 #: Buffers that the loaded disk has served before its backend goes.
 SERVED = 1000
-
-SCRIPT = STEPS + f"""
-status_of() {{ # DEVICE: the virtio status byte
-	cat "/sys/bus/virtio/devices/$(virtio "$1")/status"
-}}
-
-result_of() {{ # COMMAND...
-	"$@" >&2 && echo 0 || echo $?
-}}
-
-# ended DESCRIPTOR: the status that comes from there, {HUNG} if none does within two minutes.
-ended() {{
-	local status
-	read -r -t 120 status <&"$1" || status={HUNG}
-	return "$status"
-}}
-
-in_time() {{ # COMMAND...
-	ended 3 3< <(result_of "$@")
-}}
-
-# revive DEVICE DRIVER: bound anew, when there is another backend.
-revive() {{
-	fact "$1-status" status_of "$1"
-	fact "$1-unbind" in_time unbind_driver "$1" "$2"
-	keep "$1" "$1-quiet"
-	host "restart-$1"
-	fact "$1-bind" in_time bind_driver "$1" "$2"
-}}
-
-scsi_disk() {{ # DEVICE: /dev/sda, once it is found
-	local block _
-	for _ in {{1..600}}; do
-		for block in "/sys/bus/virtio/devices/$(virtio "$1")"/host*/target*/*/block/*; do
-			[ ! -b "/dev/${{block##*/}}" ] || {{ echo "/dev/${{block##*/}}"; return; }}
-		done
-		sleep 0.1
-	done
-	return 1
-}}
-
-# round_trip FILE: whether what is written there is what is read.
-round_trip() {{
-	head -c 256k /dev/urandom >/tmp/trip
-	dd if=/tmp/trip of="$1" bs=64k oflag=direct conv=notrunc status=none
-	dd if="$1" bs=64k count=4 iflag=direct status=none | cmp - /tmp/trip
-}}
-
-load
-for device in {IDLE} {BUSY} {LOADED} {PACKED} {NEIGHBOUR}; do
-	data $device 1048576 65536
-done
-mkdir -p /run/fs
-mount -t virtiofs {FS} /run/fs
-fact {FS}-before round_trip /run/fs/file
-sd=$(scsi_disk {SCSI})
-fact {SCSI}-before round_trip "$sd"
-
-# Nothing under way. Then a driver that begins without a backend: it reads the partitions.
-host kill-{IDLE}
-fact idle_unbind in_time unbind_driver {IDLE}
-fact absent_bind in_time bind_driver {IDLE}
-fact absent_driver driver {IDLE}
-fact absent_read in_time dd if="$(disk {IDLE})" of=/dev/null bs=4k count=1 iflag=direct status=none
-revive {IDLE} virtio_blk
-data {IDLE} 1114112 65536
-
-# The backends stop, take no request any more, and are killed.
-host freeze-{BUSY}
-host freeze-{SCSI}
-host freeze-{FS}
-host freeze-{PACKED}
-exec {{busy}}< <(result_of dd if=/dev/zero of="$(disk {BUSY})" bs=64k count=1 seek=2M \\
-	oflag=direct,seek_bytes status=none 2>"$SHARE/facts/{BUSY}-said")
-exec {{scsi}}< <(result_of dd if="$sd" of=/dev/null bs=64k count=1 iflag=direct status=none \\
-	2>"$SHARE/facts/{SCSI}-said")
-exec {{fs}}< <(result_of dd if=/run/fs/file of=/dev/null bs=64k count=1 iflag=direct status=none \\
-	2>"$SHARE/facts/{FS}-said")
-exec {{packed}}< <(result_of fio --name=packed --filename="$(disk {PACKED})" --offset=2M --size=4M \\
-	--rw=randrw --bs=16k --direct=1 --ioengine=libaio --iodepth={AT_ONCE} \\
-	2>"$SHARE/facts/{PACKED}-said")
-await under_way {BUSY} 1
-await under_way {SCSI} {FORGOTTEN[SCSI] + 1}
-await under_way {FS} 1
-await in_flight "$(disk {PACKED})" {AT_ONCE}
-# Each has a header, data and a status.
-await under_way {PACKED} {3 * AT_ONCE}
-for device in {BUSY} {SCSI} {FS} {PACKED}; do
-	keep $device $device-stuck
-	host kill-$device
-done
-fact {BUSY}-end ended "$busy"
-fact {SCSI}-end ended "$scsi"
-fact {FS}-end ended "$fs"
-fact {PACKED}-end ended "$packed"
-fact {PACKED}-later in_time dd if="$(disk {PACKED})" of=/dev/null bs=4k count=1 iflag=direct status=none
-fact {FS}-umount in_time umount /run/fs
-
-for device in {BUSY} {PACKED}; do
-	revive $device virtio_blk
-	data $device 2097152 262144
-done
-revive {SCSI} virtio_scsi
-sd=$(scsi_disk {SCSI})
-fact {SCSI}-after round_trip "$sd"
-revive {FS} virtiofs
-mount -t virtiofs {FS} /run/fs
-fact {FS}-after round_trip /run/fs/file
-umount /run/fs
-
-# Many requests are under way, and not so many that the device misses some.
-maps=$(counter {LOADED} maps)
-exec {{load}}< <(result_of fio --name=load --filename="$(disk {LOADED})" --offset=2M --size=4M \\
-	--rw=randrw --bsrange=4k-64k --blockalign=4k --direct=1 --ioengine=libaio --iodepth=8 \\
-	--rate_iops=4000 --time_based --runtime=600 2>"$SHARE/facts/{LOADED}-said")
-await counts_more {LOADED} maps $((maps + {SERVED}))
-host kill-{LOADED}
-fact {LOADED}-end ended "$load"
-revive {LOADED} virtio_blk
-data {LOADED} 2097152 262144
-
-data {NEIGHBOUR} 1114112 262144
-data ordinary0 1048576 65536
-for device in {IDLE} {BUSY} {LOADED} {PACKED} {NEIGHBOUR}; do
-	done_with $device virtio_blk
-done
-done_with {SCSI} virtio_scsi
-done_with {FS} virtiofs
-fact unload in_time rmmod virtio_swiotlb
-"""
-
 
 def kill(index: int) -> Callable[[Guest], object]:
     """Ends the backend; the device has noticed it in the end."""
@@ -238,7 +108,21 @@ def boot() -> Iterator[Boot]:
         disk(),
         ordinary_disk(),
     ]
-    with booted("test", devices, SCRIPT, timeout=900, on=actions) as boot:
+    script = guest_script(
+        "faults",
+        IDLE=IDLE,
+        BUSY=BUSY,
+        LOADED=LOADED,
+        SCSI=SCSI,
+        FS=FS,
+        PACKED=PACKED,
+        NEIGHBOUR=NEIGHBOUR,
+        HUNG=HUNG,
+        AT_ONCE=AT_ONCE,
+        FORGOTTEN=FORGOTTEN[SCSI],
+        SERVED=SERVED,
+    )
+    with booted("test", devices, script, timeout=900, on=actions) as boot:
         yield boot
 
 

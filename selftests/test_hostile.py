@@ -28,6 +28,7 @@ from testlib.harness import (
     booted,
     disk,
     entropy,
+    guest_script,
     hostile_lines,
     ordinary_disk,
     run,
@@ -119,61 +120,17 @@ CASES = [
 #: The honest disk comes first.
 NAMES = {case.fault: f"restricted{index + 1}" for index, case in enumerate(CASES)}
 
-# In builtins of the shell where it can be: a process costs a tenth of a second.
-SCRIPT = f"""
-devices="{" ".join(NAMES.values())}"
-answering="{" ".join(NAMES[case.fault] for case in CASES if case.works == "yes")}"
-for device in $devices; do
-	virtio_pci unbind $device
-done
-load
-
-# The honest ones, all the time.
-data_until /tmp/over 4 restricted0 ordinary0 &
-honest=$!
-
-look() {{ # DEVICE first|second: what has become of it
-	local virtio path=/sys/bus/pci/devices/$(address "$1")
-	for virtio in "$path"/virtio*; do virtio=${{virtio##*/}}; done
-	echo "$1 $virtio" >>"$SHARE/names"
-	echo "name $virtio" >"$SHARE/facts/$1-$2"
-	[ ! -e "$path/$virtio/driver" ] || echo "bound yes" >>"$SHARE/facts/$1-$2"
-	[ ! -e "$debugfs/$virtio/state" ] || echo "$(<"$debugfs/$virtio/state")" >>"$SHARE/facts/$1-$2"
-}}
-one() {{ # DEVICE
-	local seconds=$hurry
-	echo "hostile: $1" >/dev/kmsg
-	virtio_pci bind "$1"
-	look "$1" first
-	if grep -q "^bound" "$SHARE/facts/$1-first"; then
-		[[ " $answering " != *" $1 "* ]] || seconds=60
-		fact "$1-read" timeout -s KILL "$seconds" head -c 64 /dev/hwrng
-	fi
-	virtio_pci unbind "$1"
-	virtio_pci bind "$1"
-	look "$1" second
-	echo 1 >"/sys/bus/pci/devices/$(address "$1")/remove"
-	echo "$debugfs"/* >"$SHARE/facts/$1-left"
-	echo "hostile: -" >/dev/kmsg
-}}
-for device in $devices; do
-	one $device
-done
-
-: >/tmp/over
-wait $honest
-seed restricted0
-seed ordinary0
-fact claims claims
-"""
-
-
 @pytest.fixture(
     scope="module", params=["test", pytest.param(SANITIZED, marks=pytest.mark.kernels)]
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     kernel = request.param
-    script = f"hurry={READ_SECONDS[kernel]}\n{SCRIPT}"
+    script = guest_script(
+        "hostile",
+        DEVICES=" ".join(NAMES.values()),
+        ANSWERING=" ".join(NAMES[case.fault] for case in CASES if case.works == "yes"),
+        HURRY=READ_SECONDS[kernel],
+    )
     options: dict = {"timeout": 900}
     if kernel == SANITIZED:
         script = f"echo clear >/sys/kernel/debug/kmemleak\n{script}fact leaks leaks\n"

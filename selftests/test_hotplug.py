@@ -16,6 +16,7 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     ordinary_disk,
     summary,
 )
@@ -23,89 +24,6 @@ from testlib.harness import (
 CPUS = 4
 RESETS = 3
 ROUNDS = 3
-
-SCRIPT = f"""
-load
-data restricted0 1048576 65536
-data restricted2 1048576 65536
-
-# A device that was not there, while another is at work.
-keep_busy restricted0 2097152 131072 4k
-host plug-restricted1
-data restricted1 1048576 131072 4k
-keep restricted1 plugged
-end_busy restricted0 busy_plugging
-
-# Both are taken out while they are at work, and put in again.
-for device in restricted0 restricted1; do
-	keep_busy $device 3145728 131072 4k
-	keep_busy $device 4194304 524288 64k
-	busy_works $device
-	host unplug-$device
-	fact $device-gone gone $device
-	busy_ends $device $device-unplugged
-done
-fact unplugged_claims claims
-fact unplugged_devices cat "$debugfs/devices"
-fact unplugged_use cat /sys/module/virtio_swiotlb/refcnt
-# The button counts again after 5 seconds.
-sleep 5
-for device in restricted0 restricted1; do
-	host plug-$device
-	data $device 5242880 131072 4k
-done
-
-# The function is reset under the driver's feet.
-keep_busy restricted0 2097152 131072 4k
-keep_busy restricted0 3145728 524288 64k
-for round in {{1..{RESETS}}}; do
-	busy_works restricted0
-	fact reset_$round sh -c "echo 1 >/sys/bus/pci/devices/$RESTRICTED0/reset"
-done
-end_busy restricted0 busy_reset
-keep restricted0 reset
-
-# Removed while it is at work, and found somewhere else.
-keep restricted2 before
-keep_busy restricted2 2097152 131072 4k
-busy_works restricted2
-echo 1 >"/sys/bus/pci/devices/$RESTRICTED2/remove"
-busy_ends restricted2 busy_removed
-echo 1 >/sys/bus/pci/rescan
-data restricted2 3145728 131072 4k
-keep restricted2 moved
-
-# CPUs go and come, one queue each.
-queues=$(disk restricted2)
-fact queues ls "/sys/block/${{queues#/dev/}}/mq"
-for writer in {{0..{CPUS - 1}}}; do
-	keep_busy restricted2 $((4194304 + writer * 131072)) 65536 4k
-done
-for round in {{1..{ROUNDS}}}; do
-	for cpu in {{1..{CPUS - 1}}}; do
-		echo 0 >/sys/devices/system/cpu/cpu$cpu/online
-	done
-	fact online_$round cat /sys/devices/system/cpu/online
-	busy_works restricted2
-	for cpu in {{1..{CPUS - 1}}}; do
-		echo 1 >/sys/devices/system/cpu/cpu$cpu/online
-	done
-done
-end_busy restricted2 busy_cpus
-keep restricted2 cpus
-
-# After all of it.
-data ordinary0 1048576 65536
-leave_names
-for device in restricted0 restricted1 restricted2; do
-	keep $device last
-	unbind_driver $device
-	keep $device after
-done
-fact unloading rmmod virtio_swiotlb
-fact unloaded_claims claims
-fact unloaded_files ls "$debugfs"
-"""
 
 RESTRICTED = ("restricted0", "restricted1", "restricted2")
 
@@ -118,7 +36,8 @@ def boot() -> Iterator[Boot]:
         disk(queues=CPUS),
         ordinary_disk(),
     ]
-    with booted("test", devices, SCRIPT, cpus=CPUS) as boot:
+    script = guest_script("hotplug", CPUS=CPUS, RESETS=RESETS, ROUNDS=ROUNDS)
+    with booted("test", devices, script, cpus=CPUS) as boot:
         yield boot
 
 

@@ -18,6 +18,7 @@ from testlib.harness import (
     disk,
     entropy,
     events,
+    guest_script,
     numbers,
     ordinary_disk,
 )
@@ -27,88 +28,19 @@ FILE_BYTES = 1 << 20
 #: By driver, the device that it is tried with.
 DRIVERS = {"virtio_blk": "restricted0", "virtio_net": "restricted1", "virtio_rng": "restricted2"}
 
-SCRIPT = f"""
-up() {{
-	local link
-	link=$(ls "/sys/bus/virtio/devices/$(virtio restricted1)/net")
-	ip addr add 10.0.2.15/24 dev "$link"
-	ip link set "$link" up
-}}
-
-get() {{
-	curl -sSf -m 60 http://10.0.2.2:HTTP/file | sum
-}}
-
-# How a driver is used once; and what uses it until it goes.
-use_virtio_blk() {{ data restricted0 $((1048576 + round * 65536)) 65536 4k; }}
-use_virtio_net() {{ up; fact got_$round get; }}
-use_virtio_rng() {{ fact entropy_$round timeout -s KILL 30 head -c 64 /dev/hwrng; }}
-work_virtio_blk() {{ :; }}
-work_virtio_net() {{ while get >/dev/null; do :; done 2>/dev/null; }}
-work_virtio_rng() {{ timeout -s KILL 60 cat /dev/hwrng >/dev/null 2>&1 || :; }}
-
-# Whoever has the disk open keeps its driver, which the writers do now and then: they end
-# before it goes.
-reload() {{ # DRIVER DEVICE
-	local worker open maps
-	maps=$(counter $2 maps)
-	work_$1 &
-	worker=$!
-	if [ $1 = virtio_blk ]; then
-		keep_busy $2 4194304 131072 4k
-		keep_busy $2 5242880 524288 64k
-		exec {{open}}<"$(disk $2)"
-		busy_works $2
-		fact refused_$round modprobe -r $1
-		exec {{open}}<&-
-		end_busy $2 busy_$round
-	fi
-	await counts_more $2 maps $maps
-	fact $1-gone_$round modprobe -r $1
-	wait $worker
-	fact $1-driver_$round driver $2
-	keep $2 $1-without_$round
-	modprobe $1
-}}
-
-load
-modprobe virtio_net
-seed restricted0
-for round in {{0..{ROUNDS}}}; do
-	for pair in {" ".join(f"{driver}:{device}" for driver, device in DRIVERS.items())}; do
-		[ $round = 0 ] || reload ${{pair%:*}} ${{pair#*:}}
-		use_${{pair%:*}}
-		keep ${{pair#*:}} ${{pair%:*}}-with_$round
-	done
-done
-data ordinary0 1048576 65536
-
-# The transport goes from under the driver.
-keep_busy restricted0 6291456 131072 4k
-busy_works restricted0
-virtio_pci unbind restricted0
-busy_ends restricted0 busy_transport
-fact transport_claims claims
-virtio_pci bind restricted0
-data restricted0 7340032 65536
-keep restricted0 transport
-
-leave_names
-fact drivers_gone modprobe -r -a {" ".join(DRIVERS)}
-fact last_claims claims
-fact totals cat "$debugfs/totals"
-fact unloading rmmod virtio_swiotlb
-fact unloaded_files ls "$debugfs"
-"""
-
-
 @pytest.fixture(scope="module")
 def run() -> Iterator[tuple[Boot, str]]:
     """And the sum of the file that the host offers."""
     with Files() as files:
         offered = files.add("/file", FILE_BYTES)
         devices = [disk(), Restricted("net"), entropy(), ordinary_disk()]
-        script = SCRIPT.replace("HTTP", str(files.port))
+        script = guest_script(
+            "reload",
+            DRIVERS=" ".join(DRIVERS),
+            PAIRS=" ".join(f"{driver}:{device}" for driver, device in DRIVERS.items()),
+            ROUNDS=ROUNDS,
+            PORT=files.port,
+        )
         with booted("stock", devices, script, timeout=500) as boot:
             yield boot, offered
 

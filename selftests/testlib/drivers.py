@@ -24,22 +24,6 @@ from guestlib.result import key_values
 from .backends import vhost_backend
 from .harness import Boot, assert_confined, numbers
 
-#: Bash functions for the scripts of these tests.
-STEPS = """
-# done_with DEVICE DRIVER: keeps what debugfs says of it, before and after its
-# driver is unbound.
-done_with() {
-	keep "$1" "$1-bound"
-	unbind_driver "$1" "$2"
-	keep "$1" "$1-unbound"
-}
-
-# sha FILE
-sha() {
-	sum <"$1"
-}
-"""
-
 
 def modelled(model: str, *arguments: str, **options: object) -> Restricted:
     """A restricted device with one of device_models.py behind it."""

@@ -210,6 +210,12 @@ def booted(
         yield boot
 
 
+def guest_script(name: str, **variables: object) -> str:
+    """The script selftests/guest/NAME, with these variables of the shell."""
+    lines = [f"{key}={shlex.quote(str(value))}" for key, value in variables.items()]
+    return "\n".join([*lines, f". {shlex.quote(str(SELFTESTS / 'guest' / name))}", ""])
+
+
 def run(
     guest: Guest,
     script: str,
