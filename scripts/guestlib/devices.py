@@ -109,8 +109,10 @@ def _vsock(device: "Restricted", _: Path | None, socket: Path) -> list[str | Pat
 
 
 def _console(device: "Restricted", _: Path | None, socket: Path) -> list[str | Path]:
-    command = [_crate("console"), "--socket-path", socket, "--backend", "network"]
-    return [*command, "--tcp-port", str(device.port)]
+    return [
+        *(_crate("console"), "--socket-path", socket),
+        *("--backend", "network", "--tcp-port", str(device.port)),
+    ]
 
 
 def _sound(_: "Restricted", _image: Path | None, socket: Path) -> list[str | Path]:

@@ -17,6 +17,7 @@ The two sides meet in a directory of the run, /share in the guest. Scripts own
 """
 
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -298,8 +299,8 @@ class Guest:
         actions: dict[str, Callable[["Guest"], object]] = {}
         for device, name in zip(self.devices, self.names):
             if has_port(device):
-                actions[f"unplug-{name}"] = lambda guest, name=name: guest.unplug(name)
-                actions[f"plug-{name}"] = lambda guest, name=name: guest.plug(name)
+                actions[f"unplug-{name}"] = functools.partial(Guest.unplug, name=name)
+                actions[f"plug-{name}"] = functools.partial(Guest.plug, name=name)
         return actions
 
     # --- preparing ---
@@ -398,9 +399,9 @@ class Guest:
         for device, name, image in zip(self.devices, self.names, self._images):
             if isinstance(device, Ordinary):
                 arguments += device.qemu_arguments(name, image)
-        for device in self._qemu_devices():
-            if device["id"] not in self._absent:
-                arguments += ["-device", json.dumps(device)]
+        for description in self._qemu_devices():
+            if description["id"] not in self._absent:
+                arguments += ["-device", json.dumps(description)]
         return [shlex.quote(str(word)) for word in [*arguments, *self.qemu]]
 
 

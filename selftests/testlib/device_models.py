@@ -290,7 +290,7 @@ class Keyboard(Model):
         self._select = bytearray(2)
 
     @property
-    def config(self) -> bytes:
+    def config(self) -> bytes:  # type: ignore[override]
         value = self.CONFIG.get((self._select[0], self._select[1]), b"")
         return bytes(self._select) + bytes([len(value)]) + bytes(5) + value.ljust(128, b"\0")
 

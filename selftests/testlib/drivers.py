@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from guestlib import Restricted
 from guestlib.devices import BACKENDS
@@ -25,7 +26,7 @@ from .backends import vhost_backend
 from .harness import Boot, assert_confined, numbers
 
 
-def modelled(model: str, *arguments: str, **options: object) -> Restricted:
+def modelled(model: str, *arguments: str, **options: Any) -> Restricted:
     """A restricted device with one of device_models.py behind it."""
 
     kind = f"{model}-{len(BACKENDS)}"

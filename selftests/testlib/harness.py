@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from guestlib import Guest, Ordinary, Restricted, Result
 from guestlib.paths import TOP, parse_bytes
@@ -48,24 +49,31 @@ Event = dict
 # --- devices ---
 
 
-def disk(*, size: str = "8M", **options: object) -> Restricted:
+def disk(*, size: str = "8M", **options: Any) -> Restricted:
     """A restricted disk behind qemu-storage-daemon."""
-    return Restricted("blk", size=size, **{"region_size": REGION_BYTES, **options})
+    options.setdefault("region_size", REGION_BYTES)
+    return Restricted("blk", size=size, **options)
 
 
 def packed_disk(
-    *, kind: str = "packed-disk", size: str = "8M", **options: object
+    *, kind: str = "packed-disk", size: str = "8M", **options: Any
 ) -> Restricted:
     """A restricted disk with packed rings; its backend is vhost_backend.py."""
     sectors = parse_bytes(size) // 512
     config = sectors.to_bytes(8, "little") + bytes(4) + (126).to_bytes(4, "little")
-    known = {"type": "blk", "packed": True, "config": config.ljust(60, b"\0").hex()}
-    return Restricted(kind, size=size, **{"region_size": REGION_BYTES, **known, **options})
+    known: dict[str, Any] = {
+        "type": "blk",
+        "packed": True,
+        "config": config.ljust(60, b"\0").hex(),
+        "region_size": REGION_BYTES,
+    }
+    return Restricted(kind, size=size, **{**known, **options})
 
 
-def entropy(**options: object) -> Restricted:
+def entropy(**options: Any) -> Restricted:
     """A restricted source of a pattern; its driver can be bound without any I/O."""
-    return Restricted("entropy", **{"type": "rng", "packed": True, "region_size": "1M", **options})
+    known: dict[str, Any] = {"type": "rng", "packed": True, "region_size": "1M"}
+    return Restricted("entropy", **{**known, **options})
 
 
 def ordinary_disk(*, size: str = "8M") -> Ordinary:
@@ -170,7 +178,7 @@ def numbers(text: str) -> dict[str, int]:
 def run_kunit(kernel: str, timeout: int) -> str:
     """Runs all KUnit suites there, within so many seconds; the last line tells the result."""
     products.module(kernel)
-    command = [TOP / "scripts/kunit", "--kernel", kernel, "--timeout", str(timeout)]
+    command = [str(TOP / "scripts/kunit"), "--kernel", kernel, "--timeout", str(timeout)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     return done.stdout.splitlines()[-1]
@@ -186,7 +194,7 @@ def booted(
     complaints: Callable[[str], bool] = lambda line: False,
     powers_off: bool = True,
     on: Mapping[str, Callable[[Guest], object]] | None = None,
-    **guest_options: object,
+    **guest_options: Any,
 ) -> Iterator[Boot]:
     """Runs a script in a guest, and checks what holds for every run.
 

@@ -14,7 +14,8 @@ import functools
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 from guestlib import Guest, Ordinary, Restricted
 from guestlib.paths import TOP
@@ -79,7 +80,7 @@ def stock_drivers() -> None:
     _make("build drivers")
 
 
-def for_guest(name: str, devices: Iterable[Restricted | Ordinary]) -> None:
+def for_guest(name: str, devices: Sequence[Restricted | Ordinary]) -> None:
     """What a guest with this kernel and these devices needs."""
     module(name)
     kinds = {device.kind for device in devices if isinstance(device, Restricted)}
@@ -90,7 +91,7 @@ def for_guest(name: str, devices: Iterable[Restricted | Ordinary]) -> None:
 
 
 def new_guest(
-    *, kernel: str, devices: Iterable[Restricted | Ordinary] = (), **options: object
+    *, kernel: str, devices: Sequence[Restricted | Ordinary] = (), **options: Any
 ) -> Guest:
     """A guest, when all that it needs is there."""
     for_guest(kernel, devices)

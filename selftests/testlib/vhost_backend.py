@@ -63,6 +63,9 @@ class Region:
         return self.view[start : start + length]
 
 
+#: What a driver has made available: what may be read and written, its ID, descriptors taken.
+Offer = tuple[tuple[list[memoryview], list[memoryview]], int, int]
+
 #: Does one request, given what it may read and write; how many bytes it wrote.
 Serve = Callable[[list[memoryview], list[memoryview]], int]
 
@@ -104,6 +107,14 @@ class Queue:
         self.kick: int | None = None
         self.call: int | None = None
 
+    def _available(self, region: Region) -> Offer | None:
+        """The next chain that the driver has made available."""
+        raise NotImplementedError
+
+    def _give_back(self, region: Region, buffer_id: int, length: int, taken: int) -> None:
+        """Tells the driver that so many bytes were written to a chain."""
+        raise NotImplementedError
+
     def process(self, region: Region, serve: Serve, limit: int | None = None) -> bool:
         """Serves what is there, or so many requests; whether there were any."""
         done = 0
@@ -130,14 +141,13 @@ class SplitQueue(Queue):
     def base(self) -> int:
         return self.next
 
-    def _available(
-        self, region: Region
-    ) -> tuple[tuple[list[memoryview], list[memoryview]], int, int] | None:
+    def _available(self, region: Region) -> Offer | None:
         ring = self._view(region, 2, 4 + 2 * self.size).cast("H")
         if ring[1] == self.next:
             return None
         head = ring[2 + self.next % self.size]
-        chain = readable, writable = [], []
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
         table, at = self._view(region, 0, 16 * self.size), head
         while True:
             address, length, flags, following = DESCRIPTOR.unpack_from(table, 16 * at)
@@ -146,7 +156,7 @@ class SplitQueue(Queue):
                 continue
             (writable if flags & WRITE else readable).append(region.at(address, length))
             if not flags & NEXT:
-                return chain, head, 1
+                return (readable, writable), head, 1
             at = following
 
     def _give_back(self, region: Region, head: int, length: int, _: int) -> None:
@@ -173,9 +183,7 @@ class PackedQueue(Queue):
     def _ring(self, region: Region) -> memoryview:
         return self._view(region, 0, 16 * self.size)
 
-    def _available(
-        self, region: Region
-    ) -> tuple[tuple[list[memoryview], list[memoryview]], int, int] | None:
+    def _available(self, region: Region) -> Offer | None:
         ring = self._ring(region)
         flags = ring.cast("H")[8 * self.next + 7]
         if bool(flags & AVAIL) != self.wrap or bool(flags & USED) == self.wrap:
@@ -239,7 +247,9 @@ class Backend:
 
     def process(self, index: int, serve: Serve, limit: int | None = None) -> bool:
         """Serves what is in a queue, or so many requests; whether there were any."""
-        return bool(self._region) and self._queue(index).process(self._region, serve, limit)
+        if self._region is None:
+            return False
+        return self._queue(index).process(self._region, serve, limit)
 
     def _queue(self, index: int) -> SplitQueue | PackedQueue:
         kind = PackedQueue if self._packed else SplitQueue
