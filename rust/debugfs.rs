@@ -170,9 +170,13 @@ impl Text for StateText {
                 writeln!(f, "region_phys {:#x}", extent.start)?;
                 writeln!(f, "region_bus {:#x}", region.bus())?;
                 writeln!(f, "region_bytes {}", extent.bytes)?;
-                writeln!(f, "bar {}", extent.bar)
+                writeln!(f, "bar {}", extent.bar)?;
+                writeln!(f, "memory {}", word(region.cache_mode()))
             }
-            None => writeln!(f, "region_phys -\nregion_bus -\nregion_bytes 0\nbar -"),
+            None => writeln!(
+                f,
+                "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -"
+            ),
         }
     }
 }

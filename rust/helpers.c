@@ -16,6 +16,11 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 
+#ifdef CONFIG_X86
+#include <asm/memtype.h>
+#include <asm/pgtable.h>
+#endif
+
 #include "helpers.h"
 
 void virtio_swiotlb_device_lock(struct device *dev)
@@ -66,6 +71,46 @@ void virtio_swiotlb_clear(void *to, size_t len)
 bool virtio_swiotlb_memory_encrypted(void)
 {
 	return cc_platform_has(CC_ATTR_MEM_ENCRYPT);
+}
+
+/*
+ * How the CPU caches memory that memremap(MEMREMAP_WB) has mapped at @base. x86
+ * maps it UC- if a variable MTRR says that its addresses are uncachable, and
+ * does not tell the caller; mtrr_type_lookup() is not exported, so the page table
+ * is asked. With the PAT disabled the page table says nothing of the MTRR.
+ */
+const char *virtio_swiotlb_cache_mode(const void *base)
+{
+#ifdef CONFIG_X86
+	/* Without a PAT entry for WC its bits are those of UC-. */
+	static const struct {
+		enum page_cache_mode mode;
+		const char *name;
+	} modes[] = {
+		{ _PAGE_CACHE_MODE_WB, "wb" },
+		{ _PAGE_CACHE_MODE_UC_MINUS, "uc-" },
+		{ _PAGE_CACHE_MODE_UC, "uc" },
+		{ _PAGE_CACHE_MODE_WC, "wc" },
+		{ _PAGE_CACHE_MODE_WT, "wt" },
+		{ _PAGE_CACHE_MODE_WP, "wp" },
+	};
+	unsigned int level, i;
+	pteval_t flags;
+	pte_t *pte;
+
+	pte = lookup_address((unsigned long)base, &level);
+	if (!pte || !pat_enabled())
+		return "unknown";
+	flags = pte_flags(*pte);
+	if (level != PG_LEVEL_4K)
+		flags = protval_large_2_4k(flags);
+	for (i = 0; i < ARRAY_SIZE(modes); i++)
+		if (cachemode2protval(modes[i].mode) == (flags & _PAGE_CACHE_MASK))
+			return modes[i].name;
+	return "unknown";
+#else
+	return "wb";
+#endif
 }
 
 unsigned int virtio_swiotlb_cpu(void)

@@ -151,6 +151,7 @@ pub(crate) struct Region {
     extent: Extent,
     bus: u64,
     base: NonNull<u8>,
+    cache_mode: &'static CStr,
     _memory: Memory,
 }
 
@@ -185,10 +186,23 @@ impl Region {
     pub(crate) fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
         let source = Source::of(dev).ok_or(Reason::NoRegion)?;
         let memory = source.memory(dev, extent)?;
+        let base = memory.base();
+        // SAFETY: A kernel address that is mapped; the result is a static string.
+        let cache_mode = unsafe {
+            CStr::from_char_ptr(bindings::virtio_swiotlb_cache_mode(base.as_ptr().cast()))
+        };
+        if cache_mode != c"wb" {
+            dev_info!(
+                dev.as_device(),
+                "swiotlb: the region at {:#x} is mapped {cache_mode}, not write-back, and may be slow: the VMM should place its BAR above 4 GiB, behind a root port with a 64-bit prefetchable window\n",
+                extent.start
+            );
+        }
         Ok(Self {
             extent: *extent,
             bus: source.bus_address(extent),
-            base: memory.base(),
+            base,
+            cache_mode,
             _memory: memory,
         })
     }
@@ -215,6 +229,11 @@ impl Region {
         self.extent.bytes as usize
     }
 
+    /// How the CPU caches it: "wb" (write-back), "uc-"...
+    pub(crate) fn cache_mode(&self) -> &'static CStr {
+        self.cache_mode
+    }
+
     /// The address of the first byte as the device is told.
     #[inline(always)]
     pub(crate) fn bus(&self) -> u64 {
@@ -222,7 +241,7 @@ impl Region {
     }
 }
 
-/// A claimed range of physical addresses, mapped write-back.
+/// A claimed range of physical addresses, mapped write-back if the architecture can.
 ///
 /// # Invariants
 ///

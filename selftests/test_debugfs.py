@@ -8,7 +8,10 @@ import pytest
 from guestlib.result import key_values
 from testlib.harness import REGION_BYTES, Boot, booted, disk
 
-STATE = ["driver", "mode", "reason", "region_phys", "region_bus", "region_bytes", "bar"]
+STATE = [
+    *("driver", "mode", "reason"),
+    *("region_phys", "region_bus", "region_bytes", "bar", "memory"),
+]
 COUNTERS = [
     *("maps", "unmaps", "syncs", "bytes_to_device", "bytes_from_device", "allocs", "frees"),
     *("full", "too_large", "bad_handle"),
@@ -84,6 +87,15 @@ def test_values_of_state(boot: Boot) -> None:
     assert state["region_phys"] == state["region_bus"] != "0x0"
     assert int(state["region_phys"], 16) % 4096 == 0
     assert (state["region_bytes"], state["bar"]) == (str(REGION_BYTES), "4")
+
+
+def test_region_that_is_not_write_back(boot: Boot) -> None:
+    """Below 4 GiB the firmware's MTRRs say uncachable; the log has the remedy."""
+    state = key_values(boot.fact("busy-state"))
+    assert int(state["region_phys"], 16) < 1 << 32
+    assert state["memory"] == "uc-"
+    (line, *_) = boot.log("restricted0", "not write-back")
+    assert "is mapped uc-" in line and "above 4 GiB" in line
 
 
 def test_list_has_one_line_a_device(boot: Boot) -> None:
