@@ -31,7 +31,8 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = (TOP / "selftests/guest/path").read_text()
     # Without event indices every request is announced, and looked at before it is served.
     devices = [disk(size="16M", event_idx=False), ordinary_disk()]
-    with booted(request.param, devices, script) as boot:
+    # As the demo's guest.
+    with booted(request.param, devices, script, high=True) as boot:
         yield boot
 
 
@@ -123,6 +124,14 @@ def test_region_is_claimed_while_bound(boot: Boot) -> None:
     assert owner == f"{boot.virtio('restricted0')} swiotlb"
     assert hex(start) == key_values(boot.fact("debugfs-state"))["region_phys"]
     assert boot.fact("iomem_unbound") == ""
+
+
+def test_region_is_write_back(boot: Boot) -> None:
+    """It is above 4 GiB, where no MTRR says otherwise, and there is nothing to advise."""
+    state = key_values(boot.fact("debugfs-state"))
+    assert int(state["region_phys"], 16) >= 1 << 32
+    assert state["memory"] == "wb"
+    assert not boot.log("restricted0", "write-back")
 
 
 def test_device_saw_the_region_only(boot: Boot) -> None:

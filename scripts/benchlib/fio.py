@@ -184,6 +184,7 @@ def _boot(name: str, image: Path, seconds: float) -> dict:
         cpus=1,
         module=None if way.module is None else Module(parameters=way.module),
         devices=devices,
+        high=True,
         qemu=CPU,
         **way.guest,
     ) as guest:
@@ -288,6 +289,9 @@ def _check_bounced(
     result: Result, device: str, jobs: dict, ensure: Callable[[object, str], None]
 ) -> dict[str, int]:
     ensure(result.state(device).get("mode") == "bounced", "it is not bounced")
+    # Bounce buffers that are not cached would be compared with some that are.
+    memory = result.state(device).get("memory")
+    ensure(memory == "wb", f"its region is mapped {memory}, not write-back")
     counters = result.counters(device)
     moved = {"to": 0, "from": 0}
     for job, figures in jobs.items():

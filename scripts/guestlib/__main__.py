@@ -89,6 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
         reboots=arguments.reboots,
         accel=arguments.accel,
         iommu=arguments.iommu,
+        high=not arguments.low,
         qemu=shlex.split(" ".join(arguments.qemu)),
         out=arguments.out,
     ) as guest:
@@ -198,6 +199,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=float, default=120, metavar="S", help="of a command (default 120)")
     add("--accel", choices=("auto", "tcg", "kvm"), help="default: kvm if a probe shows it works")
     add("--iommu", metavar="K", help="intel or virtio: the devices are behind an IOMMU of this kind")
+    add("--low", action="store_true", help="regions below 4 GiB, where they are uncached")
     add("--qemu", action="append", default=[], metavar="TEXT", help="more arguments for QEMU")
     add("--out", metavar="DIR", help="keep logs, reports and images here")
     add("--kernel-log", action="store_true", help="print it on standard error at the end")

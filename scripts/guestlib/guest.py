@@ -65,6 +65,9 @@ _IOMMUS = {
         "deferred_probe_timeout=-1",
     ),
 }
+#: The firmware places all 64-bit BARs above 4 GiB if they do not fit below: so there is a root
+#: port that wants more than there is. Its slot is behind all others, for the numbers of buses.
+_HIGH = ["-device", "pcie-root-port,id=high,chassis=255,addr=0x1e,pref64-reserve=8G"]
 _FORBIDDEN = ("share=on", "memory-backend", "mem-path")
 
 
@@ -93,6 +96,7 @@ class Guest:
     iommu     "intel" or "virtio": an IOMMU that all of `devices` are behind, the ordinary
               ones with VIRTIO_F_ACCESS_PLATFORM; for the stock kernel. The virtio one
               has to be loaded: until then those devices have no driver
+    high      all regions are above 4 GiB, where the firmware's MTRRs do not make them uncached
     qemu      more QEMU arguments
     share_memory
               guest RAM is a file that QEMU shares with every vfio-user device:
@@ -112,6 +116,7 @@ class Guest:
         reboots: int = 0,
         accel: str | None = None,
         iommu: str | None = None,
+        high: bool = False,
         qemu: Sequence[str] = (),
         share_memory: bool = False,
         out: str | Path | None = None,
@@ -132,6 +137,7 @@ class Guest:
         self.reboots = reboots
         self.accel = accel or os.environ.get("GUEST_ACCEL") or "auto"
         self.iommu = iommu
+        self.high = high
         self.qemu = list(qemu)
         self.share_memory = share_memory
         self.names = _names(self.devices)
@@ -388,6 +394,8 @@ class Guest:
         if self.iommu:
             # Before the devices: each asks for its IOMMU when it is made.
             arguments += _IOMMUS[self.iommu][0]
+        if self.high:
+            arguments += _HIGH
         if self.share_memory:
             size = f"{self.memory >> 20}M"
             arguments += ["-object", f"memory-backend-memfd,id=memory,size={size},share=on"]
