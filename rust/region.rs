@@ -119,6 +119,7 @@ fn bar(resource: &core_bindings::resource) -> Bar {
         Bar::Memory {
             start: resource.start,
             bytes: (resource.end - resource.start).saturating_add(1),
+            prefetchable: has(core_bindings::IORESOURCE_PREFETCH),
         }
     }
 }

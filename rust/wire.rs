@@ -127,6 +127,8 @@ pub enum Bar {
         start: u64,
         /// Length in bytes.
         bytes: u64,
+        /// Whether reads have no side effects, so that it may be cached.
+        prefetchable: bool,
     },
 }
 
@@ -208,6 +210,8 @@ pub enum Fault {
     Overlaps(Structure),
     /// The region has only this many bytes in whole pages.
     TooSmall(u64),
+    /// This BAR may not be cached.
+    NotPrefetchable(u8),
 }
 
 impl fmt::Display for Fault {
@@ -230,6 +234,10 @@ impl fmt::Display for Fault {
             Self::TooSmall(bytes) => write!(
                 f,
                 "the region has {bytes} bytes, at least {MIN_REGION_BYTES} are needed"
+            ),
+            Self::NotPrefetchable(bar) => write!(
+                f,
+                "the region's BAR {bar} is not prefetchable, so it may not be cached"
             ),
         }
     }
@@ -402,12 +410,16 @@ impl<'a> ConfigSpace<'a> {
         }
         let window = self.virtio_window(cap, false).ok_or(Fault::Truncated)?;
         let bar = window.bar;
-        let (bar_start, bar_bytes) = match bars.get(usize::from(bar)) {
+        let (bar_start, bar_bytes, prefetchable) = match bars.get(usize::from(bar)) {
             None => return Err(Fault::NoSuchBar(bar)),
             Some(Bar::Absent) => return Err(Fault::BarAbsent(bar)),
             Some(Bar::Io) => return Err(Fault::BarIsIo(bar)),
             Some(Bar::Unassigned) => return Err(Fault::BarUnassigned(bar)),
-            Some(Bar::Memory { start, bytes }) => (*start, *bytes),
+            Some(Bar::Memory {
+                start,
+                bytes,
+                prefetchable,
+            }) => (*start, *bytes, *prefetchable),
         };
         if window.bytes == 0 {
             return Err(Fault::Empty);
@@ -433,6 +445,9 @@ impl<'a> ConfigSpace<'a> {
         if bytes < MIN_REGION_BYTES {
             return Err(Fault::TooSmall(bytes));
         }
+        if !prefetchable {
+            return Err(Fault::NotPrefetchable(bar));
+        }
         Ok(Extent {
             bar,
             offset: start - bar_start,
@@ -457,7 +472,7 @@ impl<'a> ConfigSpace<'a> {
                 let bar = bars.get(usize::from(window.bar))?;
                 (*bar != Bar::Absent).then_some((window, bar))
             })?;
-        let Bar::Memory { start, bytes } = *bar else {
+        let Bar::Memory { start, bytes, .. } = *bar else {
             return None;
         };
         let needed = COMMON_BYTES as u64;
@@ -572,12 +587,14 @@ mod tests {
             bars[0] = Bar::Memory {
                 start: BAR0,
                 bytes: 0x8000,
+                prefetchable: true,
             };
             bars[1] = Bar::Io;
             bars[2] = Bar::Unassigned;
             bars[4] = Bar::Memory {
                 start: BAR4,
                 bytes: 0x10_0000,
+                prefetchable: true,
             };
             let mut device = Self {
                 bytes,
@@ -672,6 +689,7 @@ mod tests {
         device.bars[0] = Bar::Memory {
             start: u64::MAX - 0xfff,
             bytes: 0x8000,
+            prefetchable: true,
         };
         for (offset, found) in [(0, true), (0xf00, true), (0xff0, false), (0x1000, false)] {
             device.bytes[0x48..0x4c].copy_from_slice(&u32::to_le_bytes(offset));
@@ -762,8 +780,37 @@ mod tests {
         device.bars[4] = Bar::Memory {
             start: u64::MAX - 0xfff,
             bytes: u64::MAX,
+            prefetchable: true,
         };
         assert_eq!(device.region(), Finding::Malformed(Fault::OutsideBar(4)));
+    }
+
+    #[test]
+    fn bar_that_may_not_be_cached() {
+        let uncached = |device: &mut Device, bar: usize| {
+            let Bar::Memory { prefetchable, .. } = &mut device.bars[bar] else {
+                panic!("BAR {bar} is no memory");
+            };
+            *prefetchable = false;
+        };
+        let mut device = with_region(4, 0x1_0000, 0x1_0000);
+        uncached(&mut device, 0);
+        assert!(matches!(device.region(), Finding::Usable(_)));
+        uncached(&mut device, 4);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::NotPrefetchable(4))
+        );
+        // What is wrong with the window is said first.
+        let mut device = with_region(4, 0x1_0000, 0xf000);
+        uncached(&mut device, 4);
+        assert_eq!(device.region(), Finding::Malformed(Fault::TooSmall(0xf000)));
+        // The common configuration is not cached anyway.
+        let mut device = Device::new();
+        let before = ConfigSpace::new(&device.bytes).common(&device.bars);
+        uncached(&mut device, 0);
+        assert!(before.is_some());
+        assert_eq!(ConfigSpace::new(&device.bytes).common(&device.bars), before);
     }
 
     #[test]

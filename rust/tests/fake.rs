@@ -456,6 +456,7 @@ impl Region {
             start: self.setup().start,
             // SAFETY: Fixed when the fake was made.
             bytes: unsafe { (*self.0.get()).bytes } as u64,
+            prefetchable: true,
         };
         bars
     }

@@ -17,19 +17,27 @@ fn bars(input: &mut Input<'_>) -> [Bar; BARS] {
         3 => Bar::Memory {
             start: input.u64(),
             bytes: input.u64(),
+            prefetchable: true,
         },
         n => Bar::Memory {
             start: u64::from(input.u16()) << 24,
             bytes: 1 << (n + 12),
+            prefetchable: n != 7,
         },
     })
 }
 
 /// Whether these are the addresses of a part of a BAR of the device.
 fn check_extent(extent: &Extent, bars: &[Bar; BARS]) {
-    let Bar::Memory { start, bytes } = bars[usize::from(extent.bar)] else {
+    let Bar::Memory {
+        start,
+        bytes,
+        prefetchable,
+    } = bars[usize::from(extent.bar)]
+    else {
         panic!("a region in a BAR that is no memory");
     };
+    assert!(prefetchable);
     assert!(extent.bytes >= MIN_REGION_BYTES);
     assert_eq!(extent.start % PAGE_BYTES, 0);
     assert_eq!(extent.bytes % PAGE_BYTES, 0);
@@ -55,7 +63,7 @@ pub fn wire(data: &[u8]) {
     assert_eq!(finding, ConfigSpace::new(&space).region(&bars));
     if let Some(common) = ConfigSpace::new(&space).common(&bars) {
         let inside = |bar: &Bar| match *bar {
-            Bar::Memory { start, bytes } => common
+            Bar::Memory { start, bytes, .. } => common
                 .checked_sub(start)
                 .is_some_and(|offset| offset + COMMON_BYTES as u64 <= bytes),
             _ => false,
