@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
 use support::driver::{self, Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, TABLE, VERSION_1};
-use support::machine::{has_storage_daemon, wait_for, Machine};
+use support::machine::{wait_for, Machine};
 use support::packed_backend;
 
 const FEATURES: u64 = VERSION_1 | SWIOTLB | INDIRECT;
@@ -29,15 +29,12 @@ fn pattern(seed: u8) -> Vec<u8> {
 }
 
 /// A machine with a disk, and its driver.
-fn machine(more: &[&str]) -> Option<(Machine, Driver)> {
-    if !has_storage_daemon() {
-        return None;
-    }
+fn machine(more: &[&str]) -> (Machine, Driver) {
     let mut machine = Machine::new();
     machine.start_storage_daemon();
     machine.start_device(more);
     let driver = Driver::connect(&machine.socket());
-    Some((machine, driver))
+    (machine, driver)
 }
 
 /// Writes a page and reads it back.
@@ -60,9 +57,7 @@ fn exchange(driver: &mut Driver, seed: u8) {
 
 #[test]
 fn blocks_go_through_the_region() {
-    let Some((mut machine, mut driver)) = machine(&["--region-size", "1M"]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&["--region-size", "1M"]);
     let cap = driver.region_cap().expect("a region");
     assert_eq!((cap.bar, cap.offset, cap.length), (4, 0, 1 << 20));
     assert_eq!(driver.capacity(), 8192, "sectors of 4 MiB");
@@ -102,9 +97,7 @@ fn blocks_go_through_the_region() {
 #[test]
 fn window_away_from_the_start_of_its_bar() {
     let more = ["--region-size", "192K", "--region-offset", "64K"];
-    let Some((machine, mut driver)) = machine(&more) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&more);
     let cap = driver.region_cap().expect("a region");
     assert_eq!((cap.offset, cap.length), (0x1_0000, 0x3_0000));
     assert!(driver.negotiate(FEATURES));
@@ -127,9 +120,7 @@ fn window_away_from_the_start_of_its_bar() {
 
 #[test]
 fn required_refuses_who_does_not_accept() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert_eq!(
         driver.offered() & (SWIOTLB | VERSION_1),
         SWIOTLB | VERSION_1
@@ -147,9 +138,7 @@ fn required_refuses_who_does_not_accept() {
 
 #[test]
 fn optional_works_in_the_region_and_fails_outside() {
-    let Some((machine, mut driver)) = machine(&["--mode", "optional"]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&["--mode", "optional"]);
     assert!(driver.negotiate(VERSION_1));
     driver.start();
     exchange(&mut driver, 2);
@@ -178,9 +167,7 @@ fn every_combination_of_offers_negotiates() {
             "--access-platform",
             platform,
         ];
-        let Some((_machine, mut driver)) = machine(&more) else {
-            return;
-        };
+        let (_machine, mut driver) = machine(&more);
         let offered = driver.offered();
         assert_eq!(offered & SWIOTLB != 0, swiotlb == "yes");
         assert_eq!((offered >> 33) & 1 != 0, platform == "yes");
@@ -194,18 +181,14 @@ fn every_combination_of_offers_negotiates() {
 
 #[test]
 fn region_without_a_capability() {
-    let Some((_machine, mut driver)) = machine(&["--capability", "no"]) else {
-        return;
-    };
+    let (_machine, mut driver) = machine(&["--capability", "no"]);
     assert_eq!(driver.region_cap(), None);
     assert_ne!(driver.offered() & SWIOTLB, 0);
 }
 
 #[test]
 fn addresses_outside_stop_the_device_until_reset() {
-    let Some((machine, mut driver)) = machine(&["--region-size", "64K"]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&["--region-size", "64K"]);
     type Make = fn(&Driver);
     let cases: [(&str, Make); 4] = [
         ("descriptor", |d| d.descriptor(0, RAM, 512, 0, 0)),
@@ -247,9 +230,7 @@ fn start_with_a_chain(driver: &mut Driver) {
 
 #[test]
 fn what_is_there_before_driver_ok_is_looked_at_first() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.put(0, &[0; 0x1000]);
     driver.descriptor(0, RAM, 512, 0, 0);
@@ -272,9 +253,7 @@ fn what_is_there_before_driver_ok_is_looked_at_first() {
 
 #[test]
 fn malformed_chains_stop_the_device() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     driver.descriptor(0, driver.at(0x1000), 1, driver::NEXT, 0);
@@ -289,9 +268,7 @@ fn malformed_chains_stop_the_device() {
 
 #[test]
 fn unannounced_violations_are_found_all_the_same() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     driver.descriptor(0, RAM, 512, 0, 0);
@@ -303,9 +280,7 @@ fn unannounced_violations_are_found_all_the_same() {
 
 #[test]
 fn region_that_moves_between_sessions() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
@@ -328,9 +303,7 @@ fn region_that_moves_between_sessions() {
 
 #[test]
 fn function_reset_in_full_flight() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
@@ -352,9 +325,7 @@ fn function_reset_in_full_flight() {
 
 #[test]
 fn next_client_finds_a_fresh_device() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
@@ -377,9 +348,7 @@ fn next_client_finds_a_fresh_device() {
 
 #[test]
 fn once_ends_with_the_first_client() {
-    let Some((mut machine, driver)) = machine(&["--once"]) else {
-        return;
-    };
+    let (mut machine, driver) = machine(&["--once"]);
     drop(driver);
     assert!(machine.wait_device().success());
     assert_eq!(machine.events("summary").len(), 1);
@@ -388,9 +357,7 @@ fn once_ends_with_the_first_client() {
 
 #[test]
 fn rubbish_from_a_client_does_not_end_the_device() {
-    let Some((machine, driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, driver) = machine(&[]);
     drop(driver);
     for rubbish in [
         vec![0xff; 64],
@@ -417,9 +384,7 @@ const IOERR: u8 = 1;
 
 #[test]
 fn backend_that_dies_and_comes_back() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
@@ -457,9 +422,7 @@ fn backend_that_dies_and_comes_back() {
 
 #[test]
 fn requests_fail_without_a_notification_and_without_a_vector() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.take_queue_irq();
     driver.start();
@@ -479,9 +442,7 @@ fn requests_fail_without_a_notification_and_without_a_vector() {
 
 #[test]
 fn interrupts_that_a_backend_took_with_it_are_raised() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     freeze_backend(&machine);
@@ -493,9 +454,7 @@ fn interrupts_that_a_backend_took_with_it_are_raised() {
 
 #[test]
 fn addresses_outside_end_the_answers() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     machine.kill_backend();
@@ -520,9 +479,7 @@ const QEMU: Duration = Duration::from_secs(5);
 
 #[test]
 fn backend_that_does_not_answer_is_gone() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
@@ -558,9 +515,7 @@ fn backend_that_does_not_answer_is_gone() {
 /// It has to stop its queues first, and to be looked for then.
 #[test]
 fn reset_does_not_wait_twice_for_a_backend() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     freeze_backend(&machine);
@@ -571,22 +526,20 @@ fn reset_does_not_wait_twice_for_a_backend() {
 
 /// A device that was started, and whose backend has given way to one that takes clients, and says
 /// nothing.
-fn silenced() -> Option<(Machine, Driver, UnixListener)> {
-    let (mut machine, mut driver) = machine(&[])?;
+fn silenced() -> (Machine, Driver, UnixListener) {
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     machine.kill_backend();
     std::fs::remove_file(machine.path("backend.sock")).expect("its socket");
     let silent = UnixListener::bind(machine.path("backend.sock")).expect("listen");
-    Some((machine, driver, silent))
+    (machine, driver, silent)
 }
 
 /// Nor for an attempt that others have begun.
 #[test]
 fn reset_waits_no_longer_for_somebody_who_looks() {
-    let Some((_machine, mut driver, silent)) = silenced() else {
-        return;
-    };
+    let (_machine, mut driver, silent) = silenced();
     for _ in 0..2 {
         let _client = silent.accept().expect("the device");
         let begin = Instant::now();
@@ -597,9 +550,7 @@ fn reset_waits_no_longer_for_somebody_who_looks() {
 
 #[test]
 fn device_works_while_its_backend_is_looked_for() {
-    let Some((_machine, mut driver, silent)) = silenced() else {
-        return;
-    };
+    let (_machine, mut driver, silent) = silenced();
     assert!(driver::wait(&driver.config_irq));
     let begin = Instant::now();
     let (client, _) = silent.accept().expect("the device");
@@ -615,9 +566,7 @@ fn device_works_while_its_backend_is_looked_for() {
 
 #[test]
 fn backend_that_lacks_what_was_accepted_is_not_used() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     let generation = driver.generation();
     machine.kill_backend();
@@ -638,9 +587,7 @@ fn backend_that_lacks_what_was_accepted_is_not_used() {
 
 #[test]
 fn disk_that_grows_while_it_is_used() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.start();
     exchange(&mut driver, 1);
@@ -674,9 +621,7 @@ fn disk_that_grows_while_it_is_used() {
 
 #[test]
 fn change_before_driver_ok_raises_no_interrupt() {
-    let Some((machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     let generation = driver.generation();
     machine.resize_disk(8 << 20);
@@ -690,9 +635,7 @@ fn change_before_driver_ok_raises_no_interrupt() {
 
 #[test]
 fn change_after_the_backend_came_back() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     machine.kill_backend();
     machine.start_storage_daemon();
     wait_for("the backend", || machine.events("backend").len() == 2);
@@ -786,9 +729,7 @@ fn configuration_that_is_not_the_backends_does_not_change() {
 
 #[test]
 fn guest_memory_is_refused() {
-    let Some((mut machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(&[]);
     let ram = tempfile::tempfile().expect("file");
     ram.set_len(1 << 20).expect("length");
     driver
@@ -828,9 +769,7 @@ const DIRECT_FEATURES: u64 = VERSION_1 | INDIRECT | (1 << 33);
 
 #[test]
 fn guest_memory_is_used_where_it_is_allowed() {
-    let Some((mut machine, mut driver)) = machine(DIRECT) else {
-        return;
-    };
+    let (mut machine, mut driver) = machine(DIRECT);
     let ram = driver::ram(1 << 20);
     driver.share(&ram, RAM);
     assert!(driver.negotiate(DIRECT_FEATURES));
@@ -868,9 +807,7 @@ fn guest_memory_is_used_where_it_is_allowed() {
 
 #[test]
 fn addresses_outside_of_allowed_memory_stop_the_device() {
-    let Some((machine, mut driver)) = machine(DIRECT) else {
-        return;
-    };
+    let (machine, mut driver) = machine(DIRECT);
     let ram = driver::ram(1 << 20);
     driver.share(&ram, RAM);
     for outside in [
@@ -891,9 +828,7 @@ fn addresses_outside_of_allowed_memory_stop_the_device() {
 
 #[test]
 fn allowed_memory_that_goes_stops_the_device() {
-    let Some((machine, mut driver)) = machine(DIRECT) else {
-        return;
-    };
+    let (machine, mut driver) = machine(DIRECT);
     let (ram, more) = (driver::ram(1 << 20), driver::ram(1 << 20));
     driver.share(&ram, RAM);
     assert!(driver.negotiate(DIRECT_FEATURES));
@@ -927,9 +862,7 @@ fn allowed_memory_that_goes_stops_the_device() {
 
 #[test]
 fn allowed_memory_goes_with_its_client() {
-    let Some((machine, mut driver)) = machine(DIRECT) else {
-        return;
-    };
+    let (machine, mut driver) = machine(DIRECT);
     let ram = driver::ram(1 << 20);
     driver.share(&ram, RAM);
     drop(driver);
@@ -946,9 +879,7 @@ fn allowed_memory_goes_with_its_client() {
 
 #[test]
 fn no_more_allowed_memory_than_a_backend_takes() {
-    let Some((machine, mut driver)) = machine(DIRECT) else {
-        return;
-    };
+    let (machine, mut driver) = machine(DIRECT);
     let ram = driver::ram(1 << 20);
     driver.share(&ram, RAM);
     // Apart from one another, and smaller.
@@ -981,9 +912,7 @@ fn no_more_allowed_memory_than_a_backend_takes() {
 
 #[test]
 fn only_triggers_raise_interrupts() {
-    let Some((_machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (_machine, mut driver) = machine(&[]);
     // Without data; masked, unmasked, triggered.
     for (flags, raised) in [(0x09, false), (0x11, false), (0x21, true)] {
         driver
@@ -1008,9 +937,7 @@ fn only_triggers_raise_interrupts() {
 
 #[test]
 fn interrupts_that_come_late_are_not_lost() {
-    let Some((_machine, mut driver)) = machine(&[]) else {
-        return;
-    };
+    let (_machine, mut driver) = machine(&[]);
     assert!(driver.negotiate(FEATURES));
     driver.take_queue_irq();
     driver.start();
@@ -1112,9 +1039,6 @@ fn errors_are_one_clear_message() {
     let said = machine.fail_device(&[]);
     assert!(said.contains("the backend does not answer"), "{said}");
     drop(silent);
-    if !has_storage_daemon() {
-        return;
-    }
     machine.start_storage_daemon();
     let said = machine.fail_device(&["--packed", "yes"]);
     assert!(

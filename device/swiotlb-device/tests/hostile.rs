@@ -18,7 +18,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
 use support::driver::{Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, VERSION_1};
-use support::machine::{has_storage_daemon, wait_for, Machine};
+use support::machine::{wait_for, Machine};
 
 const CONTROL_BAR: u32 = 0;
 const BOUNCE_BAR: u32 = 4;
@@ -182,10 +182,7 @@ fn survive(machine: &Machine, cases: u32, status: u8) -> Driver {
     driver.into_inner()
 }
 
-fn machine(more: &[&str]) -> Option<Machine> {
-    if !has_storage_daemon() {
-        return None;
-    }
+fn machine(more: &[&str]) -> Machine {
     let mut machine = Machine::new();
     machine.start_storage_daemon();
     machine.start_device(&[&["--region-size", "256K"], more].concat());
@@ -194,9 +191,7 @@ fn machine(more: &[&str]) -> Option<Machine> {
 
 #[test]
 fn any_guest_is_survived() {
-    let Some(mut machine) = machine(&[]) else {
-        return;
-    };
+    let mut machine = machine(&[]);
     drop(survive(&machine, 2000, 0));
     assert!(machine.stop_device().success());
     let report = machine.report();
@@ -213,9 +208,7 @@ fn any_guest_is_survived() {
 
 #[test]
 fn any_guest_is_survived_without_a_backend() {
-    let Some(mut machine) = machine(&[]) else {
-        return;
-    };
+    let mut machine = machine(&[]);
     machine.kill_backend();
     let mut driver = survive(&machine, 1000, IOERR);
     machine.start_storage_daemon();
@@ -233,9 +226,7 @@ fn any_guest_is_survived_without_a_backend() {
 /// What is drawn is a matter of how often drivers reset the device, and of nothing else.
 #[test]
 fn faults_are_drawn_at_resets() {
-    let Some(mut machine) = machine(&["--chaos", "1"]) else {
-        return;
-    };
+    let mut machine = machine(&["--chaos", "1"]);
     let mut driver = Driver::connect(&machine.socket());
     machine.kill_backend();
     machine.start_storage_daemon();

@@ -22,7 +22,7 @@ use rustix::net::{
 };
 use rustix::process::{prlimit, Pid, Resource, Rlimit};
 use support::driver::{Driver, SWIOTLB, VERSION_1};
-use support::machine::{has_storage_daemon, wait_for, Machine, LIMIT};
+use support::machine::{wait_for, Machine, LIMIT};
 
 const DMA_MAP: u16 = 2;
 const GET_REGION_INFO: u16 = 5;
@@ -485,9 +485,6 @@ fn a_socket_that_nobody_listens_on_is_taken_over() {
 
 #[test]
 fn a_device_works_behind_it() {
-    if !has_storage_daemon() {
-        return;
-    }
     let mut machine = Machine::new();
     machine.start_storage_daemon();
     machine.start_device(&[]);

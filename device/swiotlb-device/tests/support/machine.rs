@@ -30,23 +30,6 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Outside the toolbox, which has it, tests may do without.
-pub fn has_storage_daemon() -> bool {
-    let found = Command::new("qemu-storage-daemon")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
-    if !found {
-        assert!(
-            std::env::var_os("TOOLBOX").is_none(),
-            "the toolbox has no qemu-storage-daemon"
-        );
-        eprintln!("skipped: qemu-storage-daemon is not installed");
-    }
-    found
-}
-
 impl Machine {
     pub fn new() -> Self {
         Self {
@@ -83,8 +66,8 @@ impl Machine {
         let child = Command::new("qemu-storage-daemon")
             .args(["--chardev", &chardev, "--monitor", "chardev=m"])
             .args(["--blockdev", &blockdev, "--export", &export])
-            .spawn()
-            .expect("qemu-storage-daemon");
+            .spawn();
+        let child = child.unwrap_or_else(|e| panic!("qemu-storage-daemon is needed: {e}"));
         self.backend = Some(child);
         wait_for("the backend's socket", || socket.exists());
     }
