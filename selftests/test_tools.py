@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from guestlib.paths import BUILD, TOP
+from guestlib.result import read_report
 
 SCRIPTS = [p for p in sorted(TOP.glob("scripts/*")) if p.is_file() and os.access(p, os.X_OK)]
 #: Runs a script in a mount namespace of its own: its mounts are gone with it.
@@ -424,6 +425,16 @@ def test_readme_leads_to_each_document() -> None:
     documents |= {path.name for path in TOP.glob("*.md")} - {"README.md"}
     links = re.findall(r"\]\((?:Documentation/)?([^/)]*)\)", (TOP / "README.md").read_text())
     assert documents <= set(links)
+
+
+@pytest.mark.parametrize("written", range(1, 60, 7))
+def test_a_report_is_read_up_to_its_last_whole_line(written: int, tmp_path: Path) -> None:
+    """It is read while the device writes it."""
+    report = tmp_path / "report"
+    whole = '{"event":"queue","what":"\u2028"}\n'
+    report.write_text(whole * 2 + whole[:written])
+    events = [event["event"] for event in read_report(report)]
+    assert events == ["queue"] * (2 + (written >= len(whole)))
 
 
 def test_mutants_can_be_made() -> None:

@@ -234,10 +234,11 @@ fn terminate(child: &Child) {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
 }
 
+/// The lines of a report that are whole: one may be under way.
 fn read_report(path: &Path) -> Vec<Value> {
-    std::fs::read_to_string(path)
-        .expect("report")
-        .lines()
+    let mut text = std::fs::read_to_string(path).expect("report");
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    text.lines()
         .map(|line| serde_json::from_str(line).expect("a line of JSON"))
         .collect()
 }
