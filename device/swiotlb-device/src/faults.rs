@@ -132,8 +132,13 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether the capability names bytes behind the BAR of the region.
+    pub fn names_what_follows_bar(self) -> bool {
+        matches!(self, Fault::CapExceedsBar | Fault::CapNextDevice)
+    }
+
     /// As it is written on the command line.
-    fn name(self) -> String {
+    pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |v| v.get_name().into())
     }

@@ -177,6 +177,12 @@ pub enum OptionsError {
     RegionOffset(u64),
     #[error("--region-offset and --region-size together exceed 1T")]
     BarSize,
+    #[error("--region-offset and --region-size together exceed 4G, where the capability ends")]
+    CapabilityRange,
+    #[error("--fault {0} needs --region-offset and --region-size that together are 2G at most")]
+    FaultRange(String),
+    #[error("--chaos needs --region-offset and --region-size that together are 2G at most")]
+    ChaosRange,
     #[error("--queue-size {0} is not a power of two from 2 to 32768")]
     QueueSize(u16),
     #[error("--idle-queues {0} leaves no virtqueue to the backend")]
@@ -200,9 +206,23 @@ impl Options {
         if self.region_offset % PAGE != 0 {
             return Err(OptionsError::RegionOffset(self.region_offset));
         }
-        match self.region_offset.checked_add(self.region_size) {
-            Some(end) if end <= 1 << 40 => {}
+        let end = match self.region_offset.checked_add(self.region_size) {
+            Some(end) if end <= 1 << 40 => end,
             _ => return Err(OptionsError::BarSize),
+        };
+        // The capability has 32 bits for the offset, and 32 for the length.
+        if self.capability && end > 1 << 32 {
+            return Err(OptionsError::CapabilityRange);
+        }
+        // What lies behind a BAR of 4 GiB cannot be named with 32 bits.
+        if self.capability && end.next_power_of_two() >= 1 << 32 {
+            let mut faults = self.fault.iter();
+            if let Some(fault) = faults.find(|fault| fault.names_what_follows_bar()) {
+                return Err(OptionsError::FaultRange(fault.name()));
+            }
+            if self.chaos.is_some() {
+                return Err(OptionsError::ChaosRange);
+            }
         }
         if !self.queue_size.is_power_of_two() || self.queue_size < 2 {
             return Err(OptionsError::QueueSize(self.queue_size));
@@ -384,8 +404,53 @@ mod tests {
             Err(OptionsError::BarSize)
         ));
         assert!(matches!(
+            check(&["--region-offset", "16777216G", "--region-size", "4K"]),
+            Err(OptionsError::BarSize)
+        ));
+        assert!(matches!(
             check(&["--queue-size", "100"]),
             Err(OptionsError::QueueSize(100))
         ));
+    }
+
+    #[test]
+    fn the_region_lies_where_its_capability_can_name_it() {
+        let check = |offset, size, capability| {
+            let more = [
+                "--region-offset",
+                offset,
+                "--region-size",
+                size,
+                "--capability",
+                capability,
+            ];
+            parse(&more).validate()
+        };
+        let outside = Err(OptionsError::CapabilityRange);
+        assert_eq!(check("4G", "16M", "yes"), outside);
+        assert_eq!(check("0", "8G", "yes"), outside);
+        assert_eq!(check("4K", "4G", "yes"), outside);
+        assert_eq!(check("4G", "16M", "no"), Ok(()));
+        assert_eq!(check("0", "4G", "yes"), Ok(()));
+        assert_eq!(check("4194300K", "4K", "yes"), Ok(()));
+    }
+
+    #[test]
+    fn what_follows_a_bar_can_be_named() {
+        let check = |size, more: &[&str]| {
+            let mut args = vec!["--region-size", size];
+            args.extend(more);
+            parse(&args).validate()
+        };
+        for fault in ["cap-next-device", "cap-exceeds-bar"] {
+            let refused = Err(OptionsError::FaultRange(fault.into()));
+            assert_eq!(check("4G", &["--fault", fault]), refused);
+            assert_eq!(check("2097156K", &["--fault", fault]), refused);
+            assert_eq!(check("2G", &["--fault", fault]), Ok(()));
+        }
+        let refused = Err(OptionsError::ChaosRange);
+        assert_eq!(check("4G", &["--chaos", "1"]), refused);
+        assert_eq!(check("2G", &["--chaos", "1"]), Ok(()));
+        assert_eq!(check("4G", &["--fault", "cap-empty"]), Ok(()));
     }
 }

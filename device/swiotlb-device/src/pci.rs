@@ -175,13 +175,13 @@ fn capabilities(options: &Options) -> Vec<Capability> {
         ),
         virtio(CAP_PCI_CFG, 0, 0, vec![0; 4]),
     ];
-    // The field has 32 bits. A longer region would need a capability with
-    // 64, which the RFC does not give it: it is cut at a page.
+    // Both fields have 32 bits; a capability with 64 is not in the RFC. Of a region of
+    // 4 GiB all but the last page is named. No other ends beyond (`Options::validate`).
     if options.capability {
         list.push(Capability::Virtio {
             cfg_type: CAP_SWIOTLB,
             bar: BOUNCE_BAR as u8,
-            offset: u32::try_from(options.region_offset).unwrap_or(0xffff_f000),
+            offset: u32::try_from(options.region_offset).unwrap_or(u32::MAX),
             length: u32::try_from(options.region_size).unwrap_or(0xffff_f000),
             more: vec![],
         });

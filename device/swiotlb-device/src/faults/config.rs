@@ -38,7 +38,7 @@ pub fn view(
         return None;
     }
     let at = space.capability(CAP_SWIOTLB)?;
-    let bar_bytes = space.bar_bytes(BOUNCE_BAR)? as u32;
+    let bar_bytes = space.bar_bytes(BOUNCE_BAR)?;
     let mut cap = Cap {
         bytes: space.bytes(),
         at,
@@ -58,13 +58,8 @@ pub fn view(
         (Fault::CapBarUnassigned, HUGE_BAR, 0, whole),
         (Fault::CapEmpty, BOUNCE_BAR, first, 0),
         (Fault::CapWraps, BOUNCE_BAR, 0xffff_f000, 0x1_0000),
-        (
-            Fault::CapExceedsBar,
-            BOUNCE_BAR,
-            first,
-            u64::from(bar_bytes) + 4096,
-        ),
-        (Fault::CapNextDevice, BOUNCE_BAR, bar_bytes.into(), whole),
+        (Fault::CapExceedsBar, BOUNCE_BAR, first, bar_bytes + 4096),
+        (Fault::CapNextDevice, BOUNCE_BAR, bar_bytes, whole),
         (
             Fault::CapUnaligned,
             BOUNCE_BAR,
