@@ -205,13 +205,7 @@ impl Device {
     /// it thinks of it. If it has not hung up itself, it may still be at work on what
     /// it took, and write what comes of it: nobody can answer in its stead.
     fn lose_backend(&mut self, why: &BackendError) {
-        let backend = self.backend.take();
-        let hung_up = backend.is_some_and(|backend| backend.is_gone());
-        self.report.count(|c| c.backend_losses += 1);
-        self.report.event(
-            "backend_gone",
-            json!({ "reason": why.to_string(), "negotiation": self.negotiation }),
-        );
+        let hung_up = self.drop_backend(why);
         if self.registers.status() & virtio::STATUS_DRIVER_OK == 0 {
             return;
         }
@@ -222,6 +216,18 @@ impl Device {
         } else {
             self.fail_requests("the backend is gone");
         }
+    }
+
+    /// Hangs up on the backend. Returns whether it had hung up itself.
+    fn drop_backend(&mut self, why: &BackendError) -> bool {
+        let backend = self.backend.take();
+        let hung_up = backend.is_some_and(|backend| backend.is_gone());
+        self.report.count(|c| c.backend_losses += 1);
+        self.report.event(
+            "backend_gone",
+            json!({ "reason": why.to_string(), "negotiation": self.negotiation }),
+        );
+        hung_up
     }
 
     /// What has to happen without the guest asking for it.
@@ -433,6 +439,8 @@ impl Device {
         self.failing = Some(failing);
     }
 
+    /// The caller resets the device or sets DEVICE_NEEDS_RESET, so a backend that is lost
+    /// here fails nothing more.
     fn stop_queues(&mut self) {
         self.failing = None;
         let Some(running) = self.running.take() else {
@@ -445,7 +453,7 @@ impl Device {
         let served = self.options.served_queues();
         let indices = running.queues.iter().map(|q| q.index);
         if let Err(error) = backend.stop(indices.filter(|index| *index < served), self.by) {
-            self.lose_backend(&error);
+            self.drop_backend(&error);
         }
     }
 

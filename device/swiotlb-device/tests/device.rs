@@ -512,6 +512,35 @@ fn backend_that_does_not_answer_is_gone() {
     exchange(&mut driver, 2);
 }
 
+#[test]
+fn what_ends_a_session_is_reported_once_beside_a_silent_backend() {
+    let (machine, mut driver) = machine(&[]);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    freeze_backend(&machine);
+    driver.descriptor(0, RAM, 512, 0, 0);
+    driver.offer(0);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(machine.events("violation").len(), 1);
+    assert_eq!(machine.events("backend_gone").len(), 1);
+    let reasons = machine.events("needs_reset");
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+}
+
+/// The device begins anew: there is nothing for the driver to reset.
+#[test]
+fn function_reset_beside_a_silent_backend_asks_for_no_other() {
+    let (machine, mut driver) = machine(&[]);
+    assert!(driver.negotiate(FEATURES));
+    driver.start();
+    freeze_backend(&machine);
+    driver.client.reset().expect("DEVICE_RESET");
+    assert_eq!(driver.status(), 0);
+    assert!(driver.config_irq.read().is_err());
+    assert_eq!(machine.events("backend_gone").len(), 1);
+    assert!(machine.events("needs_reset").is_empty());
+}
+
 /// It has to stop its queues first, and to be looked for then.
 #[test]
 fn reset_does_not_wait_twice_for_a_backend() {
