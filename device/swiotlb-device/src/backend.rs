@@ -117,7 +117,10 @@ pub struct QueueSetup<'a> {
     pub call: &'a EventFd,
 }
 
-/// A shared writable mapping of a process.
+/// Where iconv() keeps its table, which every process that uses it maps read-only.
+const ICONV_CACHE: &str = "/gconv/gconv-modules.cache";
+
+/// A mapping of a process that may show the memory of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
     pub name: String,
@@ -444,8 +447,8 @@ impl Backend {
         })
     }
 
-    /// What the backend's process has mapped shared and writable; an error if
-    /// it cannot be known.
+    /// What the backend's process has mapped that may show the memory of others; an error
+    /// if it cannot be known.
     pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
         let mut maps = match &self.maps {
             Ok(maps) => maps,
@@ -560,7 +563,8 @@ fn peer_pid(stream: &UnixStream) -> Option<i32> {
     (failed == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
-/// The lines of a /proc/PID/maps that are both shared and writable.
+/// The lines of a /proc/PID/maps that may show the memory of others: shared mappings,
+/// whatever may be done with them now, and all of memory files.
 fn shared_mappings(maps: &str) -> Vec<Mapping> {
     maps.lines().filter_map(shared_mapping).collect()
 }
@@ -569,15 +573,16 @@ fn shared_mapping(line: &str) -> Option<Mapping> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let mode = fields.next()?;
-    if !(mode.contains('w') && mode.ends_with('s')) {
-        return None;
-    }
     let start = u64::from_str_radix(start, 16).ok()?;
     let end = u64::from_str_radix(end, 16).ok()?;
     let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
     let inode = fields.nth(1)?.parse().ok()?;
-    Some(Mapping {
-        name: fields.collect::<Vec<_>>().join(" "),
+    let name = fields.collect::<Vec<_>>().join(" ");
+    let is_memory_file = ["/memfd:", "/dev/shm/"]
+        .iter()
+        .any(|at| name.starts_with(at));
+    (mode.ends_with('s') || is_memory_file).then_some(Mapping {
+        name,
         bytes: end.checked_sub(start)?,
         offset,
         inode,
@@ -586,9 +591,10 @@ fn shared_mapping(line: &str) -> Option<Mapping> {
 
 impl Mapping {
     /// Whether it could show somebody's memory. Rings of io_uring and the
-    /// like belong to the process and the kernel.
+    /// like belong to the process and the kernel, and one file to the C library.
     pub fn is_memory(&self) -> bool {
-        !self.name.starts_with("anon_inode:")
+        let is_cache = self.name.starts_with("/usr/lib") && self.name.ends_with(ICONV_CACHE);
+        !self.name.starts_with("anon_inode:") && !is_cache
     }
 
     /// Whether it shows the region and nothing else.
@@ -701,10 +707,12 @@ mod tests {
 7f0002000000-7f0002001000 r--s 00000000 00:01 5 /dev/shm/read only
 7f0003000000-7f0003001000 rw-s 00000000 00:0f 7 anon_inode:[io_uring]
 7f0004000000-7f0004001000 rw-s 00000000 00:01 9
+7f0005000000-7f0005001000 ---s 00000000 00:01 6 /memfd:ram (deleted)
+7f0006000000-7f0006001000 r--p 00000000 00:01 6 /memfd:ram (deleted)
+7f0007000000-7f0007001000 r--s 00000000 08:01 8 /usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache
 nonsense
 ";
         let maps = shared_mappings(text);
-        assert_eq!(maps.len(), 3);
         let want = Mapping {
             name: "/memfd:swiotlb-region (deleted)".into(),
             bytes: 0x100_0000,
@@ -712,6 +720,10 @@ nonsense
             inode: 4711,
         };
         assert_eq!(maps[0], want);
-        assert_eq!(maps[2].name, "");
+        let inodes = |list: Vec<&Mapping>| list.iter().map(|m| m.inode).collect::<Vec<_>>();
+        assert_eq!(inodes(maps.iter().collect()), [4711, 5, 7, 9, 6, 6, 8]);
+        assert_eq!(maps[3].name, "");
+        let memory = maps.iter().filter(|m| m.is_memory());
+        assert_eq!(inodes(memory.collect()), [4711, 5, 9, 6, 6]);
     }
 }
