@@ -18,6 +18,7 @@ pub mod lines;
 pub mod listen;
 pub mod notify;
 pub mod options;
+pub mod panics;
 pub mod pci;
 pub mod region;
 pub mod report;

@@ -24,7 +24,7 @@ use swiotlb_device::listen::listen;
 use swiotlb_device::options::{HexBytes, Options};
 use swiotlb_device::report::Report;
 use swiotlb_device::server::{self, Shared};
-use swiotlb_device::{pci, sandbox, watcher};
+use swiotlb_device::{panics, pci, sandbox, watcher};
 use thiserror::Error;
 
 /// How often the rings and the backend are looked at without a notification.
@@ -43,6 +43,7 @@ enum SetupError {
 }
 
 fn main() -> ExitCode {
+    panics::abort_on_panic();
     let options = Options::parse();
     let level = if options.verbose { "info" } else { "error" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))

@@ -20,6 +20,7 @@ use std::error::Error;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::panic;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,6 +73,12 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    // A direction that panicked would leave the other one waiting.
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        process::abort();
+    }));
     let options = Options::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error"))
         .format_timestamp(None)

@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::mem;
 use std::path::Path;
+use std::process;
 use std::ptr;
 
 use landlock::{
@@ -217,6 +218,12 @@ fn filter() -> Result<SeccompFilter, BackendError> {
     // A new thread gets a name; nothing else about the process is changed.
     let name = only(&[(0, eq(), libc::PR_SET_NAME as u64)])?;
     rules.insert(libc::SYS_prctl, name);
+    // A panic aborts the process.
+    let abort = only(&[
+        (0, eq(), process::id().into()),
+        (2, eq(), libc::SIGABRT as u64),
+    ])?;
+    rules.insert(libc::SYS_tgkill, abort);
     // The watcher steps back behind all others.
     let own = only(&[(0, eq(), libc::PRIO_PROCESS as u64), (1, eq(), 0)])?;
     rules.insert(libc::SYS_setpriority, own);
@@ -276,6 +283,7 @@ extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::panics;
     use std::fs::File;
     use std::net::TcpStream;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -340,6 +348,10 @@ mod tests {
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
                 }
             },
+            "panic" => {
+                panics::abort_on_panic();
+                panic!("a defect");
+            }
             "clone3" => {
                 // SAFETY: It is not done, and would fail: these are no arguments.
                 let outcome = unsafe { libc::syscall(libc::SYS_clone3, 0, 0) };
@@ -352,6 +364,15 @@ mod tests {
             "create" => drop(fs::create_dir(directory.join("new"))),
             // SAFETY: It is not done. A child would go on like its parent, and end.
             "fork" => drop(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) }),
+            // SAFETY: It has numbers only, and is not done.
+            "signal" => drop(unsafe {
+                libc::syscall(
+                    libc::SYS_tgkill,
+                    process::id(),
+                    libc::gettid(),
+                    libc::SIGTERM,
+                )
+            }),
             // SAFETY: It has numbers only.
             "prefer" => drop(unsafe { libc::setpriority(libc::PRIO_PGRP, 0, 19) }),
             other => unreachable!("{other}"),
@@ -395,6 +416,7 @@ mod tests {
             ("create", libc::SYS_mkdir),
             ("fork", libc::SYS_clone),
             ("prefer", libc::SYS_setpriority),
+            ("signal", libc::SYS_tgkill),
         ] {
             let output = inside("what_is_not_listed_ends_it", deed);
             assert_eq!(output.status.code(), Some(STATUS), "{deed}");
@@ -405,6 +427,13 @@ mod tests {
                 stderr(&output)
             );
         }
+    }
+
+    #[test]
+    fn panics_abort_with_their_message() {
+        let output = inside("panics_abort_with_their_message", "panic");
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT));
+        assert!(stderr(&output).contains("a defect"), "{}", stderr(&output));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use vfio_user::{
 use crate::device::Device;
 use crate::guest_memory::Mapping;
 use crate::options::Options;
+use crate::panics;
 use crate::pci::{self, Layout};
 use crate::region::Region;
 use crate::ring::Window;
@@ -40,8 +41,7 @@ pub enum ServerError {
 /// The device as several threads share it.
 pub type Shared = Arc<Mutex<Device>>;
 
-/// A thread that panicked cannot have left the device in a state worse than
-/// any other that a guest may bring about.
+/// Never poisoned: a panic with the device locked ends the program.
 pub fn lock(device: &Shared) -> MutexGuard<'_, Device> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -51,34 +51,31 @@ pub fn lock(device: &Shared) -> MutexGuard<'_, Device> {
 struct Session(Shared);
 
 impl Session {
-    /// The device, for a message that has just come.
-    fn device(&self) -> MutexGuard<'_, Device> {
+    /// Does what a message asks for that has just come.
+    fn with_device(&self, act: impl FnOnce(&mut Device)) -> io::Result<()> {
         let now = Instant::now();
-        let mut device = lock(&self.0);
-        device.hurry(now);
-        device
+        panics::own(|| {
+            let mut device = lock(&self.0);
+            device.hurry(now);
+            act(&mut device);
+        });
+        Ok(())
     }
 }
 
 impl ServerBackend for Session {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let mut device = self.device();
-        if region == VFIO_PCI_CONFIG_REGION_INDEX {
-            device.config_read(offset, data);
-        } else {
-            device.bar_read(region as usize, offset, data);
-        }
-        Ok(())
+        self.with_device(|device| match region {
+            VFIO_PCI_CONFIG_REGION_INDEX => device.config_read(offset, data),
+            bar => device.bar_read(bar as usize, offset, data),
+        })
     }
 
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut device = self.device();
-        if region == VFIO_PCI_CONFIG_REGION_INDEX {
-            device.config_write(offset, data);
-        } else {
-            device.bar_write(region as usize, offset, data);
-        }
-        Ok(())
+        self.with_device(|device| match region {
+            VFIO_PCI_CONFIG_REGION_INDEX => device.config_write(offset, data),
+            bar => device.bar_write(bar as usize, offset, data),
+        })
     }
 
     fn dma_map(
@@ -89,7 +86,7 @@ impl ServerBackend for Session {
         size: u64,
         fd: Option<File>,
     ) -> io::Result<()> {
-        self.device().dma_map(Mapping {
+        let mapping = Mapping {
             window: Window {
                 base: address,
                 len: size,
@@ -97,8 +94,8 @@ impl ServerBackend for Session {
             offset,
             writable: flags.contains(DmaMapFlags::READ_WRITE),
             file: fd,
-        });
-        Ok(())
+        };
+        self.with_device(|device| device.dma_map(mapping))
     }
 
     fn dma_unmap(&mut self, flags: DmaUnmapFlags, address: u64, size: u64) -> io::Result<()> {
@@ -106,14 +103,12 @@ impl ServerBackend for Session {
             base: address,
             len: size,
         };
-        self.device()
-            .dma_unmap(window, flags.contains(DmaUnmapFlags::UNMAP_ALL));
-        Ok(())
+        let all = flags.contains(DmaUnmapFlags::UNMAP_ALL);
+        self.with_device(|device| device.dma_unmap(window, all))
     }
 
     fn reset(&mut self) -> io::Result<()> {
-        self.device().reset();
-        Ok(())
+        self.with_device(Device::reset)
     }
 
     fn set_irqs(
@@ -124,8 +119,7 @@ impl ServerBackend for Session {
         count: u32,
         fds: Vec<File>,
     ) -> io::Result<()> {
-        self.device().set_irqs(index, flags, start, count, fds);
-        Ok(())
+        self.with_device(|device| device.set_irqs(index, flags, start, count, fds))
     }
 }
 
@@ -215,10 +209,10 @@ pub fn serve(
         let server = Arc::clone(&server);
         let mut session = Session(Arc::clone(device));
         // A thread of its own: the crate may panic on a message that makes no
-        // sense, which must not take the device down.
+        // sense, which is the end of that thread.
         let thread = thread::Builder::new()
             .name("vfio-user".into())
-            .spawn(move || server.run(&mut session))
+            .spawn(move || panics::contained(|| server.run(&mut session)))
             .map_err(ServerError::Thread)?;
         match thread.join() {
             Ok(Ok(())) => {}
