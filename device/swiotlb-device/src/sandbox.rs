@@ -80,7 +80,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_lseek,
-    libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_preadv2,
     libc::SYS_read,
@@ -100,11 +99,17 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_shutdown,
     // the file system, as far as landlock lets it
     libc::SYS_openat,
-    libc::SYS_unlink,
     // where a panic looks for the names in its backtrace
     libc::SYS_getcwd,
-    libc::SYS_readlink,
+    libc::SYS_readlinkat,
 ];
+
+/// The same of architectures that have them. Others, such as aarch64, have only those that
+/// came later: ppoll, readlinkat, unlinkat.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_OLD: &[libc::c_long] = &[libc::SYS_poll, libc::SYS_readlink, libc::SYS_unlink];
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_OLD: &[libc::c_long] = &[];
 
 /// System calls that fail with an error, and end nothing. A filter cannot see the
 /// flags of clone3, which are in memory: without it the C library takes clone.
@@ -187,8 +192,9 @@ fn failing() -> Result<Vec<SeccompFilter>, BackendError> {
 }
 
 fn filter() -> Result<SeccompFilter, BackendError> {
+    let allowed = ALLOWED.iter().chain(ALLOWED_OLD);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+        allowed.map(|call| (*call, Vec::new())).collect();
     let only = |conditions: &[(u8, SeccompCmpOp, u64)]| {
         let condition = |(argument, operation, value): &(u8, SeccompCmpOp, u64)| {
             let length = SeccompCmpArgLen::Qword;
@@ -199,6 +205,8 @@ fn filter() -> Result<SeccompFilter, BackendError> {
         Ok::<_, BackendError>(vec![rule])
     };
     let eq = || SeccompCmpOp::Eq;
+    // What is unlinked is no directory.
+    rules.insert(libc::SYS_unlinkat, only(&[(2, eq(), 0)])?);
     // No memory becomes code.
     let no_code = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     rules.insert(libc::SYS_mmap, only(&[(2, no_code.clone(), 0)])?);
@@ -284,8 +292,10 @@ extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const 
 mod tests {
     use super::*;
     use crate::panics;
+    use std::ffi::CString;
     use std::fs::File;
     use std::net::TcpStream;
+    use std::os::unix::ffi::OsStringExt;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Output};
@@ -295,6 +305,11 @@ mod tests {
     const DEED: &str = "SANDBOX_DEED";
     const BACKEND: &str = "backend/socket";
     const ELSEWHERE: &str = "elsewhere/socket";
+    /// What the C library makes of mkdir().
+    #[cfg(target_arch = "x86_64")]
+    const MKDIR: libc::c_long = libc::SYS_mkdir;
+    #[cfg(not(target_arch = "x86_64"))]
+    const MKDIR: libc::c_long = libc::SYS_mkdirat;
 
     /// Runs the test `name` again in a process of its own, which enters the
     /// sandbox and then does `deed`. In that process it does not return.
@@ -310,6 +325,7 @@ mod tests {
         }
         let directory = tempfile::tempdir().expect("directory");
         File::create(directory.path().join("mine")).expect("file");
+        std::os::unix::fs::symlink("mine", directory.path().join("other")).expect("link");
         let listen = |socket: &str| {
             let path = directory.path().join(socket);
             fs::create_dir(parent(&path)).expect("directory");
@@ -332,6 +348,7 @@ mod tests {
                 let write = move || socket.write_all(b"from a thread");
                 thread::spawn(write).join().expect("thread").expect("write");
                 fs::remove_file(directory.join("mine")).expect("remove");
+                work_as_others_do(directory);
             }
             "open" => {
                 // Who may not open anything does not learn what there is either.
@@ -364,6 +381,10 @@ mod tests {
             "create" => drop(fs::create_dir(directory.join("new"))),
             // SAFETY: It is not done. A child would go on like its parent, and end.
             "fork" => drop(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) }),
+            // SAFETY: It is not done, and there is no such file.
+            "rmdir" => drop(unsafe {
+                libc::syscall(libc::SYS_unlinkat, -1, c"x".as_ptr(), libc::AT_REMOVEDIR)
+            }),
             // SAFETY: It has numbers only, and is not done.
             "signal" => drop(unsafe {
                 libc::syscall(
@@ -377,6 +398,32 @@ mod tests {
             "prefer" => drop(unsafe { libc::setpriority(libc::PRIO_PGRP, 0, 19) }),
             other => unreachable!("{other}"),
         }
+    }
+
+    /// What the C library of an architecture without poll, readlink and unlink asks for.
+    #[allow(unsafe_code)]
+    fn work_as_others_do(directory: &Path) {
+        let path = CString::new(directory.join("other").into_os_string().into_vec());
+        let path = path.expect("a path");
+        let (at, path) = (libc::AT_FDCWD, path.as_ptr());
+        let mut target = [0u8; 16];
+        let done = [
+            // SAFETY: The path is a string, and the kernel writes no more than there is room for.
+            unsafe { libc::syscall(libc::SYS_readlinkat, at, path, &raw mut target, 16) },
+            // SAFETY: The path is a string.
+            unsafe { libc::syscall(libc::SYS_unlinkat, at, path, 0) },
+            // SAFETY: It waits for no descriptor, and for no time.
+            unsafe {
+                let now = libc::timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                };
+                let none = ptr::null_mut::<libc::pollfd>();
+                let no_signals = ptr::null::<libc::sigset_t>();
+                libc::syscall(libc::SYS_ppoll, none, 0, &raw const now, no_signals, 0)
+            },
+        ];
+        assert_eq!((done, &target[..4]), ([4, 0, 0], &b"mine"[..]));
     }
 
     fn stderr(output: &Output) -> String {
@@ -413,9 +460,10 @@ mod tests {
         for (deed, call) in [
             ("connect", libc::SYS_socket),
             ("send", libc::SYS_socket),
-            ("create", libc::SYS_mkdir),
+            ("create", MKDIR),
             ("fork", libc::SYS_clone),
             ("prefer", libc::SYS_setpriority),
+            ("rmdir", libc::SYS_unlinkat),
             ("signal", libc::SYS_tgkill),
         ] {
             let output = inside("what_is_not_listed_ends_it", deed);
