@@ -28,6 +28,7 @@ use crate::report::{features, hex, Report};
 use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
 use crate::search::{read_config, Found, Search};
 use crate::virtio::{self, Effect, Offer, Refusal, Registers, Rules};
+use crate::watcher::Watcher;
 
 /// Violations reported one by one in one negotiation; all are counted.
 const MAX_REPORTED: u64 = 64;
@@ -115,6 +116,7 @@ pub struct Device {
     faults: Faults,
     /// Threads that faults need, until the next reset.
     attacks: Vec<Attack>,
+    watcher: Option<Watcher>,
 }
 
 impl Device {
@@ -147,6 +149,7 @@ impl Device {
             guest_memory: GuestMemory::default(),
             faults: Faults::new(&options),
             attacks: Vec::new(),
+            watcher: None,
             region,
             report,
             options,
@@ -159,6 +162,11 @@ impl Device {
 
     pub fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// Has it look at the region, and at each that takes its place.
+    pub fn set_watcher(&mut self, watcher: Watcher) {
+        self.watcher = Some(watcher);
     }
 
     /// There is something to do since then, and whoever waits for it does not wait for ever.
@@ -306,8 +314,8 @@ impl Device {
         self.report.connected();
     }
 
-    /// The client is gone: what follows is another machine.
-    pub fn disconnected(&mut self) {
+    /// The client is gone: what follows is another machine, with memory that nobody has yet.
+    pub fn disconnected(&mut self) -> Result<(), RegionError> {
         self.check_all();
         self.stop_queues();
         self.vectors.iter_mut().for_each(|v| *v = None);
@@ -317,7 +325,12 @@ impl Device {
         if let Err(error) = self.region.clear() {
             log::warn!("the region could not be cleared: {error}");
         }
+        self.region = Region::new(self.options.region_offset, self.options.region_size)?;
+        if let Some(watcher) = &self.watcher {
+            watcher.follow(self.region.map_again()?);
+        }
         self.report.event_with_counters("disconnect");
+        Ok(())
     }
 
     /// Returns whether it has changed.

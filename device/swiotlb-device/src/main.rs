@@ -98,12 +98,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         report.event("sandbox", entered);
     }
     if !options.watch.is_empty() {
-        watcher::start(
-            device.region().map_again()?,
-            &options.watch,
-            Arc::clone(&report),
-        )
-        .map_err(SetupError::Threads)?;
+        let memory = device.region().map_again()?;
+        let watcher = watcher::start(memory, &options.watch, Arc::clone(&report));
+        device.set_watcher(watcher.map_err(SetupError::Threads)?);
     }
     // The thread that listens to the backend takes its memory before there is a client.
     // libvhost-user does not bear it when guest memory (--allow-guest-memory) is mapped again

@@ -16,6 +16,11 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use crate::backend::Share;
 use crate::ring::Window;
 
+/// Where a backend is told that the region lies in this process. Vhost-user needs a number
+/// that no other entry of the table has, and libvhost-user that it stays: when it gets a table,
+/// it looks the rings of the session before up in it. No process has memory there.
+const HOST: u64 = 1 << 62;
+
 /// The name under which it shows in /proc/PID/maps.
 pub const NAME: &str = "swiotlb-region";
 
@@ -97,7 +102,7 @@ impl Region {
             file: self.file.as_fd(),
             offset: self.offset,
             inode: self.inode,
-            host: self.map.as_ptr() as u64,
+            host: HOST,
         }
     }
 
@@ -136,7 +141,7 @@ impl Region {
             .flatten()
     }
 
-    /// Forgets the content: the next guest is another one.
+    /// Forgets the content, for all who still have it mapped.
     pub fn clear(&self) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(&self.file, flags, 0, self.offset + self.size)?)

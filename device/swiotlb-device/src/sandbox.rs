@@ -49,7 +49,9 @@ pub enum SandboxError {
 const ALLOWED: &[libc::c_long] = &[
     // memory
     libc::SYS_brk,
+    libc::SYS_ftruncate,
     libc::SYS_madvise,
+    libc::SYS_memfd_create,
     libc::SYS_mremap,
     libc::SYS_munmap,
     // threads and their end
@@ -292,6 +294,7 @@ extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const 
 mod tests {
     use super::*;
     use crate::panics;
+    use crate::region::Region;
     use std::ffi::CString;
     use std::fs::File;
     use std::net::TcpStream;
@@ -349,6 +352,9 @@ mod tests {
                 thread::spawn(write).join().expect("thread").expect("write");
                 fs::remove_file(directory.join("mine")).expect("remove");
                 work_as_others_do(directory);
+                let region = Region::new(4096, 8192).expect("a region for the next client");
+                region.map_again().expect("for the watcher");
+                region.clear().expect("clear");
             }
             "open" => {
                 // Who may not open anything does not learn what there is either.

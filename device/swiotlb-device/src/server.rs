@@ -27,7 +27,7 @@ use crate::guest_memory::Mapping;
 use crate::options::Options;
 use crate::panics;
 use crate::pci::{self, Layout};
-use crate::region::Region;
+use crate::region::{Region, RegionError};
 use crate::ring::Window;
 
 #[derive(Debug, Error)]
@@ -36,6 +36,8 @@ pub enum ServerError {
     Wait(io::Error),
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    #[error("no region for the next client: {0}")]
+    Region(#[from] RegionError),
 }
 
 /// The device as several threads share it.
@@ -194,19 +196,18 @@ pub fn serve(
     listener: UnixListener,
     device: &Shared,
 ) -> Result<(), ServerError> {
-    let waiting = listener.try_clone().map_err(ServerError::Wait)?;
-    let (irqs, regions) = (irqs(options), regions(options, lock(device).region()));
-    let server = Server::from_owned_fd(OwnedFd::from(listener), true, irqs, regions);
-    let server = Arc::new(server);
     loop {
         // The crate accepts by itself and does not tell.
-        match poll(&mut [PollFd::new(&waiting, PollFlags::IN)], None) {
+        match poll(&mut [PollFd::new(&listener, PollFlags::IN)], None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(ServerError::Wait(error.into())),
         }
         lock(device).connected();
-        let server = Arc::clone(&server);
+        // The region is another one for each client.
+        let accepting = OwnedFd::from(listener.try_clone().map_err(ServerError::Wait)?);
+        let regions = regions(options, lock(device).region());
+        let server = Server::from_owned_fd(accepting, true, irqs(options), regions);
         let mut session = Session(Arc::clone(device));
         // A thread of its own: the crate may panic on a message that makes no
         // sense, which is the end of that thread.
@@ -222,7 +223,7 @@ pub fn serve(
         let now = Instant::now();
         let mut left = lock(device);
         left.hurry(now);
-        left.disconnected();
+        left.disconnected()?;
         drop(left);
         if options.once {
             return Ok(());

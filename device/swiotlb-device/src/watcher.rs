@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::mpsc::{channel, Sender};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -28,9 +29,24 @@ const WINDOW: usize = 256 << 10;
 /// Places that are reported one by one; all sightings are counted.
 const MAX_REPORTED: usize = 64;
 
-/// Starts the thread. It ends with the program: what a driver has left in the
-/// region when it goes is to be seen as well.
-pub fn start(memory: MmapRegion, patterns: &[HexBytes], report: Arc<Report>) -> io::Result<()> {
+/// The thread. It ends with the program: what a driver has left in the region
+/// when it goes is to be seen as well.
+pub struct Watcher(Sender<MmapRegion>);
+
+impl Watcher {
+    /// From the next pass on it looks at other memory.
+    pub fn follow(&self, memory: MmapRegion) {
+        // The thread has the other end for as long as it lives.
+        let _ = self.0.send(memory);
+    }
+}
+
+pub fn start(
+    mut memory: MmapRegion,
+    patterns: &[HexBytes],
+    report: Arc<Report>,
+) -> io::Result<Watcher> {
+    let (watcher, other) = channel();
     let mut scanner = Scanner::new(patterns);
     thread::Builder::new()
         .name("watcher".into())
@@ -41,10 +57,13 @@ pub fn start(memory: MmapRegion, patterns: &[HexBytes], report: Arc<Report>) -> 
             }
             let mut places = HashSet::new();
             for pass in 1u64.. {
+                if let Some(last) = other.try_iter().last() {
+                    memory = last;
+                }
                 scan_once(&mut scanner, &memory, &report, pass, &mut places);
             }
         })?;
-    Ok(())
+    Ok(Watcher(watcher))
 }
 
 fn scan_once(

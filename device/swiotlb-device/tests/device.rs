@@ -7,6 +7,7 @@
 #[allow(dead_code)]
 mod support;
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -344,6 +345,45 @@ fn next_client_finds_a_fresh_device() {
     exchange(&mut driver, 2);
     machine.stop_device();
     assert_eq!(machine.events("summary")[0]["connections"], 2);
+}
+
+#[test]
+fn clients_share_no_memory() {
+    let canary = b"a canary";
+    let hex: String = canary.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (machine, mut driver) = machine(&["--watch", &hex]);
+    let mut before = None;
+    for n in 1..4 {
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        exchange(&mut driver, n);
+        // Each place is reported once.
+        let at = 0x1_0000 * usize::from(n);
+        driver.put(at, canary);
+        wait_for("the watcher", || {
+            machine.events("watch").iter().any(|e| e["offset"] == at)
+        });
+        // All that the client before can see is what was wiped.
+        let memory = driver.disconnect();
+        wait_for("the disconnect", || {
+            machine.events("disconnect").len() == usize::from(n)
+        });
+        if let Some(before) = before.replace(memory) {
+            assert!(driver::is_blank(&before));
+        }
+        driver = Driver::connect(&machine.socket());
+        assert!(before.as_ref().is_some_and(driver::is_blank));
+    }
+    let tables = machine.events("backend_memory");
+    let inodes: HashSet<_> = tables
+        .iter()
+        .map(|event| event["table"][0]["inode"].as_u64())
+        .collect();
+    assert_eq!(inodes.len(), 3, "{tables:?}");
+    assert!(
+        tables.iter().all(|event| event["foreign"] == 0),
+        "{tables:?}"
+    );
 }
 
 #[test]

@@ -99,6 +99,11 @@ impl Driver {
         driver
     }
 
+    /// Hangs up, and keeps the memory.
+    pub fn disconnect(self) -> MmapRegion {
+        self.memory
+    }
+
     pub fn place_bar(&mut self, address: u64) {
         let low = (address as u32).to_le_bytes();
         let high = ((address >> 32) as u32).to_le_bytes();
@@ -392,6 +397,14 @@ fn into_file(fd: EventFd) -> std::fs::File {
     use std::os::fd::{FromRawFd, IntoRawFd};
     // SAFETY: into_raw_fd gives up the only ownership of an open descriptor.
     unsafe { std::fs::File::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// Whether memory has nothing but zeros.
+pub fn is_blank(memory: &MmapRegion) -> bool {
+    let mut bytes = vec![1; memory.len()];
+    let read = memory.as_volatile_slice().read_slice(&mut bytes, 0);
+    read.expect("in the memory");
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// RAM as a VMM makes it that shares it.
