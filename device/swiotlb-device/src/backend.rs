@@ -414,9 +414,27 @@ impl Backend {
             .at("SET_VRING_ENABLE")
     }
 
-    /// Stops the queues; when it returns, the backend takes no more from them. What it took it
-    /// may do nevertheless: qemu-storage-daemon does, but for the used elements, so that nobody
-    /// can tell when it is done.
+    /// Tells the backend to take no more from the queues. What it took it goes on with, and
+    /// has to, for [`Backend::stop`] does not wait for it everywhere: qemu-storage-daemon goes
+    /// on after that, but for the used elements, so that nobody can tell when it is done.
+    pub fn disable(
+        &mut self,
+        queues: impl Iterator<Item = u16>,
+        by: Instant,
+    ) -> Result<(), BackendError> {
+        if self.features & bit(F_PROTOCOL_FEATURES) == 0 {
+            // Nothing else has it than to stop.
+            return Ok(());
+        }
+        self.in_time(by, |backend| {
+            for index in queues {
+                backend.enable(index, false)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Stops the queues; when it returns, the backend takes no more from them.
     pub fn stop(
         &mut self,
         queues: impl Iterator<Item = u16>,
@@ -424,9 +442,6 @@ impl Backend {
     ) -> Result<(), BackendError> {
         self.in_time(by, |backend| {
             for index in queues {
-                if backend.features & bit(F_PROTOCOL_FEATURES) != 0 {
-                    backend.enable(index, false)?;
-                }
                 let base = backend.frontend.get_vring_base(index.into());
                 base.at("GET_VRING_BASE")?;
             }

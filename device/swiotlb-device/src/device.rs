@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
@@ -32,6 +33,9 @@ use crate::watcher::Watcher;
 
 /// Violations reported one by one in one negotiation; all are counted.
 const MAX_REPORTED: u64 = 64;
+
+/// How often is looked whether a backend has answered, before its queues stop.
+const DRAIN_LOOK: Duration = Duration::from_micros(100);
 
 /// How long to wait for a backend when the device starts.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -460,13 +464,64 @@ impl Device {
             return;
         };
         self.report_backend_memory(&running.reach, "stop");
-        let Some(backend) = &mut self.backend else {
-            return;
-        };
-        let served = self.options.served_queues();
-        let indices = running.queues.iter().map(|q| q.index);
-        if let Err(error) = backend.stop(indices.filter(|index| *index < served), self.by) {
+        if let Err(error) = self.release(running.queues, &running.reach) {
             self.drop_backend(&error);
+        }
+    }
+
+    /// Takes queues from the backend, after it has done what it took from them.
+    fn release(
+        &mut self,
+        mut queues: Vec<RunningQueue>,
+        reach: &Reach,
+    ) -> Result<(), BackendError> {
+        let Some(mut backend) = self.backend.take() else {
+            return Ok(());
+        };
+        queues.retain(|queue| self.is_served(queue.index));
+        let indices: Vec<_> = queues.iter().map(|queue| queue.index).collect();
+        let disabled = backend.disable(indices.iter().copied(), self.by);
+        let outcome = disabled.and_then(|()| {
+            self.drain(queues, reach);
+            backend.stop(indices.into_iter(), self.by)
+        });
+        self.backend = Some(backend);
+        outcome
+    }
+
+    /// Waits until the backend has answered all requests that it may have taken, so that
+    /// nothing comes late into buffers that are others' by then. Half of the time is left for
+    /// what has to be done after that.
+    fn drain(&mut self, mut queues: Vec<RunningQueue>, reach: &Reach) {
+        if self.faults.blinds() {
+            return;
+        }
+        queues.retain(|queue| self.options.device_type.answers(queue.index));
+        let now = Instant::now();
+        let patience = Duration::from_millis(self.options.drain.into());
+        let limit = now + patience.min(self.by.saturating_duration_since(now) / 2);
+        let memory = reach.memory(&self.region);
+        loop {
+            queues.retain_mut(|queue| queue.walker.unanswered(&memory) != Some(0));
+            if queues.is_empty() {
+                return;
+            }
+            if Instant::now() >= limit {
+                break;
+            }
+            thread::sleep(DRAIN_LOOK);
+        }
+        for mut queue in queues {
+            let requests = queue.walker.unanswered(&memory);
+            self.report.count(|c| c.undrained += 1);
+            self.report.event(
+                "undrained",
+                json!({
+                    "queue": queue.index,
+                    "requests": requests,
+                    "negotiation": self.negotiation,
+                }),
+            );
         }
     }
 
@@ -693,15 +748,13 @@ impl Device {
         if let Some(failing) = &mut self.failing {
             failing.queues.retain(|queue| queue.index != index);
         }
-        let served = self.is_served(index);
-        let Some(running) = &mut self.running else {
+        let Some(mut running) = self.running.take() else {
             return;
         };
-        running.queues.retain(|queue| queue.index != index);
-        let outcome = match &mut self.backend {
-            Some(backend) if served => backend.stop([index].into_iter(), self.by),
-            _ => Ok(()),
-        };
+        let (stopped, others) = running.queues.into_iter().partition(|q| q.index == index);
+        running.queues = others;
+        let outcome = self.release(stopped, &running.reach);
+        self.running = Some(running);
         if let Err(error) = outcome {
             self.lose_backend(&error);
         }

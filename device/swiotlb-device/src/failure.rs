@@ -38,12 +38,17 @@ struct Answer {
 }
 
 impl Failure {
+    /// Whether there are requests in a queue. The buffers for events are none: they wait for
+    /// an event.
+    pub fn answers(self, index: u16) -> bool {
+        (self, index) != (Failure::Scsi, SCSI_EVENTS)
+    }
+
     /// Answers all that is available in a queue and not used, and returns how much that
     /// was. None if it is not certain what is, or where an error would have to go: then
     /// nothing is answered. The driver is not told.
     pub fn answer(self, index: u16, walker: &mut Walker, memory: &Memory<'_>) -> Option<usize> {
-        if (self, index) == (Failure::Scsi, SCSI_EVENTS) {
-            // Its buffers are no requests: they wait for an event.
+        if !self.answers(index) {
             return Some(0);
         }
         let requests = walker.requests(memory)?;

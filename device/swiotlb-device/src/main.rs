@@ -136,6 +136,7 @@ fn start(options: &Options) -> serde_json::Value {
         "queues": options.queue_count(),
         "queue_size": options.queue_size,
         "faults": FaultSet::from_iter(options.fault.iter().copied()).names(),
+        "drain": options.drain,
         "fault_after": options.fault_after,
         "chaos": options.chaos,
         "sandbox": options.sandbox,

@@ -99,6 +99,10 @@ pub struct Options {
     #[arg(long, value_name = "SEED", conflicts_with = "fault")]
     pub chaos: Option<u64>,
 
+    /// How many milliseconds a reset waits for requests that the backend has taken
+    #[arg(long, value_name = "MS", default_value = "1000")]
+    pub drain: u16,
+
     /// Be a good device until a driver has set FEATURES_OK so many times
     #[arg(long, value_name = "N", default_value = "0")]
     pub fault_after: u64,

@@ -300,6 +300,15 @@ impl Walker {
         }
     }
 
+    /// How many chains were seen to be available, are as they must be, and are not used; none
+    /// if that is not certain.
+    pub fn unanswered(&mut self, memory: &Memory<'_>) -> Option<usize> {
+        match self {
+            Walker::Split(walker) => walker.unanswered(memory),
+            Walker::Packed(walker) => walker.unanswered(memory),
+        }
+    }
+
     /// Puts the used element of a request there, as the backend would that is gone. `len` is
     /// how many bytes are written, as the driver is told.
     pub fn put_used(&mut self, memory: &Memory<'_>, id: u16, len: u32) -> Option<()> {
@@ -583,6 +592,20 @@ impl SplitWalker {
                 })
             })
             .collect()
+    }
+
+    /// See [`Walker::unanswered`].
+    fn unanswered(&mut self, memory: &Memory<'_>) -> Option<usize> {
+        self.take_used(memory);
+        let mut budget = BUDGET;
+        let mut is_sound = |head| {
+            let mut chain = Chain::new(memory, &mut budget, head);
+            self.walk(&mut chain, head);
+            chain.is_sound()
+        };
+        let heads = self.outstanding.iter().zip(0u16..);
+        let unanswered = heads.filter(|(n, head)| **n > 0 && is_sound(*head));
+        self.exact.then(|| unanswered.count())
     }
 
     /// See [`Walker::put_used`].
@@ -902,6 +925,14 @@ impl PackedWalker {
             buffers: kept.buffers,
         };
         Some(outstanding.map(request).collect())
+    }
+
+    /// See [`Walker::unanswered`].
+    fn unanswered(&mut self, memory: &Memory<'_>) -> Option<usize> {
+        if !self.is_known(memory) {
+            self.settle(memory);
+        }
+        self.exact.then_some(self.outstanding.len())
     }
 
     /// See [`Walker::put_used`].

@@ -41,6 +41,15 @@ impl DeviceType {
             ..self
         }
     }
+
+    /// Whether the chains of a queue are requests, which a backend answers by itself. Others
+    /// wait for what comes from elsewhere, such as a packet, or are read when there is time.
+    pub fn answers(self, queue: u16) -> bool {
+        match self.failure {
+            Some(failure) => failure.answers(queue),
+            None => matches!(self.name, "rng" | "9p" | "crypto" | "i2c"),
+        }
+    }
 }
 
 const TYPES: &[DeviceType] = &[
@@ -93,6 +102,19 @@ mod tests {
         assert_eq!(lookup("2").map(|t| t.name), Some("blk"));
         assert_eq!(lookup("0x1a").map(|t| t.name), Some("fs"));
         assert_eq!(lookup("63").map(|t| t.name), Some("other"));
+    }
+
+    #[test]
+    fn queues_of_requests() {
+        let answers = |name, queue| lookup(name).map(|t| t.answers(queue));
+        assert_eq!(answers("blk", 3), Some(true));
+        assert_eq!(
+            [0, 1, 2].map(|n| answers("scsi", n)),
+            [true, false, true].map(Some)
+        );
+        assert_eq!(answers("rng", 0), Some(true));
+        assert_eq!(answers("net", 0), Some(false));
+        assert_eq!(answers("63", 0), Some(false));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use support::machine::{wait_for, Machine};
 use support::packed_backend;
 
 const FEATURES: u64 = VERSION_1 | SWIOTLB | INDIRECT;
+const RING_RESET: u64 = 1 << 40;
 const NEEDS_RESET: u8 = 64;
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -1054,6 +1055,76 @@ fn packed_ring() {
     assert_eq!(summary["violations"], 1);
     assert_eq!(summary["chains_checked"], 49);
     assert_eq!(machine.events("queue")[0]["packed"], true);
+}
+
+/// A machine whose backend takes so long over what it has when its queues stop, and its driver.
+fn slow(delay: Duration) -> (Machine, Driver, packed_backend::Slow) {
+    let mut machine = Machine::new();
+    let slow = packed_backend::start_slow(&machine.path("backend.sock"), delay);
+    machine.start_device(&["--packed", "yes", "--add-features", "40"]);
+    let driver = Driver::connect(&machine.socket());
+    (machine, driver, slow)
+}
+
+/// Begins a session with one request for 64 bytes at 0x2000.
+fn ask_slow(driver: &mut Driver) {
+    assert!(driver.negotiate(VERSION_1 | SWIOTLB | PACKED | RING_RESET));
+    driver.start();
+    driver.put(0x2000, &[0x11; 64]);
+    driver.descriptor(0, driver.at(0x2000), 64, 0, driver::WRITE | (1 << 7));
+    driver.kick();
+}
+
+#[test]
+fn buffers_are_the_drivers_once_it_has_stopped_a_queue() {
+    let (mut machine, mut driver, slow) = slow(Duration::from_millis(10));
+    let function_reset = |driver: &mut Driver| {
+        driver.client.reset().expect("DEVICE_RESET");
+        driver.place_bar(BAR_ADDRESS);
+    };
+    let queue_reset = |driver: &mut Driver| driver.write(58, &1u16.to_le_bytes());
+    let ends: [&dyn Fn(&mut Driver); 3] = [&Driver::reset, &function_reset, &queue_reset];
+    for (round, end) in (1..=60).zip(ends.iter().cycle()) {
+        ask_slow(&mut driver);
+        end(&mut driver);
+        driver.put(0x2000, &[0x77; 64]);
+        wait_for("the backend", || slow.done() >= round);
+        let mut data = [0; 64];
+        driver.get(0x2000, &mut data);
+        assert_eq!(data, [0x77; 64], "round {round}");
+    }
+    machine.stop_device();
+    assert_eq!(machine.events("summary")[0]["undrained"], 0);
+}
+
+/// It is not certain then what is outstanding, so the device waits for as long as it may.
+#[test]
+fn a_violation_ends_when_its_backend_has() {
+    let (_machine, mut driver, slow) = slow(Duration::from_millis(10));
+    ask_slow(&mut driver);
+    driver.descriptor(16, RAM, 64, 1, driver::WRITE | (1 << 7));
+    driver.kick();
+    driver.put(0x2000, &[0x77; 64]);
+    wait_for("the backend", || slow.done() == 1);
+    let mut data = [0; 64];
+    driver.get(0x2000, &mut data);
+    assert_eq!(data, [0x77; 64]);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+}
+
+#[test]
+fn a_backend_that_does_not_end_is_not_waited_for() {
+    let (machine, mut driver, _slow) = slow(Duration::from_secs(3600));
+    for session in 1..3 {
+        ask_slow(&mut driver);
+        let begin = Instant::now();
+        driver.reset();
+        assert!(begin.elapsed() < ANSWER);
+        let undrained = machine.events("undrained");
+        assert_eq!(undrained.len(), session);
+        assert_eq!(undrained[session - 1]["requests"], 1);
+    }
+    assert!(machine.events("backend_gone").is_empty());
 }
 
 #[test]

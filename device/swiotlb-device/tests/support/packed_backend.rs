@@ -2,8 +2,9 @@
 
 //! A vhost-user backend with a packed ring and nothing else: it fills what it
 //! may write with 0x5a. Without protocol features, too, which the larger
-//! backends all have; or with those of one that announces changes of its
-//! configuration space.
+//! backends all have; with those of one that announces changes of its
+//! configuration space; or of one that answers late, as qemu-storage-daemon may:
+//! once its queue has stopped it writes into the buffers, and not into the ring.
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -13,11 +14,13 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::driver::{PACKED, VERSION_1, WRITE};
+use super::machine::wait_for;
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
@@ -39,6 +42,24 @@ struct State {
     requests: Option<Sender<Sockets>>,
     /// How often its configuration space was read, which that consists of.
     reads: u8,
+    /// How long it takes over a request once it is told to take no more; else none.
+    delay: Option<Duration>,
+    /// It takes no more.
+    disabled: bool,
+    /// The ring is not its any more.
+    stopped: bool,
+    /// How many requests it has done.
+    done: u64,
+}
+
+/// A backend that takes its time.
+pub struct Slow(Arc<Mutex<State>>);
+
+impl Slow {
+    /// How many requests it has done.
+    pub fn done(&self) -> u64 {
+        self.0.lock().expect("state").done
+    }
 }
 
 /// What somebody needs who speaks for it.
@@ -63,16 +84,27 @@ pub fn start_announcing(path: &Path) -> Receiver<Sockets> {
     requests
 }
 
-fn listen(path: &Path, state: State) {
-    let listener = UnixListener::bind(path).expect("socket");
-    thread::spawn(move || {
-        let (stream, _) = listener.accept().expect("connection");
-        serve(&stream, state);
-    });
+/// One that takes so long over a request once it is told to take no more.
+pub fn start_slow(path: &Path, delay: Duration) -> Slow {
+    let state = State {
+        delay: Some(delay),
+        ..State::default()
+    };
+    Slow(listen(path, state))
 }
 
-fn serve(stream: &UnixStream, state: State) {
+fn listen(path: &Path, state: State) -> Arc<Mutex<State>> {
+    let listener = UnixListener::bind(path).expect("socket");
     let state = Arc::new(Mutex::new(state));
+    let shared = Arc::clone(&state);
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("connection");
+        serve(&stream, shared);
+    });
+    state
+}
+
+fn serve(stream: &UnixStream, state: Arc<Mutex<State>>) {
     loop {
         let mut message = [0u8; 4096];
         let mut fds = [0; 8];
@@ -119,7 +151,8 @@ fn handle(
     let mut s = state.lock().expect("state");
     match request {
         1 => {
-            let more = s.requests.as_ref().map_or(0, |_| PROTOCOL_FEATURES);
+            let has_more = s.requests.is_some() || s.delay.is_some();
+            let more = if has_more { PROTOCOL_FEATURES } else { 0 };
             reply(stream, 1, &(VERSION_1 | PACKED | more).to_le_bytes());
         }
         5 => {
@@ -134,11 +167,12 @@ fn handle(
         10 => {
             let (avail, used) = (word(4) & 0xffff, word(4) >> 16);
             assert_eq!(avail, used, "nothing is under way");
+            (s.disabled, s.stopped) = (false, false);
             s.next = (avail & 0x7fff) as u16;
             s.wrap = avail & 0x8000 != 0;
         }
         11 => {
-            s.ring = u64::MAX;
+            (s.disabled, s.stopped) = (true, true);
             reply(stream, 11, &[0; 8]);
         }
         12 => {
@@ -146,7 +180,11 @@ fn handle(
             thread::spawn(move || follow(kick, &state));
         }
         13 => s.call = files.next(),
-        15 => reply(stream, 15, &PROTOCOL.to_le_bytes()),
+        15 => {
+            let protocol = s.requests.as_ref().map_or(0, |_| PROTOCOL);
+            reply(stream, 15, &protocol.to_le_bytes());
+        }
+        18 => s.disabled = word(4) == 0,
         21 => {
             let socket = OwnedFd::from(files.next().expect("socket"));
             let sender = s.requests.as_ref().expect("somebody who wanted it");
@@ -184,13 +222,20 @@ fn follow(kick: File, state: &Mutex<State>) {
         )];
         rustix::event::poll(fds, None).expect("poll");
         if std::io::Read::read(&mut &kick, &mut count).is_ok() {
+            let delay = state.lock().expect("state").delay;
+            if let Some(delay) = delay {
+                wait_for("the end of its queue", || {
+                    state.lock().expect("state").disabled
+                });
+                thread::sleep(delay);
+            }
             process(&mut state.lock().expect("state"));
         }
     }
 }
 
 fn process(s: &mut State) {
-    if s.ring == u64::MAX {
+    if s.stopped && s.delay.is_none() {
         return;
     }
     let memory = s.memory.as_ref().expect("memory").as_volatile_slice();
@@ -208,6 +253,10 @@ fn process(s: &mut State) {
             let offset = (addr - s.guest) as usize;
             memory.write_slice(&data, offset).expect("inside");
         }
+        s.done += 1;
+        if s.stopped {
+            break;
+        }
         let used = if s.wrap { AVAIL | USED } else { 0 };
         memory
             .store(used, at + 14, Ordering::Release)
@@ -217,6 +266,9 @@ fn process(s: &mut State) {
         if s.next == s.size {
             s.next = 0;
             s.wrap = !s.wrap;
+        }
+        if s.delay.is_some() {
+            break;
         }
     }
     if let (true, Some(call)) = (done, &s.call) {
