@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::backend::{Backend, BackendError, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
+use crate::limits;
 use crate::notify;
 use crate::options::{HexBytes, Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
@@ -277,7 +278,10 @@ impl Device {
             indirect: self.options.indirect,
             event_idx: self.options.event_idx,
         };
-        let offered = self.faults.offer(offer.features(self.backend_features));
+        let mut features = offer.features(self.backend_features);
+        let (id, served) = (self.options.device_type.id, self.options.served_queues());
+        features &= !limits::unserved(id, features, served, &self.config);
+        let offered = self.faults.offer(features);
         self.registers.reset(offered);
         self.isr = 0;
         self.reported = 0;
@@ -361,6 +365,27 @@ impl Device {
             self.config = config;
         }
         changes
+    }
+
+    /// The configuration space as the driver sees it, which says no more than the queues can
+    /// keep, as long as they are now.
+    fn presented_config(&self) -> Vec<u8> {
+        let has_features = self.registers.status() & virtio::STATUS_FEATURES_OK != 0;
+        let features = match has_features {
+            true => self.registers.accepted(),
+            false => self.registers.offered(),
+        };
+        let id = self.options.device_type.id;
+        let queues = self.registers.queues().iter().zip(0u16..);
+        let room = queues
+            .filter(|(_, index)| limits::has_segments(id, *index))
+            .map(|(queue, _)| queue.size)
+            .min()
+            .filter(|_| features & virtio::bit(virtio::F_INDIRECT_DESC) == 0);
+        let mut config = self.config.clone();
+        let served = self.options.served_queues();
+        limits::lower(id, &mut config, features, served, room);
+        config
     }
 
     /// What the backend has announced of its configuration space is the
@@ -1190,9 +1215,10 @@ impl Device {
                 }
             }
             (CONTROL_BAR, pci::DEVICE_OFFSET..pci::NOTIFY_OFFSET) => {
-                let from = ((offset - pci::DEVICE_OFFSET) as usize).min(self.config.len());
-                let n = data.len().min(self.config.len() - from);
-                data[..n].copy_from_slice(&self.config[from..from + n]);
+                let config = self.presented_config();
+                let from = ((offset - pci::DEVICE_OFFSET) as usize).min(config.len());
+                let n = data.len().min(config.len() - from);
+                data[..n].copy_from_slice(&config[from..from + n]);
                 self.faults.device_config_read(data);
             }
             (BOUNCE_BAR, _) => self.region.read(offset, data),

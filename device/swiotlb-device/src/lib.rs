@@ -14,6 +14,7 @@ pub mod device;
 pub mod failure;
 pub mod faults;
 pub mod guest_memory;
+pub mod limits;
 pub mod lines;
 pub mod listen;
 pub mod notify;

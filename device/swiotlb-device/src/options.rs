@@ -9,6 +9,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use thiserror::Error;
 
 use crate::faults::Fault;
+use crate::limits;
 use crate::types::{self, DeviceType};
 use crate::virtio::{bit, F_RING_RESET};
 
@@ -189,6 +190,8 @@ pub enum OptionsError {
     ChaosRange,
     #[error("--queue-size {0} is not a power of two from 2 to 32768")]
     QueueSize(u16),
+    #[error("--queue-size {0} and --indirect no leave no room for a request")]
+    QueueRoom(u16),
     #[error("--idle-queues {0} leaves no virtqueue to the backend")]
     IdleQueues(u16),
     #[error("--watch has a pattern of less than {FEWEST_WATCHED} bytes")]
@@ -230,6 +233,9 @@ impl Options {
         }
         if !self.queue_size.is_power_of_two() || self.queue_size < 2 {
             return Err(OptionsError::QueueSize(self.queue_size));
+        }
+        if !self.indirect && self.queue_size < limits::least_queue_size(self.device_type.id) {
+            return Err(OptionsError::QueueRoom(self.queue_size));
         }
         if self.idle_queues >= self.queue_count() {
             return Err(OptionsError::IdleQueues(self.idle_queues));
@@ -415,6 +421,9 @@ mod tests {
             check(&["--queue-size", "100"]),
             Err(OptionsError::QueueSize(100))
         ));
+        let room = |kind| check(&["--type", kind, "--queue-size", "2", "--indirect", "no"]);
+        assert_eq!(room("blk"), Err(OptionsError::QueueRoom(2)));
+        assert_eq!(room("rng"), Ok(()));
     }
 
     #[test]

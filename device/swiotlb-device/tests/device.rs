@@ -1127,6 +1127,64 @@ fn a_backend_that_does_not_end_is_not_waited_for() {
     assert!(machine.events("backend_gone").is_empty());
 }
 
+/// The largest number of segments of a request, in the configuration space of a disk.
+fn seg_max(driver: &mut Driver) -> u32 {
+    let mut config = [0; 16];
+    driver.device_config(&mut config);
+    u32::from_le_bytes([config[12], config[13], config[14], config[15]])
+}
+
+#[test]
+fn no_request_is_longer_than_its_queue() {
+    const SEG_MAX: u64 = 1 << 2;
+    let (_machine, mut driver) = machine(&["--queue-size", "64"]);
+    // The driver may have tables.
+    assert!(driver.negotiate(FEATURES | SEG_MAX));
+    assert_eq!(seg_max(&mut driver), 126);
+    // It has none.
+    assert!(driver.negotiate(VERSION_1 | SWIOTLB | SEG_MAX));
+    assert_eq!(seg_max(&mut driver), 62);
+    // It makes the queue shorter.
+    driver.start();
+    assert_eq!(seg_max(&mut driver), 14);
+    exchange_split(&mut driver, 1);
+}
+
+/// Without tables.
+fn exchange_split(driver: &mut Driver, seed: u8) {
+    let data = pattern(seed);
+    driver.put(0x2000, &data);
+    assert_eq!(driver.block(OUT, 0, 4096, false), 0);
+    driver.put(0x2000, &[0; 4096]);
+    assert_eq!(driver.block(IN, 0, 4096, false), 0);
+    let mut back = vec![0; 4096];
+    driver.get(0x2000, &mut back);
+    assert!(back == data, "other data came back");
+}
+
+#[test]
+fn a_control_queue_that_nobody_serves_is_not_offered() {
+    const MAC: u64 = 1 << 5;
+    const CONTROL: u64 = (1 << 17) | (1 << 18) | (1 << 23);
+    let more = [
+        "--type",
+        "net",
+        "--add-features",
+        "5+17+18+23",
+        "--config",
+        "525400123456",
+    ];
+    let offered = |queues: &[&str]| {
+        let mut machine = Machine::new();
+        packed_backend::start(&machine.path("backend.sock"));
+        machine.start_device(&[&more[..], queues].concat());
+        Driver::connect(&machine.socket()).offered() & (MAC | CONTROL)
+    };
+    assert_eq!(offered(&["--queues", "2"]), MAC);
+    assert_eq!(offered(&["--queues", "3"]), MAC | CONTROL);
+    assert_eq!(offered(&["--queues", "3", "--idle-queues", "1"]), MAC);
+}
+
 #[test]
 fn size_of_another_kind_of_ring() {
     let mut machine = Machine::new();
