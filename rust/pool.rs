@@ -76,25 +76,38 @@
 //! runs out; they stay until the pool goes: an eighth of the pool at most, if all of it was mapped
 //! in single granules at some time. If there is none, a small mapping gets a page of its own.
 
-use core::{
-    fmt,
-    ops::DerefMut, //
-};
+use core::fmt;
 
-// The paths are spelt out for the host, where this file is itself included by its path.
+// The paths are spelt out for the host, where this file is itself included by its path. The order
+// is that of the imports: each file uses only those above it.
+#[path = "pool/mapping.rs"]
+pub(crate) mod mapping;
+#[path = "pool/platform.rs"]
+pub(crate) mod platform;
+
+#[path = "pool/live.rs"]
+mod live;
+#[path = "pool/slots.rs"]
+mod slots;
+
+#[path = "pool/runs.rs"]
+mod runs;
+#[path = "pool/stats.rs"]
+mod stats;
+
 #[path = "pool/area.rs"]
 mod area;
+#[path = "pool/unmap.rs"]
+mod unmap;
+
+#[path = "pool/picture.rs"]
+mod picture;
+#[path = "pool/placement.rs"]
+mod placement;
+
 #[cfg(CONFIG_RUST)]
 #[path = "pool/linux.rs"]
 mod linux;
-#[path = "pool/live.rs"]
-mod live;
-#[path = "pool/runs.rs"]
-mod runs;
-#[path = "pool/slots.rs"]
-mod slots;
-#[path = "pool/stats.rs"]
-mod stats;
 
 use self::{
     area::{
@@ -102,31 +115,31 @@ use self::{
         Request,
         Short, //
     },
+    picture::Row,
+    placement::Placement,
+    platform::{
+        Lock,
+        NoMemory,
+        Platform, //
+    },
     stats::Counters, //
 };
 
 #[cfg(CONFIG_RUST)]
 pub(crate) use self::linux::Kernel;
 pub(crate) use self::{
-    slots::Table,
+    mapping::{
+        BadHandle,
+        Direction,
+        Mapping,
+        Refusal,
+        PAGE, //
+    },
     stats::Stats, //
 };
 
-/// Bytes in a granule, the least that a mapping takes.
-pub(crate) const GRANULE: usize = 64;
-
-/// Bytes in a page of the pool, whatever the guest's own pages are.
-pub(crate) const PAGE: usize = 4096;
-
-/// The most bytes that are copied while an area is locked: as long as most mappings are at most,
-/// which saves a second visit, and no more than some microseconds.
-pub(crate) const PIECE: usize = 16 * PAGE;
-
 /// The least bytes that a pool can be made of.
 pub(crate) const SMALLEST: usize = 16 * PAGE;
-
-/// The most homes: before a request is refused all areas are visited twice.
-const MAX_HOMES: usize = 16;
 
 /// How many free runs all areas together keep apart for speed: they are joined in one go before a
 /// request is refused.
@@ -135,127 +148,9 @@ const MAY_KEEP: usize = 16;
 /// The store has a table ready for one page in this many.
 const STORED: usize = 128;
 
-/// Homes have at least this many pages.
-const MIN_HOME: usize = 64;
-
-/// Which way the data go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Direction {
-    /// The device reads and writes.
-    Bidirectional,
-    /// The device reads.
-    ToDevice,
-    /// The device writes.
-    FromDevice,
-}
-
-/// Why a request was refused.
-// As wide as an offset, so that a result with one of them is returned in registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub(crate) enum Refusal {
-    /// It was for no bytes.
-    Empty,
-    /// It was for more than [`Pool::largest_mapping`], and would not fit an empty pool.
-    TooLarge,
-    /// No free run is long enough.
-    Full,
-    /// What is free is held back for the other direction, or, for rings, for mappings.
-    HeldBack,
-}
-
-/// What is wrong with a handle.
-// As wide as an offset, so that a result with one of them is returned in registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub(crate) enum BadHandle {
-    /// It does not lie in the pool.
-    Outside,
-    /// Nothing is mapped there, or not any more.
-    Unmapped,
-    /// It points into a mapping, not at its first byte.
-    Interior,
-    /// The length is not that of the mapping, or goes past its end.
-    Length,
-}
-
-/// A mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mapping {
-    /// Where in the pool it begins, bytes.
-    pub(crate) offset: usize,
-    /// Bytes.
-    pub(crate) len: usize,
-    /// The physical address of the guest's buffer. To the pool it is a number that it keeps.
-    pub(crate) orig: u64,
-    /// Which way its data go.
-    pub(crate) direction: Direction,
-}
-
-impl Mapping {
-    /// What is copied at once of the `len` bytes that begin `inside` bytes from its beginning.
-    #[inline(always)]
-    fn piece(&self, inside: usize, len: usize) -> Self {
-        Self {
-            offset: self.offset + inside,
-            len: len.min(PIECE),
-            // A number like any other, see above.
-            orig: self.orig.wrapping_add(inside as u64),
-            ..*self
-        }
-    }
-}
-
-/// There is no memory for what the pool has to remember.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoMemory;
-
-/// A lock around a `T`.
-///
-/// The kernel's must be usable with interrupts off and from an interrupt handler.
-pub(crate) trait Lock<T> {
-    /// Takes the lock, until what is returned is dropped.
-    fn lock(&self) -> impl DerefMut<Target = T>;
-}
-
-/// Where tables come from while something is mapped.
-pub(crate) trait Store<T>: Clone {
-    /// A table of zeroes, if there is one. Called under an area's lock: must not sleep.
-    fn take(&self) -> Option<T>;
-}
-
-/// What the pool needs from the program that it is part of.
-pub(crate) trait Platform {
-    /// A list whose length is fixed. Those that more than one CPU uses begin at an address that is
-    /// aligned as their elements are.
-    type List<T: Unpin>: DerefMut<Target = [T]> + Unpin;
-    /// A lock.
-    type Lock<T: Unpin>: Lock<T> + Unpin;
-    /// A table of records.
-    type Table: DerefMut<Target = Table> + Unpin;
-    /// More of them.
-    type Store: Store<Self::Table> + Unpin;
-
-    /// A list of `len` elements, each what `element` returns for its place. May sleep.
-    fn list<T: Unpin>(
-        len: usize,
-        element: impl FnMut(usize) -> Result<T, NoMemory>,
-    ) -> Result<Self::List<T>, NoMemory>;
-
-    /// A lock around `value`. May sleep.
-    fn lock<T: Unpin>(value: T) -> Result<Self::Lock<T>, NoMemory>;
-
-    /// A table of zeroes. May sleep.
-    fn table() -> Result<Self::Table, NoMemory>;
-
-    /// A store that has `tables` tables ready, as a rule. May sleep.
-    fn store(tables: usize) -> Result<Self::Store, NoMemory>;
-}
-
 /// An area with what can be seen of it without its lock, on cache lines of its own.
 #[repr(align(128))]
-struct Slot<P: Platform> {
+struct LockedArea<P: Platform> {
     area: P::Lock<Area<P>>,
     counters: Counters,
     /// Where in the pool the area begins, bytes.
@@ -264,7 +159,7 @@ struct Slot<P: Platform> {
 
 // No two CPUs write to one line, of 64 bytes, or of two that are fetched together.
 #[cfg(CONFIG_RUST)]
-const _: () = assert!(align_of::<Slot<Kernel>>() == 128);
+const _: () = assert!(align_of::<LockedArea<Kernel>>() == 128);
 
 /// A pool.
 ///
@@ -273,16 +168,10 @@ const _: () = assert!(align_of::<Slot<Kernel>>() == 128);
 /// - Live mappings and rings do not overlap, and each lies in one area.
 /// - Every byte in use is accounted to exactly one of them, in whole granules or pages.
 pub(crate) struct Pool<P: Platform> {
-    areas: P::List<Slot<P>>,
+    areas: P::List<LockedArea<P>>,
+    placement: Placement,
     /// Pages in the pool.
     pages: usize,
-    /// Pages in area 0.
-    shared: usize,
-    /// Each other area, which is some CPUs' home, has 2 to the power of this pages.
-    home_log: u32,
-    homes: usize,
-    /// Mappings of more bytes than this do not go home.
-    wide: usize,
     /// The longest mapping, bytes.
     largest: usize,
 }
@@ -298,40 +187,26 @@ impl<P: Platform> Pool<P> {
         if bytes < SMALLEST || u32::try_from(pages).is_err() {
             return Err(NoMemory);
         }
-        let homes = match cpus.min(MAX_HOMES).min(pages / 2 / MIN_HOME) {
-            1 => 0,
-            homes => homes,
-        };
-        // Without homes nothing goes home.
-        let home_log = (pages / 2).checked_div(homes).map_or(0, usize::ilog2);
-        let home = 1 << home_log;
-        let wide = if homes == 0 { 0 } else { home / 4 * PAGE };
-        let shared = pages - homes * home;
+        let placement = Placement::new(pages, cpus);
         let store = P::store((pages / STORED).clamp(2, 1024))?;
-        let areas = P::list(1 + homes, |i| {
-            let (base, pages) = match i.checked_sub(1) {
-                None => (0, shared),
-                Some(i) => (shared + i * home, home),
-            };
-            Ok(Slot {
+        let areas = P::list(placement.areas(), |i| {
+            let pages = placement.pages(i);
+            Ok(LockedArea {
                 area: P::lock(Area::new(
                     pages,
                     pages / 3,
-                    (MAY_KEEP / (1 + homes)).max(1),
+                    (MAY_KEEP / placement.areas()).max(1),
                     store.clone(),
                 )?)?,
                 counters: Counters::new(pages),
-                base: base * PAGE,
+                base: placement.first_page(i) * PAGE,
             })
         })?;
         // INVARIANT: Nothing is in use yet.
         Ok(Self {
             areas,
+            placement,
             pages,
-            shared,
-            home_log,
-            homes,
-            wide,
             // Lengths are kept, and given to devices, as 32-bit numbers.
             largest: (pages / 4).min(u32::MAX as usize / PAGE) * PAGE,
         })
@@ -350,37 +225,11 @@ impl<P: Platform> Pool<P> {
     ///
     /// [`BadHandle::Outside`], counted.
     #[inline(always)]
-    fn locate(&self, offset: usize) -> Result<&Slot<P>, BadHandle> {
-        let page = offset / PAGE;
-        let area = match page.checked_sub(self.shared) {
-            None => 0,
-            Some(page) => 1 + (page >> self.home_log),
-        };
-        match self.areas.get(area) {
-            Some(slot) => Ok(slot),
+    fn locate(&self, offset: usize) -> Result<&LockedArea<P>, BadHandle> {
+        match self.areas.get(self.placement.area_of(offset)) {
+            Some(locked) => Ok(locked),
             None => Err(self.areas[0].counters.bad(BadHandle::Outside)),
         }
-    }
-
-    /// The area that the CPU tries first for a mapping of `len` bytes.
-    #[inline(always)]
-    fn home(&self, cpu: impl FnOnce() -> usize, len: usize) -> usize {
-        if len > self.wide {
-            return 0;
-        }
-        let cpu = cpu();
-        if cpu < self.homes {
-            1 + cpu
-        } else {
-            1 + cpu % self.homes.max(1)
-        }
-    }
-
-    /// The areas to try after `home`: the shared one, then the homes that come after it, and it.
-    fn others(&self, home: usize) -> impl Iterator<Item = usize> {
-        let homes = self.homes;
-        let from = home.saturating_sub(1);
-        core::iter::once(0).chain((1..=homes).map(move |i| 1 + (from + i) % homes))
     }
 
     /// Finds room on behalf of a CPU, for a test.
@@ -423,12 +272,12 @@ impl<P: Platform> Pool<P> {
             len,
             direction,
         };
-        let home = self.home(cpu, len);
-        let slot = &self.areas[home];
+        let home = self.placement.home(cpu, len);
+        let locked = &self.areas[home];
         // The lock must not be held when another area is tried.
-        let answer = slot.area.lock().map(&request, &slot.counters);
+        let answer = locked.area.lock().map(&request, &locked.counters);
         match answer {
-            Ok(offset) => Ok(slot.base + offset),
+            Ok(offset) => Ok(locked.base + offset),
             Err(_) => self.map_elsewhere(home, len, orig, direction),
         }
     }
@@ -472,17 +321,17 @@ impl<P: Platform> Pool<P> {
         };
         let mut held_back = false;
         let mut attempt = |i: usize, close: bool| {
-            let slot = &self.areas[i];
-            let mut area = slot.area.lock();
+            let locked = &self.areas[i];
+            let mut area = locked.area.lock();
             if close {
-                area.tidy(&slot.counters);
+                area.tidy(&locked.counters);
             }
-            let answer = area.map(&request, &slot.counters);
+            let answer = area.map(&request, &locked.counters);
             held_back |= matches!(answer, Err(Short::HeldBack));
-            answer.map(|offset| slot.base + offset)
+            answer.map(|offset| locked.base + offset)
         };
         // First where a look from outside does not already say that it is hopeless.
-        for i in self.others(home).filter(|&i| i != home) {
+        for i in self.placement.others(home).filter(|&i| i != home) {
             let pages = self.areas[i].counters.longest();
             if request.kind().is_some() || pages >= request.pages() as usize {
                 if let Ok(offset) = attempt(i, false) {
@@ -491,7 +340,7 @@ impl<P: Platform> Pool<P> {
             }
         }
         // Then everywhere, without the pages of granules that are only kept for speed.
-        for i in self.others(home) {
+        for i in self.placement.others(home) {
             if let Ok(offset) = attempt(i, true) {
                 return Ok(offset);
             }
@@ -514,23 +363,23 @@ impl<P: Platform> Pool<P> {
         len: usize,
         mut copy: impl FnMut(&Mapping),
     ) -> Result<(), BadHandle> {
-        let slot = self.locate(offset)?;
-        let at = offset - slot.base;
+        let locked = self.locate(offset)?;
+        let at = offset - locked.base;
         let mut copied = 0;
         loop {
-            let area = slot.area.lock();
+            let area = locked.area.lock();
             let found = area.find(at + copied, len - copied);
             let piece = found.map(|mapping| {
                 let inside = at + copied - mapping.offset;
                 let piece = mapping.piece(inside, len - copied);
                 copy(&Mapping {
-                    offset: slot.base + piece.offset,
+                    offset: locked.base + piece.offset,
                     ..piece
                 });
                 piece.len
             });
             drop(area);
-            copied += piece.map_err(|why| slot.counters.bad(why))?;
+            copied += piece.map_err(|why| locked.counters.bad(why))?;
             if copied == len {
                 return Ok(());
             }
@@ -545,13 +394,13 @@ impl<P: Platform> Pool<P> {
     /// Those of [`BadHandle`] but [`BadHandle::Interior`]; all are counted.
     #[cfg(any(test, CONFIG_KUNIT))]
     pub(crate) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
-        let slot = self.locate(offset)?;
-        match slot.area.lock().find(offset - slot.base, len) {
+        let locked = self.locate(offset)?;
+        match locked.area.lock().find(offset - locked.base, len) {
             Ok(mapping) => Ok(Mapping {
-                offset: slot.base + mapping.offset,
+                offset: locked.base + mapping.offset,
                 ..mapping
             }),
-            Err(why) => Err(slot.counters.bad(why)),
+            Err(why) => Err(locked.counters.bad(why)),
         }
     }
 
@@ -586,9 +435,9 @@ impl<P: Platform> Pool<P> {
         wanted: bool,
         mut copy: impl FnMut(&Mapping),
     ) -> Result<(), BadHandle> {
-        let slot = self.locate(offset)?;
-        let base = slot.base;
-        let counters = &slot.counters;
+        let locked = self.locate(offset)?;
+        let base = locked.base;
+        let counters = &locked.counters;
         let mut copy = |piece: &Mapping| {
             copy(&Mapping {
                 offset: base + piece.offset,
@@ -597,11 +446,14 @@ impl<P: Platform> Pool<P> {
         };
         let at = offset - base;
         // The lock is not kept from one piece to the next.
-        let answer = slot.area.lock().unmap(at, len, wanted, counters, &mut copy);
+        let answer = locked
+            .area
+            .lock()
+            .unmap(at, len, wanted, counters, &mut copy);
         match answer {
             Ok(None) => Ok(()),
             Ok(Some(mut leaving)) => {
-                while !slot.area.lock().go_on(&mut leaving, counters, &mut copy) {}
+                while !locked.area.lock().go_on(&mut leaving, counters, &mut copy) {}
                 Ok(())
             }
             Err(why) => Err(counters.bad(why)),
@@ -621,12 +473,12 @@ impl<P: Platform> Pool<P> {
         }
         let pages = len.div_ceil(PAGE) as u32;
         let mut held_back = false;
-        for i in self.others(self.home(|| cpu, 1)) {
-            let slot = &self.areas[i];
-            let mut area = slot.area.lock();
-            area.tidy(&slot.counters);
-            match area.alloc(pages, &slot.counters) {
-                Ok(offset) => return Ok(slot.base + offset),
+        for i in self.placement.others(self.placement.home(|| cpu, 1)) {
+            let locked = &self.areas[i];
+            let mut area = locked.area.lock();
+            area.tidy(&locked.counters);
+            match area.alloc(pages, &locked.counters) {
+                Ok(offset) => return Ok(locked.base + offset),
                 Err(why) => held_back |= why == Short::HeldBack,
             }
         }
@@ -639,13 +491,14 @@ impl<P: Platform> Pool<P> {
     ///
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
     pub(crate) fn free(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
-        let slot = self.locate(offset)?;
+        let locked = self.locate(offset)?;
         // No ring has so many pages that they do not fit.
         let pages = u32::try_from(len.div_ceil(PAGE)).unwrap_or(u32::MAX);
-        slot.area
+        locked
+            .area
             .lock()
-            .free(offset - slot.base, pages, &slot.counters)
-            .map_err(|why| slot.counters.bad(why))
+            .free(offset - locked.base, pages, &locked.counters)
+            .map_err(|why| locked.counters.bad(why))
     }
 
     /// What has been counted. Takes no lock.
@@ -654,65 +507,34 @@ impl<P: Platform> Pool<P> {
             pool_bytes: self.pages * PAGE,
             ..Stats::default()
         };
-        for slot in self.areas.iter() {
-            stats.add(&slot.counters);
+        for locked in self.areas.iter() {
+            stats.add(&locked.counters);
         }
         stats
     }
 
     /// Lets the high-water mark start again from what is in use now.
     pub(crate) fn reset_hiwater(&self) {
-        for slot in self.areas.iter() {
-            let _area = slot.area.lock();
-            slot.counters.reset_hiwater();
+        for locked in self.areas.iter() {
+            let _area = locked.area.lock();
+            locked.counters.reset_hiwater();
         }
     }
 
-    /// Draws the areas for a person: one line each. Takes no lock.
+    /// Draws the areas for debugfs: one line each. Takes no lock.
     pub(crate) fn picture(&self, f: &mut impl fmt::Write) -> fmt::Result {
-        const WIDTH: usize = 32;
-        writeln!(
+        picture::draw(
             f,
-            "area      offset  KiB  [# mappings  R rings  . free]          maps live   used hiwater largest free (KiB)"
-        )?;
-        for (i, slot) in self.areas.iter().enumerate() {
-            let pages = if i == 0 {
-                self.shared
-            } else {
-                1 << self.home_log
-            };
-            let mut area = Stats::default();
-            area.add(&slot.counters);
-            let bytes = pages * PAGE;
-            // Rounded up: what there is shows.
-            let rings = (area.reserved_bytes * WIDTH + bytes - 1)
-                .checked_div(bytes)
-                .unwrap_or(0);
-            let mappings = area.used_bytes.saturating_sub(area.reserved_bytes);
-            let used = (mappings * WIDTH + bytes - 1)
-                .checked_div(bytes)
-                .unwrap_or(0);
-            write!(f, "{:<4} {:>#11x} {:>4} [", i, slot.base, bytes >> 10)?;
-            for at in 0..WIDTH {
-                f.write_char(if at < rings {
-                    'R'
-                } else if at + used < WIDTH {
-                    '.'
-                } else {
-                    '#'
-                })?;
-            }
-            writeln!(
-                f,
-                "] {} {} {} {} {}",
-                area.maps,
-                area.live,
-                area.used_bytes >> 10,
-                area.hiwater_bytes >> 10,
-                area.largest_free_bytes >> 10
-            )?;
-        }
-        Ok(())
+            self.areas.iter().enumerate().map(|(i, locked)| {
+                let mut stats = Stats::default();
+                stats.add(&locked.counters);
+                Row {
+                    base: locked.base,
+                    bytes: self.placement.pages(i) * PAGE,
+                    stats,
+                }
+            }),
+        )
     }
 }
 

@@ -1,14 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One area of the pool, as it is under its lock.
+//! One area of the pool, as it is under its lock: room is taken and given back.
 //!
 //! Mappings of up to half a page go into pages of slots; all else are runs of pages. Offsets and
-//! pages are counted from the beginning of the area.
+//! pages are counted from the beginning of the area. `unmap.rs` has what begins with a handle.
 
 use super::{
     live::{
         self,
         Live, //
+    },
+    mapping::{
+        BadHandle,
+        Direction,
+        GRANULE,
+        PAGE, //
+    },
+    platform::{
+        NoMemory,
+        Platform,
+        Store, //
     },
     runs::{
         self,
@@ -23,16 +34,7 @@ use super::{
         Record,
         Slots, //
     },
-    stats::Counters,
-    BadHandle,
-    Direction,
-    Mapping,
-    NoMemory,
-    Platform,
-    Store,
-    GRANULE,
-    PAGE,
-    PIECE, //
+    stats::Counters, //
 };
 
 /// One page in this many is held back.
@@ -49,15 +51,6 @@ pub(super) enum Short {
     Space,
     /// There may be, but it is held back for the other direction.
     HeldBack,
-}
-
-/// A mapping that is over, but whose room is not free yet: [`State::Leaving`].
-#[must_use]
-pub(super) struct Leaving {
-    mapping: Mapping,
-    pages: u32,
-    /// Bytes that have been copied out.
-    copied: usize,
 }
 
 /// A mapping to be made.
@@ -100,13 +93,13 @@ impl Request {
 
 /// Whether the device may write; a mapping of both directions counts as one that it does.
 #[inline(always)]
-fn is_written(direction: Direction) -> bool {
+pub(super) fn is_written(direction: Direction) -> bool {
     direction != Direction::ToDevice
 }
 
 /// An area.
 pub(super) struct Area<P: Platform> {
-    runs: Runs<P>,
+    pub(super) runs: Runs<P>,
     /// For each kind the pages with a free slot, of which the first is the one in use.
     ///
     /// A page without any mapping stays in its queue if it is the only one there, so that a single
@@ -114,9 +107,9 @@ pub(super) struct Area<P: Platform> {
     /// the end and used from the front, such a page is the first of its queue. The first page
     /// stays, too, when its last slot is taken, until another is wanted: it may be given one back
     /// before. So a full page is either the first or in no queue.
-    queues: [Queue; slots::KINDS],
+    pub(super) queues: [Queue; slots::KINDS],
     /// For each page of slots its table; other pages may still have one, of zeroes.
-    tables: P::List<Option<P::Table>>,
+    pub(super) tables: P::List<Option<P::Table>>,
     /// Tables that no page uses; the first `spares` are there.
     spare: P::List<Option<P::Table>>,
     spares: usize,
@@ -211,7 +204,7 @@ impl<P: Platform> Area<P> {
     }
 
     #[inline(always)]
-    fn discharge(&mut self, start: u32, pages: u32, writes: bool, counters: &Counters) {
+    pub(super) fn discharge(&mut self, start: u32, pages: u32, writes: bool, counters: &Counters) {
         self.charged[usize::from(writes)] -= pages;
         if self.runs.give(start, pages) {
             counters.set_longest(self.runs.longest());
@@ -325,7 +318,7 @@ impl<P: Platform> Area<P> {
 
     /// Makes a page of free slots, which stands in its queue, a free page.
     #[inline(never)]
-    fn close(&mut self, page: u32, kind: Kind, counters: &Counters) {
+    pub(super) fn close(&mut self, page: u32, kind: Kind, counters: &Counters) {
         self.queues[kind.index()].remove(&mut self.runs.pages, page);
         // A table that is one too many stays where it is, for when the page is cut again: to give
         // memory back can take the kernel a hundred thousand instructions.
@@ -352,211 +345,6 @@ impl<P: Platform> Area<P> {
         }
         self.runs.join_kept();
         counters.set_longest(self.runs.longest());
-    }
-
-    /// Ends the mapping of exactly `len` bytes that begins at `offset`.
-    ///
-    /// If it is `wanted`, `copy` has the first piece of what the device may have written, before
-    /// anybody else can have its room. If that is not all, the mapping is [`Leaving`].
-    #[inline(always)]
-    pub(super) fn unmap(
-        &mut self,
-        offset: usize,
-        len: usize,
-        wanted: bool,
-        counters: &Counters,
-        copy: &mut impl FnMut(&Mapping),
-    ) -> Result<Option<Leaving>, BadHandle> {
-        let page = (offset / PAGE) as u32;
-        let byte = offset % PAGE;
-        let state = &mut self.runs.pages[page as usize].state;
-        match state {
-            &mut State::Mapping {
-                orig,
-                len: mapped,
-                pages,
-                direction,
-            } => {
-                if byte != orig as usize % GRANULE || len != mapped as usize {
-                    return Err(self.why_bad(offset));
-                }
-                let mapping = Mapping {
-                    offset,
-                    len,
-                    orig,
-                    direction,
-                };
-                let wanted = wanted && is_written(direction);
-                if wanted && len > PIECE {
-                    *state = State::Leaving {
-                        orig,
-                        len: mapped,
-                        cancelled: false,
-                    };
-                    let mut leaving = Leaving {
-                        mapping,
-                        pages,
-                        copied: 0,
-                    };
-                    self.go_on(&mut leaving, counters, copy);
-                    return Ok(Some(leaving));
-                }
-                *state = State::Inside;
-                if wanted {
-                    copy(&mapping);
-                }
-                let copied = if wanted { len } else { 0 };
-                self.leave(&mapping, pages, copied, counters);
-                Ok(None)
-            }
-            &mut State::Leaving {
-                orig,
-                len: mapped,
-                ref mut cancelled,
-            } => {
-                // Whoever ended it first, this one is told that nothing is mapped, and may give the
-                // buffer away: so nothing more is copied to it.
-                *cancelled |= byte == orig as usize % GRANULE && len == mapped as usize;
-                Err(BadHandle::Unmapped)
-            }
-            State::Slots(slots) => {
-                let at = (byte / GRANULE) as u32;
-                let Some(Some(table)) = self.tables.get_mut(page as usize) else {
-                    return Err(self.why_bad(offset));
-                };
-                let record = Record::from(table[at as usize]);
-                // Where nothing is mapped the length is 0, which is a length that can be asked for.
-                if record.is_none() || record.skew() != byte % GRANULE || record.len() != len {
-                    return Err(self.why_bad(offset));
-                }
-                let mapping = Mapping {
-                    offset,
-                    len,
-                    orig: record.orig(),
-                    direction: slots.kind().direction(),
-                };
-                let bytes = slots.bytes();
-                table[at as usize] = Record::NONE.into();
-                let kind = slots.kind();
-                let was_full = slots.is_full();
-                slots.give(at);
-                let empty = slots.is_empty();
-                let queue = &mut self.queues[kind.index()];
-                if was_full && queue.first() != Some(page) {
-                    queue.push(&mut self.runs.pages, page);
-                }
-                if empty && !Queue::is_only(&self.runs.pages, page) {
-                    self.close(page, kind, counters);
-                }
-                // Last, so that little has to be kept meanwhile; the lock keeps the room.
-                let wanted = wanted && is_written(mapping.direction);
-                if wanted {
-                    copy(&mapping);
-                }
-                counters.unmapped(bytes, if wanted { len } else { 0 });
-                Ok(None)
-            }
-            _ => Err(self.why_bad(offset)),
-        }
-    }
-
-    /// Has `copy` have the next piece of a mapping that is leaving; returns whether it is gone.
-    #[inline(never)]
-    pub(super) fn go_on(
-        &mut self,
-        leaving: &mut Leaving,
-        counters: &Counters,
-        copy: &mut impl FnMut(&Mapping),
-    ) -> bool {
-        let mapping = leaving.mapping;
-        let page = (mapping.offset / PAGE) as u32;
-        let state = &mut self.runs.pages[page as usize].state;
-        let cancelled = !matches!(
-            state,
-            State::Leaving {
-                cancelled: false,
-                ..
-            }
-        );
-        if !cancelled {
-            let piece = mapping.piece(leaving.copied, mapping.len - leaving.copied);
-            copy(&piece);
-            leaving.copied += piece.len;
-            if leaving.copied < mapping.len {
-                return false;
-            }
-        }
-        *state = State::Inside;
-        self.leave(&mapping, leaving.pages, leaving.copied, counters);
-        true
-    }
-
-    /// Gives back the room of a mapping that was unmapped.
-    #[inline(always)]
-    fn leave(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
-        let page = (mapping.offset / PAGE) as u32;
-        self.discharge(page, pages, is_written(mapping.direction), counters);
-        counters.unmapped(pages as usize * PAGE, bytes_out);
-    }
-
-    /// The mapping, with its offset in the area, that `len` bytes at `offset` lie in.
-    #[inline]
-    pub(super) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
-        let mapping = self.around(offset).ok_or(BadHandle::Unmapped)?;
-        if len > mapping.len - (offset - mapping.offset) {
-            return Err(BadHandle::Length);
-        }
-        Ok(mapping)
-    }
-
-    /// The mapping that the byte at `offset` belongs to.
-    #[inline]
-    fn around(&self, offset: usize) -> Option<Mapping> {
-        let page = (offset / PAGE) as u32;
-        let mut start = page;
-        if !matches!(
-            self.runs.pages[page as usize].state,
-            State::Mapping { .. } | State::Slots(_)
-        ) {
-            start = self.runs.start_before(page)?;
-        }
-        let mapping = match &self.runs.pages[start as usize].state {
-            &State::Mapping {
-                orig,
-                len,
-                direction,
-                ..
-            } => Mapping {
-                offset: start as usize * PAGE + orig as usize % GRANULE,
-                len: len as usize,
-                orig,
-                direction,
-            },
-            State::Slots(slots) => {
-                let at = slots.start_of((offset % PAGE / GRANULE) as u32);
-                let record = Record::from(self.tables[page as usize].as_ref()?[at as usize]);
-                Mapping {
-                    offset: page as usize * PAGE + at as usize * GRANULE + record.skew(),
-                    len: record.len(),
-                    orig: record.orig(),
-                    direction: slots.kind().direction(),
-                }
-            }
-            _ => return None,
-        };
-        // Past its last byte, or before its first, there is nothing, though the rest of the slot
-        // or page is taken.
-        (offset.checked_sub(mapping.offset)? < mapping.len).then_some(mapping)
-    }
-
-    /// What is wrong with a handle where no mapping begins, or none of the length that was given.
-    #[cold]
-    fn why_bad(&self, offset: usize) -> BadHandle {
-        match self.around(offset) {
-            Some(mapping) if mapping.offset == offset => BadHandle::Length,
-            Some(_) => BadHandle::Interior,
-            None => BadHandle::Unmapped,
-        }
     }
 
     /// Takes `pages` whole pages for a ring; returns their offset in bytes.

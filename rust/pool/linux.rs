@@ -9,7 +9,7 @@ use super::super::{
         Work, //
     }, //
 };
-use super::{
+use super::platform::{
     Lock,
     NoMemory,
     Platform,

@@ -18,9 +18,9 @@
 
 use super::{
     live::Live,
-    slots::Slots,
-    Direction,
-    Platform, //
+    mapping::Direction,
+    platform::Platform,
+    slots::Slots, //
 };
 
 /// No page.

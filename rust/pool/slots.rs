@@ -7,15 +7,15 @@
 //! with a bit for each granule that begins one.
 
 use super::{
-    Direction,
-    GRANULE, //
+    mapping::{
+        Direction,
+        GRANULE, //
+    },
+    platform::GRANULES, //
 };
 
-/// Granules in a page.
-const GRANULES: usize = u64::BITS as usize;
-
-/// What is remembered of the mappings of one page: one word for each granule that begins one.
-pub(crate) type Table = [u64; GRANULES];
+// A word has a bit for each granule of a page.
+const _: () = assert!(GRANULES == u64::BITS as usize);
 
 /// The lengths of slots, granules: no step wastes more than a third, and none of them could be
 /// longer without fewer going into a page.
@@ -170,7 +170,7 @@ impl Kind {
     }
 }
 
-/// A page of slots. Which are in use is what its [`Table`] says.
+/// A page of slots. Which are in use is what its [`Table`](super::platform::Table) says.
 #[derive(Clone, Copy)]
 pub(super) struct Slots {
     /// The granules where a free slot begins.

@@ -11,7 +11,7 @@ use core::sync::atomic::{
     Ordering::Relaxed, //
 };
 
-use super::{
+use super::mapping::{
     BadHandle,
     Refusal,
     PAGE, //

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use crate::input::Input;
 use crate::platform::Process;
-use crate::pool::{Direction, Mapping, Pool, GRANULE, PAGE, SMALLEST};
+use crate::pool::mapping::GRANULE;
+use crate::pool::{Direction, Mapping, Pool, PAGE, SMALLEST};
 
 /// Steps of one run.
 const MOST_STEPS: usize = 400;

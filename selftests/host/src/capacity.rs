@@ -7,14 +7,14 @@ use std::sync::Mutex;
 
 use crate::platform::Endless;
 use crate::platform::Process;
+use crate::pool::platform::NoMemory;
+use crate::pool::platform::Platform;
+use crate::pool::platform::Table;
 use crate::pool::Direction;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
-use crate::pool::NoMemory;
-use crate::pool::Platform;
 use crate::pool::Pool;
 use crate::pool::Refusal;
-use crate::pool::Table;
 use crate::pool::PAGE;
 use crate::pool::SMALLEST;
 

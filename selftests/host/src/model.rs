@@ -9,13 +9,13 @@ use proptest::prelude::*;
 
 use crate::platform::Poor;
 use crate::platform::Process;
+use crate::pool::mapping::GRANULE;
+use crate::pool::platform::Platform;
 use crate::pool::BadHandle;
 use crate::pool::Direction;
 use crate::pool::Mapping;
-use crate::pool::Platform;
 use crate::pool::Pool;
 use crate::pool::Refusal;
-use crate::pool::GRANULE;
 use crate::pool::PAGE;
 use crate::pool::SMALLEST;
 

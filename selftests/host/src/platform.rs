@@ -4,11 +4,11 @@
 
 use std::sync::Mutex;
 
-use crate::pool::Lock;
-use crate::pool::NoMemory;
-use crate::pool::Platform;
-use crate::pool::Store;
-use crate::pool::Table;
+use crate::pool::platform::Lock;
+use crate::pool::platform::NoMemory;
+use crate::pool::platform::Platform;
+use crate::pool::platform::Store;
+use crate::pool::platform::Table;
 
 impl<T> Lock<T> for Mutex<T> {
     fn lock(&self) -> impl std::ops::DerefMut<Target = T> {

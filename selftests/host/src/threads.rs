@@ -15,17 +15,17 @@ use std::sync::MutexGuard;
 
 use crate::platform::Endless;
 use crate::platform::Process;
+use crate::pool::mapping::PIECE;
+use crate::pool::platform::Lock;
+use crate::pool::platform::NoMemory;
+use crate::pool::platform::Platform;
+use crate::pool::platform::Table;
 use crate::pool::Direction::Bidirectional;
 use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
-use crate::pool::Lock;
 use crate::pool::Mapping;
-use crate::pool::NoMemory;
-use crate::pool::Platform;
 use crate::pool::Pool;
-use crate::pool::Table;
 use crate::pool::PAGE;
-use crate::pool::PIECE;
 use crate::pool::SMALLEST;
 
 /// A process whose locks loom schedules.

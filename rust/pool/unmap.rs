@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Handles: which mapping a handle names, and how a mapping ends.
+
+use super::{
+    area::{
+        is_written,
+        Area, //
+    },
+    mapping::{
+        BadHandle,
+        Mapping,
+        GRANULE,
+        PAGE,
+        PIECE, //
+    },
+    platform::Platform,
+    runs::{
+        Queue,
+        State, //
+    },
+    slots::Record,
+    stats::Counters, //
+};
+
+/// A mapping that is over, but whose room is not free yet: [`State::Leaving`].
+#[must_use]
+pub(super) struct Leaving {
+    mapping: Mapping,
+    pages: u32,
+    /// Bytes that have been copied out.
+    copied: usize,
+}
+
+impl<P: Platform> Area<P> {
+    /// Ends the mapping of exactly `len` bytes that begins at `offset`.
+    ///
+    /// If it is `wanted`, `copy` has the first piece of what the device may have written, before
+    /// anybody else can have its room. If that is not all, the mapping is [`Leaving`].
+    #[inline(always)]
+    pub(super) fn unmap(
+        &mut self,
+        offset: usize,
+        len: usize,
+        wanted: bool,
+        counters: &Counters,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> Result<Option<Leaving>, BadHandle> {
+        let page = (offset / PAGE) as u32;
+        match &mut self.runs.pages[page as usize].state {
+            &mut State::Mapping {
+                orig,
+                len: mapped,
+                pages,
+                direction,
+            } => {
+                if offset % PAGE != orig as usize % GRANULE || len != mapped as usize {
+                    return Err(self.why_bad(offset));
+                }
+                let mapping = Mapping {
+                    offset,
+                    len,
+                    orig,
+                    direction,
+                };
+                let wanted = wanted && is_written(direction);
+                Ok(self.end_run(mapping, pages, wanted, counters, copy))
+            }
+            State::Leaving {
+                orig,
+                len: mapped,
+                cancelled,
+            } => {
+                // Whoever ended it first, this one is told that nothing is mapped, and may give the
+                // buffer away: so nothing more is copied to it.
+                *cancelled |= offset % PAGE == *orig as usize % GRANULE && len == *mapped as usize;
+                Err(BadHandle::Unmapped)
+            }
+            State::Slots(_) => {
+                if self.end_slot(offset, len, wanted, counters, copy) {
+                    Ok(None)
+                } else {
+                    Err(self.why_bad(offset))
+                }
+            }
+            _ => Err(self.why_bad(offset)),
+        }
+    }
+
+    /// Ends a mapping of `pages` pages, whose first piece is copied out if it is `wanted`.
+    #[inline(always)]
+    fn end_run(
+        &mut self,
+        mapping: Mapping,
+        pages: u32,
+        wanted: bool,
+        counters: &Counters,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> Option<Leaving> {
+        let page = (mapping.offset / PAGE) as u32;
+        let state = &mut self.runs.pages[page as usize].state;
+        if wanted && mapping.len > PIECE {
+            *state = State::Leaving {
+                orig: mapping.orig,
+                len: mapping.len as u32,
+                cancelled: false,
+            };
+            let mut leaving = Leaving {
+                mapping,
+                pages,
+                copied: 0,
+            };
+            self.go_on(&mut leaving, counters, copy);
+            return Some(leaving);
+        }
+        *state = State::Inside;
+        if wanted {
+            copy(&mapping);
+        }
+        let copied = if wanted { mapping.len } else { 0 };
+        self.leave(&mapping, pages, copied, counters);
+        None
+    }
+
+    /// Ends the mapping of exactly `len` bytes at `offset`, which lies in a page of slots; returns
+    /// whether there is one.
+    #[inline(always)]
+    fn end_slot(
+        &mut self,
+        offset: usize,
+        len: usize,
+        wanted: bool,
+        counters: &Counters,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> bool {
+        let page = (offset / PAGE) as u32;
+        let byte = offset % PAGE;
+        let at = (byte / GRANULE) as u32;
+        let State::Slots(slots) = &mut self.runs.pages[page as usize].state else {
+            return false;
+        };
+        let Some(Some(table)) = self.tables.get_mut(page as usize) else {
+            return false;
+        };
+        let record = Record::from(table[at as usize]);
+        // Where nothing is mapped the length is 0, which is a length that can be asked for.
+        if record.is_none() || record.skew() != byte % GRANULE || record.len() != len {
+            return false;
+        }
+        let mapping = Mapping {
+            offset,
+            len,
+            orig: record.orig(),
+            direction: slots.kind().direction(),
+        };
+        let bytes = slots.bytes();
+        table[at as usize] = Record::NONE.into();
+        let kind = slots.kind();
+        let was_full = slots.is_full();
+        slots.give(at);
+        let empty = slots.is_empty();
+        let queue = &mut self.queues[kind.index()];
+        if was_full && queue.first() != Some(page) {
+            queue.push(&mut self.runs.pages, page);
+        }
+        if empty && !Queue::is_only(&self.runs.pages, page) {
+            self.close(page, kind, counters);
+        }
+        // Last, so that little has to be kept meanwhile; the lock keeps the room.
+        let wanted = wanted && is_written(mapping.direction);
+        if wanted {
+            copy(&mapping);
+        }
+        counters.unmapped(bytes, if wanted { len } else { 0 });
+        true
+    }
+
+    /// Has `copy` have the next piece of a mapping that is leaving; returns whether it is gone.
+    #[inline(never)]
+    pub(super) fn go_on(
+        &mut self,
+        leaving: &mut Leaving,
+        counters: &Counters,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> bool {
+        let mapping = leaving.mapping;
+        let page = (mapping.offset / PAGE) as u32;
+        let state = &mut self.runs.pages[page as usize].state;
+        let cancelled = !matches!(
+            state,
+            State::Leaving {
+                cancelled: false,
+                ..
+            }
+        );
+        if !cancelled {
+            let piece = mapping.piece(leaving.copied, mapping.len - leaving.copied);
+            copy(&piece);
+            leaving.copied += piece.len;
+            if leaving.copied < mapping.len {
+                return false;
+            }
+        }
+        *state = State::Inside;
+        self.leave(&mapping, leaving.pages, leaving.copied, counters);
+        true
+    }
+
+    /// Gives back the room of a mapping that was unmapped.
+    #[inline(always)]
+    fn leave(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
+        let page = (mapping.offset / PAGE) as u32;
+        self.discharge(page, pages, is_written(mapping.direction), counters);
+        counters.unmapped(pages as usize * PAGE, bytes_out);
+    }
+
+    /// The mapping, with its offset in the area, that `len` bytes at `offset` lie in.
+    #[inline]
+    pub(super) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
+        let mapping = self.around(offset).ok_or(BadHandle::Unmapped)?;
+        if len > mapping.len - (offset - mapping.offset) {
+            return Err(BadHandle::Length);
+        }
+        Ok(mapping)
+    }
+
+    /// The mapping that the byte at `offset` belongs to.
+    #[inline]
+    fn around(&self, offset: usize) -> Option<Mapping> {
+        let page = (offset / PAGE) as u32;
+        let mut start = page;
+        if !matches!(
+            self.runs.pages[page as usize].state,
+            State::Mapping { .. } | State::Slots(_)
+        ) {
+            start = self.runs.start_before(page)?;
+        }
+        let mapping = match &self.runs.pages[start as usize].state {
+            &State::Mapping {
+                orig,
+                len,
+                direction,
+                ..
+            } => Mapping {
+                offset: start as usize * PAGE + orig as usize % GRANULE,
+                len: len as usize,
+                orig,
+                direction,
+            },
+            State::Slots(slots) => {
+                let at = slots.start_of((offset % PAGE / GRANULE) as u32);
+                let record = Record::from(self.tables[page as usize].as_ref()?[at as usize]);
+                Mapping {
+                    offset: page as usize * PAGE + at as usize * GRANULE + record.skew(),
+                    len: record.len(),
+                    orig: record.orig(),
+                    direction: slots.kind().direction(),
+                }
+            }
+            _ => return None,
+        };
+        // Past its last byte, or before its first, there is nothing, though the rest of the slot
+        // or page is taken.
+        (offset.checked_sub(mapping.offset)? < mapping.len).then_some(mapping)
+    }
+
+    /// What is wrong with a handle where no mapping begins, or none of the length that was given.
+    #[cold]
+    fn why_bad(&self, offset: usize) -> BadHandle {
+        match self.around(offset) {
+            Some(mapping) if mapping.offset == offset => BadHandle::Length,
+            Some(_) => BadHandle::Interior,
+            None => BadHandle::Unmapped,
+        }
+    }
+}
