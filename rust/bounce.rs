@@ -379,7 +379,7 @@ impl Bounce {
         let tally = self.tally(self.cpu());
         match self
             .pool
-            .sync_with(self.offset(handle), len, |piece| copy(piece, tally))
+            .sync_with(self.offset(handle), len, |chunk| copy(chunk, tally))
         {
             Ok(()) => {
                 tally.syncs.fetch_add(1, Relaxed);
@@ -420,8 +420,8 @@ impl Map for Bounce {
         // A buffer that was lent for reading is not written, whatever is said now.
         let ended = self
             .pool
-            .unmap_with(self.offset(handle), len, wanted, |piece| {
-                self.copy_out(piece.offset, piece.orig, piece.len);
+            .unmap_with(self.offset(handle), len, wanted, |chunk| {
+                self.copy_out(chunk.offset, chunk.orig, chunk.len);
             });
         match ended {
             Ok(()) => true,
@@ -433,20 +433,20 @@ impl Map for Bounce {
     }
 
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |piece, tally| {
+        self.sync(handle, len, |chunk, tally| {
             // As in `unmap()`.
-            if direction != Direction::ToDevice && piece.direction != pool::Direction::ToDevice {
-                self.copy_out(piece.offset, piece.orig, piece.len);
-                tally.bytes_from_device.fetch_add(piece.len as u64, Relaxed);
+            if direction != Direction::ToDevice && chunk.direction != pool::Direction::ToDevice {
+                self.copy_out(chunk.offset, chunk.orig, chunk.len);
+                tally.bytes_from_device.fetch_add(chunk.len as u64, Relaxed);
             }
         });
     }
 
     fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |piece, tally| {
+        self.sync(handle, len, |chunk, tally| {
             if direction != Direction::FromDevice {
-                self.copy_in(piece.orig, piece.offset, piece.len);
-                tally.bytes_to_device.fetch_add(piece.len as u64, Relaxed);
+                self.copy_in(chunk.orig, chunk.offset, chunk.len);
+                tally.bytes_to_device.fetch_add(chunk.len as u64, Relaxed);
             }
         });
     }

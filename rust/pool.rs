@@ -4,53 +4,66 @@
 //!
 //! # What it is
 //!
-//! An allocator of offsets. It never reads or writes the region, and keeps all it knows in the
-//! guest's own memory, so that a device can spoil nothing but the data it was given anyway.
+//! An allocator of offsets. It never reads or writes the region. Its records are in the guest's own
+//! memory, where the device cannot change them.
 //!
 //! The pool is divided into areas, each with a lock of its own. Within an area there are two
-//! levels: runs of whole pages (runs.rs), and pages cut into slots of 1 to 32 granules of 64 bytes
-//! (slots.rs) for mappings of up to 2 KiB. Every operation takes a bounded number of steps that
-//! does not depend on the size of the pool or on how full it is.
+//! levels: runs of whole pages (`runs.rs`), and pages cut into slots of 1 to 32 granules of 64
+//! bytes (`slots.rs`) for mappings of up to 2 KiB. Every operation takes a bounded number of steps
+//! that does not depend on the size of the pool or on how full it is.
+//!
+//! # Words
+//!
+//! | word | what it is |
+//! |---|---|
+//! | area | a part of the pool with a lock of its own; a mapping or ring lies in one area |
+//! | home | an area that serves some CPUs first |
+//! | page | 4096 bytes, whatever the guest's own pages are |
+//! | run | pages side by side that are free, or of one mapping, or of one ring |
+//! | slot | part of a page, for one mapping; all slots of a page have one length and direction |
+//! | granule | 64 bytes; a slot is 1 to 32 of them |
+//! | record | what is remembered of a mapping |
+//! | table | the records of a page of slots |
+//! | cached | free, but not coalesced with its neighbours yet |
 //!
 //! # Areas
 //!
-//! A CPU maps in its home area, and so shares no cache line that is written with a CPU whose home
-//! is another, as long as there is room at home. With one CPU, or in less than 1 MiB, there is one
-//! area. Otherwise half the pool is the shared area, which serves whoever finds its home full, and
-//! everything longer than a quarter of a home; the other half is divided into homes of 256 KiB or
-//! more. A mapping lies in one area, so the shared area is what bounds the largest one, for any
-//! number of CPUs. When home and shared area are full, the other homes are tried before a request
-//! is refused.
+//! A CPU maps in its home. As long as there is room at home, it writes no cache line that a CPU
+//! with another home writes. With one CPU, or in less than 1 MiB, there is one area. Otherwise half
+//! the pool is the shared area, which serves requests whose home is full, and all that are longer
+//! than a quarter of a home; the other half is divided into homes of 256 KiB or more. The shared
+//! area bounds the longest mapping, for any number of CPUs. When home and shared area are full, the
+//! other homes are tried before a request is refused.
 //!
 //! # What a mapping may rely on
 //!
 //! - It keeps the place of its buffer within 64 bytes (`offset % 64 == orig % 64`). A table of
 //!   descriptors that is aligned to 16 bytes stays so.
-//! - Granules are never shared between two mappings, nor pages of slots between two directions:
-//!   nothing the device may write lies beside something it should only read, in one page.
+//! - No two mappings share a granule, and no two directions share a page of slots: in one page, no
+//!   bytes that the device may write lie beside bytes that it should only read.
 //! - It takes the shortest slot that it fits if that is at most 2 KiB, else whole pages. So it
 //!   never takes more than twice its length and a page.
-//! - A request is refused as full only if, with what is free in it, no area has a free run that is
-//!   long enough, or if that run is held back (below). The one exception is a request of more than
+//! - A request is refused as full only if no area has a free run that is long enough, cached runs
+//!   included, or if that run is held back (below). The one exception is a request of more than
 //!   2 MiB when no run is longer than it by an eighth: then only 32 candidates are looked at.
 //!
 //! # Fairness
 //!
-//! Receive buffers are posted and stay for as long as nothing arrives; if they could take the last
-//! of the pool, nothing could be sent any more, and what would make them return might never be
-//! asked for. The pool knows no queues, but it knows directions. So in every area each direction
-//! may have at most all pages but a 32nd (three, if that is less). Of these, half (one of three) is
-//! open to tiny mappings of the same direction, of 256 bytes at most, and the rest to nobody but
-//! the other direction: two pages at least, single ones, not necessarily side by side. As the
-//! directions do not share pages of slots either, a queue with nothing in flight can always post a
-//! chain of one buffer of up to 4 KiB that lies in one page, and small ones that take slots of one
-//! length: a header, a packet and a descriptor table; or a block and a status byte. (From 160 pages
-//! on there are three pages, and small ones may take slots of two lengths.)
+//! Receive buffers stay mapped for as long as nothing arrives. If they could take the last of the
+//! pool, nothing could be sent any more, and what would make them return might never be asked for.
+//! The pool knows no queues, but it knows directions. So in every area each direction may have at
+//! most all pages but a 32nd (three, if that is less). Half of these (one of three) is open to tiny
+//! mappings of the same direction, of 256 bytes at most. The rest is open to the other direction
+//! only: two pages at least, single ones, not necessarily side by side. As the directions do not
+//! share pages of slots either, a queue with nothing in flight can always post a chain of one
+//! buffer of up to 4 KiB that lies in one page, and small ones that take slots of one length: a
+//! header, a packet and a descriptor table; or a block and a status byte. (From 160 pages on there
+//! are three pages, and small ones may take slots of two lengths.)
 //!
 //! What is open to tiny mappings is there so that a request with a status byte can be made though
-//! receive buffers have all that they may. Beyond that, one direction does not protect its queues
-//! from each other: what the device reads comes back as soon as the device has read it, and receive
-//! buffers are limited by their rings.
+//! receive buffers have all that they may. Beyond that, the queues of one direction are not
+//! protected from each other: what the device reads comes back as soon as the device has read it,
+//! and receive buffers are limited by their rings.
 //!
 //! A mapping of both directions counts as one that the device writes.
 //!
@@ -62,19 +75,19 @@
 //!
 //! # Reuse
 //!
-//! Within a page of slots, what was given back is handed out again only after the other free slots
-//! have had their turn. Runs of the same length take turns, first in first out. The only free run
-//! of a length may be the very next to be handed out: resting it would need a quarantine, and a
-//! request could then be refused for lack of pages that are free. Nothing is wiped here: each
-//! mapping is filled from its buffer before the device learns of it.
+//! Within a page of slots, a slot that was released is taken again only after the other free slots
+//! of the page. Runs of the same length take turns, first in first out. The only free run of a
+//! length may be the very next to be taken: resting it would need a quarantine, and a request could
+//! then be refused for lack of pages that are free. The pool wipes nothing: each mapping is filled
+//! from its buffer before the device learns of it.
 //!
 //! # Memory
 //!
-//! 40 bytes a page, a few bytes more for lists and bitmaps, and tables for the records of every
-//! 32nd page as a page of slots: under 2 % of a pool of 1 MiB or more. More tables, 512 bytes each,
-//! are taken from a store when they are needed, which has some ready and gets more made before it
-//! runs out; they stay until the pool goes: an eighth of the pool at most, if all of it was mapped
-//! in single granules at some time. If there is none, a small mapping gets a page of its own.
+//! 40 bytes a page, a few bytes more for lists and bitmaps, and tables for every 32nd page: under 2
+//! % of a pool of 1 MiB or more. More tables, 512 bytes each, come from a store when they are
+//! needed. The store has some ready and gets more made before it runs out. Tables stay until the
+//! pool goes: an eighth of the pool at most, if all of it was mapped in single granules at some
+//! time. If there is no table, a small mapping gets a page of its own.
 
 use core::fmt;
 
@@ -112,8 +125,8 @@ mod linux;
 use self::{
     area::{
         Area,
+        AreaError, //
         Request,
-        Short, //
     },
     picture::Row,
     placement::Placement,
@@ -141,9 +154,8 @@ pub(crate) use self::{
 /// The least bytes that a pool can be made of.
 pub(crate) const SMALLEST: usize = 16 * PAGE;
 
-/// How many free runs all areas together keep apart for speed: they are joined in one go before a
-/// request is refused.
-const MAY_KEEP: usize = 16;
+/// How many free runs all areas together cache: they are coalesced before a request is refused.
+const CACHED_RUNS: usize = 16;
 
 /// The store has a table ready for one page in this many.
 const STORED: usize = 128;
@@ -195,7 +207,7 @@ impl<P: Platform> Pool<P> {
                 area: P::lock(Area::new(
                     pages,
                     pages / 3,
-                    (MAY_KEEP / placement.areas()).max(1),
+                    (CACHED_RUNS / placement.areas()).max(1),
                     store.clone(),
                 )?)?,
                 counters: Counters::new(pages),
@@ -324,10 +336,10 @@ impl<P: Platform> Pool<P> {
             let locked = &self.areas[i];
             let mut area = locked.area.lock();
             if close {
-                area.tidy(&locked.counters);
+                area.coalesce(&locked.counters);
             }
             let answer = area.map(&request, &locked.counters);
-            held_back |= matches!(answer, Err(Short::HeldBack));
+            held_back |= matches!(answer, Err(AreaError::HeldBack));
             answer.map(|offset| locked.base + offset)
         };
         // First where a look from outside does not already say that it is hopeless.
@@ -339,7 +351,7 @@ impl<P: Platform> Pool<P> {
                 }
             }
         }
-        // Then everywhere, without the pages of granules that are only kept for speed.
+        // Then everywhere, with cached runs and pages coalesced.
         for i in self.placement.others(home) {
             if let Ok(offset) = attempt(i, true) {
                 return Ok(offset);
@@ -348,9 +360,9 @@ impl<P: Platform> Pool<P> {
         Err(self.refuse(home, held_back))
     }
 
-    /// Has `copy` have the `len` bytes at `offset`, which may lie inside a mapping, in pieces of at
-    /// most [`PIECE`] bytes, each under the area's lock: as long as that is held, buffer and room
-    /// are the mapping's. The length of what it is given is that of the piece.
+    /// Has `copy` have the `len` bytes at `offset`, which may lie inside a mapping, in chunks of at
+    /// most [`COPY_CHUNK`] bytes, each under the area's lock: as long as that is held, buffer and
+    /// room are the mapping's. The length of what it is given is that of the chunk.
     ///
     /// # Errors
     ///
@@ -369,17 +381,17 @@ impl<P: Platform> Pool<P> {
         loop {
             let area = locked.area.lock();
             let found = area.find(at + copied, len - copied);
-            let piece = found.map(|mapping| {
+            let chunk = found.map(|mapping| {
                 let inside = at + copied - mapping.offset;
-                let piece = mapping.piece(inside, len - copied);
+                let chunk = mapping.chunk(inside, len - copied);
                 copy(&Mapping {
-                    offset: locked.base + piece.offset,
-                    ..piece
+                    offset: locked.base + chunk.offset,
+                    ..chunk
                 });
-                piece.len
+                chunk.len
             });
             drop(area);
-            copied += piece.map_err(|why| locked.counters.bad(why))?;
+            copied += chunk.map_err(|why| locked.counters.bad(why))?;
             if copied == len {
                 return Ok(());
             }
@@ -416,7 +428,7 @@ impl<P: Platform> Pool<P> {
 
     /// Ends the mapping of `len` bytes that begins at `offset`.
     ///
-    /// If it is `wanted`, and the device may have written it, `copy` has it before, in pieces as in
+    /// If it is `wanted`, and the device may have written it, `copy` has it before, in chunks as in
     /// [`Pool::sync_with`]. From the first on the handle is refused to everybody else, until after
     /// the last the room is nobody else's.
     ///
@@ -438,22 +450,26 @@ impl<P: Platform> Pool<P> {
         let locked = self.locate(offset)?;
         let base = locked.base;
         let counters = &locked.counters;
-        let mut copy = |piece: &Mapping| {
+        let mut copy = |chunk: &Mapping| {
             copy(&Mapping {
-                offset: base + piece.offset,
-                ..*piece
+                offset: base + chunk.offset,
+                ..*chunk
             });
         };
         let at = offset - base;
-        // The lock is not kept from one piece to the next.
+        // The lock is not kept from one chunk to the next.
         let answer = locked
             .area
             .lock()
             .unmap(at, len, wanted, counters, &mut copy);
         match answer {
             Ok(None) => Ok(()),
-            Ok(Some(mut leaving)) => {
-                while !locked.area.lock().go_on(&mut leaving, counters, &mut copy) {}
+            Ok(Some(mut unmapping)) => {
+                while !locked
+                    .area
+                    .lock()
+                    .copy_next(&mut unmapping, counters, &mut copy)
+                {}
                 Ok(())
             }
             Err(why) => Err(counters.bad(why)),
@@ -476,10 +492,10 @@ impl<P: Platform> Pool<P> {
         for i in self.placement.others(self.placement.home(|| cpu, 1)) {
             let locked = &self.areas[i];
             let mut area = locked.area.lock();
-            area.tidy(&locked.counters);
+            area.coalesce(&locked.counters);
             match area.alloc(pages, &locked.counters) {
                 Ok(offset) => return Ok(locked.base + offset),
-                Err(why) => held_back |= why == Short::HeldBack,
+                Err(why) => held_back |= why == AreaError::HeldBack,
             }
         }
         Err(self.refuse(0, held_back))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One area of the pool, as it is under its lock: room is taken and given back.
+//! One area of the pool, under its lock: mappings and rings get room, rings are freed.
 //!
 //! Mappings of up to half a page go into pages of slots; all else are runs of pages. Offsets and
 //! pages are counted from the beginning of the area. `unmap.rs` has what begins with a handle.
@@ -24,7 +24,7 @@ use super::{
     runs::{
         self,
         Page,
-        Queue,
+        PageList,
         Runs,
         State, //
     },
@@ -46,7 +46,7 @@ const TABLES: usize = 32;
 /// Why an area cannot serve a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
-pub(super) enum Short {
+pub(super) enum AreaError {
     /// There is no free run that is long enough.
     Space,
     /// There may be, but it is held back for the other direction.
@@ -102,12 +102,12 @@ pub(super) struct Area<P: Platform> {
     pub(super) runs: Runs<P>,
     /// For each kind the pages with a free slot, of which the first is the one in use.
     ///
-    /// A page without any mapping stays in its queue if it is the only one there, so that a single
+    /// A page without any mapping stays in its list if no other page is there, so that a single
     /// small mapping that comes and goes does not cut a page each time. As pages are appended to
-    /// the end and used from the front, such a page is the first of its queue. The first page
-    /// stays, too, when its last slot is taken, until another is wanted: it may be given one back
-    /// before. So a full page is either the first or in no queue.
-    pub(super) queues: [Queue; slots::KINDS],
+    /// the end and used from the front, such a page is the first of its list. The first page stays
+    /// in the list when its last slot is taken, until another slot is wanted: one of its slots may
+    /// be released before. So a full page is either the first or in no list.
+    pub(super) partial: [PageList; slots::KINDS],
     /// For each page of slots its table; other pages may still have one, of zeroes.
     pub(super) tables: P::List<Option<P::Table>>,
     /// Tables that no page uses; the first `spares` are there.
@@ -116,20 +116,20 @@ pub(super) struct Area<P: Platform> {
     /// Where more come from.
     store: P::Store,
     /// Pages taken for mappings that the device reads, and writes.
-    charged: [u32; 2],
-    /// The most pages that may be charged to one direction, for mappings that are tiny or not.
+    accounted: [u32; 2],
+    /// The most pages that one direction may have, for mappings that are not tiny, and tiny ones.
     limit: [u32; 2],
     ring_pages: u32,
     ring_limit: u32,
 }
 
 impl<P: Platform> Area<P> {
-    /// An empty area of `pages` pages, with at most `ring_limit` of them for rings, that keeps
-    /// at most `may_keep` free runs apart.
+    /// An empty area of `pages` pages, with at most `ring_limit` of them for rings, that caches
+    /// at most `cache_room` free runs apart.
     pub(super) fn new(
         pages: usize,
         ring_limit: usize,
-        may_keep: usize,
+        cache_room: usize,
         store: P::Store,
     ) -> Result<Self, NoMemory> {
         let spares = pages.div_ceil(TABLES);
@@ -138,15 +138,15 @@ impl<P: Platform> Area<P> {
             runs: Runs::new(
                 P::list(pages, |_| Ok(Page::NEW))?,
                 Live::new(P::list(words, |_| Ok(0))?, pages),
-                P::list(runs::lists(pages), |_| Ok(Queue::EMPTY))?,
-                may_keep as u32,
+                P::list(runs::lists(pages), |_| Ok(PageList::EMPTY))?,
+                cache_room as u32,
             ),
-            queues: [Queue::EMPTY; slots::KINDS],
+            partial: [PageList::EMPTY; slots::KINDS],
             tables: P::list(pages, |_| Ok(None))?,
             spare: P::list(spares, |_| P::table().map(Some))?,
             spares,
             store,
-            charged: [0; 2],
+            accounted: [0; 2],
             limit: [0; 2],
             ring_pages: 0,
             ring_limit: ring_limit as u32,
@@ -171,42 +171,53 @@ impl<P: Platform> Area<P> {
 
     /// Maps; returns the offset in bytes.
     #[inline(always)]
-    pub(super) fn map(&mut self, request: &Request, counters: &Counters) -> Result<usize, Short> {
+    pub(super) fn map(
+        &mut self,
+        request: &Request,
+        counters: &Counters,
+    ) -> Result<usize, AreaError> {
         match request.kind() {
             Some(kind) => self.map_slot(request, kind, counters),
             None => self.map_run(request, counters),
         }
     }
 
-    /// Takes `pages` pages on account of a direction.
+    /// Takes a run of `pages` pages and accounts it to a direction.
     #[inline(always)]
-    fn charge(
+    fn take_run(
         &mut self,
         pages: u32,
         writes: bool,
         tiny: bool,
         counters: &Counters,
-    ) -> Result<u32, Short> {
-        let charged = self.charged[usize::from(writes)] + pages;
-        if charged > self.limit[usize::from(tiny)] {
-            return Err(Short::HeldBack);
+    ) -> Result<u32, AreaError> {
+        let accounted = self.accounted[usize::from(writes)] + pages;
+        if accounted > self.limit[usize::from(tiny)] {
+            return Err(AreaError::HeldBack);
         }
-        let start = match self.runs.take_kept(pages) {
+        let start = match self.runs.take_cached(pages) {
             Some(start) => start,
             None => {
-                let start = self.runs.cut(pages).ok_or(Short::Space)?;
+                let start = self.runs.cut(pages).ok_or(AreaError::Space)?;
                 counters.set_longest(self.runs.longest());
                 start
             }
         };
-        self.charged[usize::from(writes)] = charged;
+        self.accounted[usize::from(writes)] = accounted;
         Ok(start)
     }
 
+    /// Releases a run of `pages` pages, whose state the caller has made [`State::Inside`].
     #[inline(always)]
-    pub(super) fn discharge(&mut self, start: u32, pages: u32, writes: bool, counters: &Counters) {
-        self.charged[usize::from(writes)] -= pages;
-        if self.runs.give(start, pages) {
+    pub(super) fn release_run(
+        &mut self,
+        start: u32,
+        pages: u32,
+        writes: bool,
+        counters: &Counters,
+    ) {
+        self.accounted[usize::from(writes)] -= pages;
+        if self.runs.release(start, pages) {
             counters.set_longest(self.runs.longest());
         }
     }
@@ -230,9 +241,9 @@ impl<P: Platform> Area<P> {
     }
 
     #[inline(always)]
-    fn map_run(&mut self, request: &Request, counters: &Counters) -> Result<usize, Short> {
+    fn map_run(&mut self, request: &Request, counters: &Counters) -> Result<usize, AreaError> {
         let pages = request.pages();
-        let start = self.charge(pages, is_written(request.direction), false, counters)?;
+        let start = self.take_run(pages, is_written(request.direction), false, counters)?;
         Ok(self.set_mapping(start, pages, request, counters))
     }
 
@@ -242,8 +253,8 @@ impl<P: Platform> Area<P> {
         request: &Request,
         kind: Kind,
         counters: &Counters,
-    ) -> Result<usize, Short> {
-        let first = self.queues[kind.index()].first_or_none();
+    ) -> Result<usize, AreaError> {
+        let first = self.partial[kind.index()].first_or_none();
         match self.fill_slot(first, request, counters) {
             Some(offset) => Ok(offset),
             None => self.map_next_slot(request.orig, request.len, kind, counters),
@@ -263,8 +274,9 @@ impl<P: Platform> Area<P> {
         Some(page as usize * PAGE + at as usize * GRANULE + request.skew())
     }
 
-    /// Goes on to the next page of the queue when the first is full.
-    // The request is given in pieces, so that those who do not come here need not store it.
+    /// Maps into the next page of the list when the first is full.
+    // The request is passed field by field, so that callers that do not come here need not store
+    // it.
     #[inline(never)]
     fn map_next_slot(
         &mut self,
@@ -272,18 +284,20 @@ impl<P: Platform> Area<P> {
         len: usize,
         kind: Kind,
         counters: &Counters,
-    ) -> Result<usize, Short> {
+    ) -> Result<usize, AreaError> {
         let request = &Request {
             orig,
             len,
             direction: kind.direction(),
         };
-        let queue = &mut self.queues[kind.index()];
-        if let Some(full) = queue.first() {
-            queue.remove(&mut self.runs.pages, full);
+        let list = &mut self.partial[kind.index()];
+        if let Some(full) = list.first() {
+            list.remove(&mut self.runs.pages, full);
         }
-        match queue.first() {
-            Some(page) => self.fill_slot(page, request, counters).ok_or(Short::Space),
+        match list.first() {
+            Some(page) => self
+                .fill_slot(page, request, counters)
+                .ok_or(AreaError::Space),
             None => self.map_first_slot(request, kind, counters),
         }
     }
@@ -295,8 +309,8 @@ impl<P: Platform> Area<P> {
         request: &Request,
         kind: Kind,
         counters: &Counters,
-    ) -> Result<usize, Short> {
-        let page = self.charge(1, is_written(kind.direction()), kind.is_tiny(), counters)?;
+    ) -> Result<usize, AreaError> {
+        let page = self.take_run(1, is_written(kind.direction()), kind.is_tiny(), counters)?;
         let table = &mut self.tables[page as usize];
         if table.is_none() {
             *table = match self.spares.checked_sub(1) {
@@ -312,29 +326,30 @@ impl<P: Platform> Area<P> {
             return Ok(self.set_mapping(page, 1, request, counters));
         }
         self.runs.pages[page as usize].state = State::Slots(Slots::new(kind));
-        self.queues[kind.index()].push(&mut self.runs.pages, page);
-        self.fill_slot(page, request, counters).ok_or(Short::Space)
+        self.partial[kind.index()].push(&mut self.runs.pages, page);
+        self.fill_slot(page, request, counters)
+            .ok_or(AreaError::Space)
     }
 
-    /// Makes a page of free slots, which stands in its queue, a free page.
+    /// Makes a page of free slots, which stands in its list, a free page.
     #[inline(never)]
     pub(super) fn close(&mut self, page: u32, kind: Kind, counters: &Counters) {
-        self.queues[kind.index()].remove(&mut self.runs.pages, page);
-        // A table that is one too many stays where it is, for when the page is cut again: to give
-        // memory back can take the kernel a hundred thousand instructions.
+        self.partial[kind.index()].remove(&mut self.runs.pages, page);
+        // A table for which there is no place stays where it is, for when the page is cut again: to
+        // free memory can take the kernel a hundred thousand instructions.
         if let Some(place) = self.spare.get_mut(self.spares) {
             *place = self.tables[page as usize].take();
             self.spares += 1;
         }
         self.runs.pages[page as usize].state = State::Inside;
-        self.discharge(page, 1, is_written(kind.direction()), counters);
+        self.release_run(page, 1, is_written(kind.direction()), counters);
     }
 
-    /// Makes one again of what is free but kept apart for speed: some runs of pages, and of each
-    /// kind at most one page of free slots.
-    pub(super) fn tidy(&mut self, counters: &Counters) {
-        for queue in 0..self.queues.len() {
-            let Some(page) = self.queues[queue].first() else {
+    /// Coalesces what is free but cached: some runs of pages, and of each kind at most one page of
+    /// free slots.
+    pub(super) fn coalesce(&mut self, counters: &Counters) {
+        for list in 0..self.partial.len() {
+            let Some(page) = self.partial[list].first() else {
                 continue;
             };
             if let State::Slots(slots) = &self.runs.pages[page as usize].state {
@@ -343,19 +358,19 @@ impl<P: Platform> Area<P> {
                 }
             }
         }
-        self.runs.join_kept();
+        self.runs.coalesce_cached();
         counters.set_longest(self.runs.longest());
     }
 
     /// Takes `pages` whole pages for a ring; returns their offset in bytes.
-    pub(super) fn alloc(&mut self, pages: u32, counters: &Counters) -> Result<usize, Short> {
+    pub(super) fn alloc(&mut self, pages: u32, counters: &Counters) -> Result<usize, AreaError> {
         let rings = self.ring_pages + pages;
         let held = self.held_back();
         let left = (self.runs.pages.len() as u32).saturating_sub(rings + held);
-        if rings > self.ring_limit || self.charged.iter().any(|&charged| charged > left) {
-            return Err(Short::HeldBack);
+        if rings > self.ring_limit || self.accounted.iter().any(|&accounted| accounted > left) {
+            return Err(AreaError::HeldBack);
         }
-        let start = self.runs.take_ring(pages).ok_or(Short::Space)?;
+        let start = self.runs.take_ring(pages).ok_or(AreaError::Space)?;
         self.runs.pages[start as usize].state = State::Ring { pages };
         self.ring_pages = rings;
         self.set_limits();
@@ -380,11 +395,11 @@ impl<P: Platform> Area<P> {
                 if pages != has {
                     return Err(BadHandle::Length);
                 }
-                self.runs.give_ring(page, pages);
+                self.runs.release_ring(page, pages);
                 self.ring_pages -= pages;
                 self.set_limits();
                 counters.set_longest(self.runs.longest());
-                counters.ring_given(pages as usize * PAGE);
+                counters.ring_released(pages as usize * PAGE);
                 Ok(())
             }
             _ => Err(BadHandle::Unmapped),

@@ -8,9 +8,9 @@ pub(crate) const GRANULE: usize = 64;
 /// Bytes in a page of the pool, whatever the guest's own pages are.
 pub(crate) const PAGE: usize = 4096;
 
-/// The most bytes that are copied while an area is locked: as long as most mappings are at most,
-/// which saves a second visit, and no more than some microseconds.
-pub(crate) const PIECE: usize = 16 * PAGE;
+/// The most bytes that are copied while an area is locked: as many as most mappings have, which
+/// saves a second visit, and no more than some microseconds.
+pub(crate) const COPY_CHUNK: usize = 16 * PAGE;
 
 /// Which way the data go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,10 +70,10 @@ pub(crate) struct Mapping {
 impl Mapping {
     /// What is copied at once of the `len` bytes that begin `inside` bytes from its beginning.
     #[inline(always)]
-    pub(super) fn piece(&self, inside: usize, len: usize) -> Self {
+    pub(super) fn chunk(&self, inside: usize, len: usize) -> Self {
         Self {
             offset: self.offset + inside,
-            len: len.min(PIECE),
+            len: len.min(COPY_CHUNK),
             // A number like any other, see above.
             orig: self.orig.wrapping_add(inside as u64),
             ..*self

@@ -9,9 +9,9 @@
 //! that comes back finds free neighbours at once and grows together with them: two free runs never
 //! touch.
 //!
-//! Most runs that come back are wanted again soon, at the same length. So the last few are kept as
-//! they are, in a line for each length, and joined with their neighbours only when there are too
-//! many of them, or when a request cannot be served otherwise.
+//! Most runs that are released are wanted again soon, at the same length. So the last few are
+//! cached as they are, in a list for each length, and coalesced with their neighbours only when
+//! there are too many of them, or when a request cannot be served otherwise.
 //!
 //! Runs are cut from the high end of a free run, rings from the low end of the area, so that the
 //! two do not mix.
@@ -40,8 +40,8 @@ const BITMAP: usize = (EXACT + STEPS * (u32::BITS - EXACT.ilog2())).div_ceil(64)
 /// stretches at the beginning of an area are looked at for a ring.
 const LOOKS: usize = 32;
 
-/// Runs of up to this many pages are kept: 64 KiB, wherever in a page they begin, and twice that.
-const KEPT_LENGTHS: usize = 33;
+/// Runs of up to this many pages are cached: 64 KiB, wherever in a page they begin, and twice that.
+const CACHED_LENGTHS: usize = 33;
 
 /// The list that free runs of `pages` pages stand in.
 #[inline]
@@ -77,7 +77,7 @@ impl Page {
 
 /// What a page is.
 ///
-/// [`State::Mapping`], [`State::Leaving`], [`State::Ring`] and [`State::Slots`] are always true.
+/// [`State::Mapping`], [`State::Unmapping`], [`State::Ring`] and [`State::Slots`] are always true.
 /// The others are true of the first and the last page of a stretch; between them they may be out
 /// of date.
 #[derive(Clone, Copy)]
@@ -97,7 +97,7 @@ pub(super) enum State {
     },
     /// The first page of a mapping that is over, and is being copied out, unless that was
     /// `cancelled`.
-    Leaving {
+    Unmapping {
         orig: u64,
         len: u32,
         cancelled: bool,
@@ -110,9 +110,9 @@ pub(super) enum State {
 
 /// A list of pages, circular, first in first out.
 #[derive(Clone, Copy)]
-pub(super) struct Queue(u32);
+pub(super) struct PageList(u32);
 
-impl Queue {
+impl PageList {
     pub(super) const EMPTY: Self = Self(NONE);
 
     #[inline]
@@ -126,13 +126,13 @@ impl Queue {
         self.0
     }
 
-    /// Whether `page`, which stands in the queue, is all there is in it.
+    /// Whether `page`, which stands in a list, is the only page there.
     #[inline]
     pub(super) fn is_only(pages: &[Page], page: u32) -> bool {
         pages[page as usize].next == page
     }
 
-    /// Appends `page`; returns whether the queue was empty.
+    /// Appends `page`; returns whether the list was empty.
     #[inline]
     pub(super) fn push(&mut self, pages: &mut [Page], page: u32) -> bool {
         if self.0 == NONE {
@@ -150,7 +150,7 @@ impl Queue {
         false
     }
 
-    /// Takes `page` out; returns whether the queue is empty now.
+    /// Takes `page` out; returns whether the list is empty now.
     #[inline]
     pub(super) fn remove(&mut self, pages: &mut [Page], page: u32) -> bool {
         let Page { prev, next, .. } = pages[page as usize];
@@ -169,18 +169,18 @@ impl Queue {
 
 /// Runs of one length, first in first out.
 #[derive(Clone, Copy)]
-struct Line {
+struct Fifo {
     first: u32,
     last: u32,
 }
 
-impl Line {
+impl Fifo {
     const EMPTY: Self = Self {
         first: NONE,
         last: NONE,
     };
 
-    /// Appends a run; returns whether the line was empty.
+    /// Appends a run; returns whether the list was empty.
     #[inline(always)]
     fn push(&mut self, pages: &mut [Page], start: u32) -> bool {
         let was_empty = self.first == NONE;
@@ -213,31 +213,31 @@ pub(super) struct Runs<P: Platform> {
     pub(super) pages: P::List<Page>,
     /// The first pages of mappings of more than one page.
     live: Live<P::List<u64>>,
-    lists: P::List<Queue>,
+    lists: P::List<PageList>,
     /// Which lists have a run in them, and which words of that are not zero.
     bitmap: [u64; BITMAP],
     words: u32,
     /// The length of the longest free run, pages.
     longest: u32,
-    /// How many more runs may be kept.
-    may_keep: u32,
-    /// Which lines may have a run in them, and which has its turn to lose one.
-    kept_lines: u64,
+    /// How many more runs may be cached.
+    cache_room: u32,
+    /// Which lengths may have a cached run, and which has its turn to lose one.
+    cached_lengths: u64,
     turn: u32,
     /// By length in pages, less one.
-    kept: [Line; KEPT_LENGTHS],
+    cached: [Fifo; CACHED_LENGTHS],
     /// Where the next ring goes if there is room: after those at the beginning of the area. Never
     /// inside a free run.
     rings_end: u32,
 }
 
 impl<P: Platform> Runs<P> {
-    /// All of `pages` is one free run. At most `may_keep` runs are kept.
+    /// All of `pages` is one free run. At most `cache_room` runs are cached.
     pub(super) fn new(
         pages: P::List<Page>,
         live: Live<P::List<u64>>,
-        lists: P::List<Queue>,
-        may_keep: u32,
+        lists: P::List<PageList>,
+        cache_room: u32,
     ) -> Self {
         let all = pages.len() as u32;
         let mut runs = Self {
@@ -247,10 +247,10 @@ impl<P: Platform> Runs<P> {
             bitmap: [0; BITMAP],
             words: 0,
             longest: 0,
-            may_keep,
-            kept_lines: 0,
+            cache_room,
+            cached_lengths: 0,
             turn: 0,
-            kept: [Line::EMPTY; KEPT_LENGTHS],
+            cached: [Fifo::EMPTY; CACHED_LENGTHS],
             rings_end: 0,
         };
         runs.mark_free(0, all);
@@ -404,58 +404,62 @@ impl<P: Platform> Runs<P> {
         None
     }
 
-    /// Takes a run of `pages` pages from those that are kept, and returns its first page, whose
+    /// Takes a run of `pages` pages from the cached ones, and returns its first page, whose
     /// state the caller sets.
     #[inline(always)]
-    pub(super) fn take_kept(&mut self, pages: u32) -> Option<u32> {
-        let start = self.kept.get_mut(pages as usize - 1)?.pop(&self.pages)?;
-        self.may_keep += 1;
+    pub(super) fn take_cached(&mut self, pages: u32) -> Option<u32> {
+        let start = self.cached.get_mut(pages as usize - 1)?.pop(&self.pages)?;
+        self.cache_room += 1;
         Some(start)
     }
 
-    /// Gives back the run of `pages` pages that begins at `start`, whose state the caller has made
-    /// [`State::Inside`]; returns whether that changed what is free and not kept.
+    /// Releases the run of `pages` pages that begins at `start`, whose state the caller has made
+    /// [`State::Inside`]; returns whether that changed what is free and not cached.
     #[inline(always)]
-    pub(super) fn give(&mut self, start: u32, pages: u32) -> bool {
-        let Some(line) = self.kept.get_mut(pages as usize - 1) else {
-            self.join(start, pages);
+    pub(super) fn release(&mut self, start: u32, pages: u32) -> bool {
+        let Some(fifo) = self.cached.get_mut(pages as usize - 1) else {
+            self.coalesce(start, pages);
             return true;
         };
-        if line.push(&mut self.pages, start) {
-            self.kept_lines |= 1 << (pages - 1);
+        if fifo.push(&mut self.pages, start) {
+            self.cached_lengths |= 1 << (pages - 1);
         }
-        if let Some(rest) = self.may_keep.checked_sub(1) {
-            self.may_keep = rest;
+        if let Some(rest) = self.cache_room.checked_sub(1) {
+            self.cache_room = rest;
             return false;
         }
-        self.join_one();
+        self.coalesce_one();
         true
     }
 
-    /// Joins one of the runs that are kept, from the lines in turn: lengths that nobody asks for
-    /// any more make room for those that are wanted now. Returns whether there was one.
+    /// Coalesces one of the cached runs, of each length in turn: lengths that are not asked for any
+    /// more make room for those that are wanted now. Returns whether there was one.
     #[inline(never)]
-    fn join_one(&mut self) -> bool {
-        while self.kept_lines != 0 {
-            let later = self.kept_lines & (!0 << self.turn);
-            let lines = if later != 0 { later } else { self.kept_lines };
-            let line = lines.trailing_zeros() % u64::BITS;
-            self.turn = (line + 1) % u64::BITS;
-            match self.kept[line as usize].pop(&self.pages) {
+    fn coalesce_one(&mut self) -> bool {
+        while self.cached_lengths != 0 {
+            let later = self.cached_lengths & (!0 << self.turn);
+            let lengths = if later != 0 {
+                later
+            } else {
+                self.cached_lengths
+            };
+            let length = lengths.trailing_zeros() % u64::BITS;
+            self.turn = (length + 1) % u64::BITS;
+            match self.cached[length as usize].pop(&self.pages) {
                 Some(start) => {
-                    self.join(start, line + 1);
+                    self.coalesce(start, length + 1);
                     return true;
                 }
-                None => self.kept_lines &= !(1 << line),
+                None => self.cached_lengths &= !(1 << length),
             }
         }
         false
     }
 
-    /// Joins the runs that are kept with their neighbours.
-    pub(super) fn join_kept(&mut self) {
-        while self.join_one() {
-            self.may_keep += 1;
+    /// Coalesces the cached runs.
+    pub(super) fn coalesce_cached(&mut self) {
+        while self.coalesce_one() {
+            self.cache_room += 1;
         }
     }
 
@@ -479,9 +483,9 @@ impl<P: Platform> Runs<P> {
         Some(start)
     }
 
-    /// Joins the run of `pages` pages that begins at `start` with its free neighbours.
+    /// Coalesces the run of `pages` pages that begins at `start` with its free neighbours.
     #[inline(never)]
-    fn join(&mut self, start: u32, pages: u32) {
+    fn coalesce(&mut self, start: u32, pages: u32) {
         if pages > 1 {
             self.live.remove(start);
         }
@@ -543,10 +547,10 @@ impl<P: Platform> Runs<P> {
         Some(start)
     }
 
-    /// Gives back the run of a ring.
-    pub(super) fn give_ring(&mut self, start: u32, pages: u32) {
+    /// Releases the run of a ring.
+    pub(super) fn release_ring(&mut self, start: u32, pages: u32) {
         *self.state(start) = State::Inside;
-        self.join(start, pages);
+        self.coalesce(start, pages);
     }
 
     /// The first free run of `pages` pages or more among the first stretches of the area, else the
@@ -560,7 +564,7 @@ impl<P: Platform> Runs<P> {
                 Some(&State::Free { pages } | &State::Ring { pages }) => pages,
                 Some(&State::Mapping { pages, .. }) => pages,
                 Some(State::Slots(_)) => 1,
-                // A run that is kept, of whatever length; or the end.
+                // A cached run, of any length; or the end.
                 _ => break,
             };
         }

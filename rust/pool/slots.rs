@@ -178,8 +178,8 @@ pub(super) struct Slots {
     /// How many slots are in use.
     used: u8,
     kind: Kind,
-    /// Where to look first: past what was handed out last, so that what has just been given back
-    /// rests until the other free slots of the page have had their turn.
+    /// Where to look first: past the slot that was taken last, so that a slot that was just
+    /// released rests until the other free slots of the page have been taken.
     rover: u8,
     /// The length of a slot.
     bytes: u16,
@@ -232,9 +232,9 @@ impl Slots {
         Some(at)
     }
 
-    /// Gives back the slot in use that begins at granule `at`.
+    /// Releases the slot in use that begins at granule `at`.
     #[inline(always)]
-    pub(super) fn give(&mut self, at: u32) {
+    pub(super) fn release(&mut self, at: u32) {
         self.free |= 1 << at;
         self.used = self.used.wrapping_sub(1);
     }
@@ -317,7 +317,7 @@ mod tests {
         let mut slots = Slots::new(Kind::new(1, ToDevice));
         for i in 0..64 {
             assert_eq!(slots.take(), Some(i));
-            slots.give(i);
+            slots.release(i);
         }
         assert!(slots.is_empty());
         assert_eq!(slots.take(), Some(0));

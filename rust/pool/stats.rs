@@ -69,7 +69,7 @@ impl Counters {
         }
     }
 
-    /// A mapping that took `bytes` is over; `bytes_out` of it were given to its owner.
+    /// A mapping that took `bytes` is over; `bytes_out` of it were copied out.
     #[inline(always)]
     pub(super) fn unmapped(&self, bytes: usize, bytes_out: usize) {
         add(&self.unmaps, 1);
@@ -88,7 +88,7 @@ impl Counters {
         self.take(bytes);
     }
 
-    pub(super) fn ring_given(&self, bytes: usize) {
+    pub(super) fn ring_released(&self, bytes: usize) {
         add(&self.frees, 1);
         add(&self.reserved, bytes.wrapping_neg());
         add(&self.used, bytes.wrapping_neg());
@@ -139,7 +139,7 @@ pub(crate) struct Stats {
     pub(crate) bytes_out: usize,
     /// Rings taken.
     pub(crate) allocs: usize,
-    /// Rings given back.
+    /// Rings released.
     pub(crate) frees: usize,
     /// Rings there are.
     pub(crate) rings: usize,
@@ -149,11 +149,10 @@ pub(crate) struct Stats {
     /// keeps its own mark, and this is their sum: exact in a pool of one area; otherwise no less
     /// than the true peak, and more than it if the areas were not at theirs at the same time.
     pub(crate) hiwater_bytes: usize,
-    /// The longest run of free pages, in bytes, that lies in one area. Some runs that have come
-    /// back are kept as they are until a request needs them joined (at most 17 runs and a page of
-    /// each kind of slots): exact after a refusal, otherwise what can be had without joining.
-    /// Beyond 64 MiB of free runs longer than 2 MiB, one that is longer by less than an eighth may
-    /// be overlooked.
+    /// The longest run of free pages, in bytes, that lies in one area. Cached runs, at most 17, and
+    /// a page of each kind of slots are not coalesced until a request needs them: exact after a
+    /// refusal, otherwise what can be had without coalescing. Beyond 64 MiB of free runs longer
+    /// than 2 MiB, one that is longer by less than an eighth may be overlooked.
     pub(crate) largest_free_bytes: usize,
     /// Requests refused because they were for no bytes at all.
     pub(crate) refused_empty: usize,
@@ -231,7 +230,7 @@ mod tests {
             area.unmapped(8192, 70);
             area.ring_taken(16384);
             area.ring_taken(8192);
-            area.ring_given(8192);
+            area.ring_released(8192);
             for why in [
                 Refusal::Empty,
                 Refusal::TooLarge,

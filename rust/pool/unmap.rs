@@ -10,22 +10,22 @@ use super::{
     mapping::{
         BadHandle,
         Mapping,
+        COPY_CHUNK, //
         GRANULE,
         PAGE,
-        PIECE, //
     },
     platform::Platform,
     runs::{
-        Queue,
+        PageList,
         State, //
     },
     slots::Record,
     stats::Counters, //
 };
 
-/// A mapping that is over, but whose room is not free yet: [`State::Leaving`].
+/// A mapping that is over, but whose room is not free yet: [`State::Unmapping`].
 #[must_use]
-pub(super) struct Leaving {
+pub(super) struct Unmapping {
     mapping: Mapping,
     pages: u32,
     /// Bytes that have been copied out.
@@ -35,8 +35,8 @@ pub(super) struct Leaving {
 impl<P: Platform> Area<P> {
     /// Ends the mapping of exactly `len` bytes that begins at `offset`.
     ///
-    /// If it is `wanted`, `copy` has the first piece of what the device may have written, before
-    /// anybody else can have its room. If that is not all, the mapping is [`Leaving`].
+    /// If it is `wanted`, `copy` gets the first chunk of what the device may have written, before
+    /// its room is free. If that is not all, the rest is [`Unmapping`].
     #[inline(always)]
     pub(super) fn unmap(
         &mut self,
@@ -45,7 +45,7 @@ impl<P: Platform> Area<P> {
         wanted: bool,
         counters: &Counters,
         copy: &mut impl FnMut(&Mapping),
-    ) -> Result<Option<Leaving>, BadHandle> {
+    ) -> Result<Option<Unmapping>, BadHandle> {
         let page = (offset / PAGE) as u32;
         match &mut self.runs.pages[page as usize].state {
             &mut State::Mapping {
@@ -66,13 +66,13 @@ impl<P: Platform> Area<P> {
                 let wanted = wanted && is_written(direction);
                 Ok(self.end_run(mapping, pages, wanted, counters, copy))
             }
-            State::Leaving {
+            State::Unmapping {
                 orig,
                 len: mapped,
                 cancelled,
             } => {
-                // Whoever ended it first, this one is told that nothing is mapped, and may give the
-                // buffer away: so nothing more is copied to it.
+                // This caller is told that nothing is mapped, and may give the buffer away,
+                // whatever other call ended the mapping first: so nothing more is copied to it.
                 *cancelled |= offset % PAGE == *orig as usize % GRANULE && len == *mapped as usize;
                 Err(BadHandle::Unmapped)
             }
@@ -87,7 +87,7 @@ impl<P: Platform> Area<P> {
         }
     }
 
-    /// Ends a mapping of `pages` pages, whose first piece is copied out if it is `wanted`.
+    /// Ends a mapping of `pages` pages, whose first chunk is copied out if it is `wanted`.
     #[inline(always)]
     fn end_run(
         &mut self,
@@ -96,29 +96,29 @@ impl<P: Platform> Area<P> {
         wanted: bool,
         counters: &Counters,
         copy: &mut impl FnMut(&Mapping),
-    ) -> Option<Leaving> {
+    ) -> Option<Unmapping> {
         let page = (mapping.offset / PAGE) as u32;
         let state = &mut self.runs.pages[page as usize].state;
-        if wanted && mapping.len > PIECE {
-            *state = State::Leaving {
+        if wanted && mapping.len > COPY_CHUNK {
+            *state = State::Unmapping {
                 orig: mapping.orig,
                 len: mapping.len as u32,
                 cancelled: false,
             };
-            let mut leaving = Leaving {
+            let mut unmapping = Unmapping {
                 mapping,
                 pages,
                 copied: 0,
             };
-            self.go_on(&mut leaving, counters, copy);
-            return Some(leaving);
+            self.copy_next(&mut unmapping, counters, copy);
+            return Some(unmapping);
         }
         *state = State::Inside;
         if wanted {
             copy(&mapping);
         }
         let copied = if wanted { mapping.len } else { 0 };
-        self.leave(&mapping, pages, copied, counters);
+        self.release(&mapping, pages, copied, counters);
         None
     }
 
@@ -157,13 +157,13 @@ impl<P: Platform> Area<P> {
         table[at as usize] = Record::NONE.into();
         let kind = slots.kind();
         let was_full = slots.is_full();
-        slots.give(at);
+        slots.release(at);
         let empty = slots.is_empty();
-        let queue = &mut self.queues[kind.index()];
-        if was_full && queue.first() != Some(page) {
-            queue.push(&mut self.runs.pages, page);
+        let list = &mut self.partial[kind.index()];
+        if was_full && list.first() != Some(page) {
+            list.push(&mut self.runs.pages, page);
         }
-        if empty && !Queue::is_only(&self.runs.pages, page) {
+        if empty && !PageList::is_only(&self.runs.pages, page) {
             self.close(page, kind, counters);
         }
         // Last, so that little has to be kept meanwhile; the lock keeps the room.
@@ -175,42 +175,42 @@ impl<P: Platform> Area<P> {
         true
     }
 
-    /// Has `copy` have the next piece of a mapping that is leaving; returns whether it is gone.
+    /// Passes the next chunk of a mapping that is over to `copy`; returns whether its room is free.
     #[inline(never)]
-    pub(super) fn go_on(
+    pub(super) fn copy_next(
         &mut self,
-        leaving: &mut Leaving,
+        unmapping: &mut Unmapping,
         counters: &Counters,
         copy: &mut impl FnMut(&Mapping),
     ) -> bool {
-        let mapping = leaving.mapping;
+        let mapping = unmapping.mapping;
         let page = (mapping.offset / PAGE) as u32;
         let state = &mut self.runs.pages[page as usize].state;
         let cancelled = !matches!(
             state,
-            State::Leaving {
+            State::Unmapping {
                 cancelled: false,
                 ..
             }
         );
         if !cancelled {
-            let piece = mapping.piece(leaving.copied, mapping.len - leaving.copied);
-            copy(&piece);
-            leaving.copied += piece.len;
-            if leaving.copied < mapping.len {
+            let chunk = mapping.chunk(unmapping.copied, mapping.len - unmapping.copied);
+            copy(&chunk);
+            unmapping.copied += chunk.len;
+            if unmapping.copied < mapping.len {
                 return false;
             }
         }
         *state = State::Inside;
-        self.leave(&mapping, leaving.pages, leaving.copied, counters);
+        self.release(&mapping, unmapping.pages, unmapping.copied, counters);
         true
     }
 
-    /// Gives back the room of a mapping that was unmapped.
+    /// Releases the room of a mapping that is over.
     #[inline(always)]
-    fn leave(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
+    fn release(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
         let page = (mapping.offset / PAGE) as u32;
-        self.discharge(page, pages, is_written(mapping.direction), counters);
+        self.release_run(page, pages, is_written(mapping.direction), counters);
         counters.unmapped(pages as usize * PAGE, bytes_out);
     }
 

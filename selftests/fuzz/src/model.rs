@@ -61,11 +61,11 @@ impl Model {
         match what {
             Lent::Mapping(mapping) => {
                 let mut copied = 0;
-                let mut copy = |piece: &Mapping| {
-                    assert_eq!(piece.offset, offset + copied);
-                    assert_eq!(piece.orig, mapping.orig.wrapping_add(copied as u64));
-                    assert_eq!(piece.direction, mapping.direction);
-                    copied += piece.len;
+                let mut copy = |chunk: &Mapping| {
+                    assert_eq!(chunk.offset, offset + copied);
+                    assert_eq!(chunk.orig, mapping.orig.wrapping_add(copied as u64));
+                    assert_eq!(chunk.direction, mapping.direction);
+                    copied += chunk.len;
                     copied %= len;
                 };
                 assert!(self.pool.sync_with(offset, len, &mut copy).is_ok());

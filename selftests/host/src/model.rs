@@ -326,11 +326,11 @@ impl<P: Platform> Model<P> {
         let wanted = mapping.orig % 4 != 0;
         let answer = self
             .pool
-            .unmap_with(mapping.offset, mapping.len, wanted, |piece| {
-                assert_eq!(piece.offset, mapping.offset + copied);
-                assert_eq!(piece.orig, mapping.orig + copied as u64);
-                assert_eq!(piece.direction, mapping.direction);
-                copied += piece.len;
+            .unmap_with(mapping.offset, mapping.len, wanted, |chunk| {
+                assert_eq!(chunk.offset, mapping.offset + copied);
+                assert_eq!(chunk.orig, mapping.orig + copied as u64);
+                assert_eq!(chunk.direction, mapping.direction);
+                copied += chunk.len;
             });
         assert_eq!(answer, Ok(()));
         if wanted && mapping.direction != Direction::ToDevice {

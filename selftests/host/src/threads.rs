@@ -15,7 +15,7 @@ use std::sync::MutexGuard;
 
 use crate::platform::Endless;
 use crate::platform::Process;
-use crate::pool::mapping::PIECE;
+use crate::pool::mapping::COPY_CHUNK;
 use crate::pool::platform::Lock;
 use crate::pool::platform::NoMemory;
 use crate::pool::platform::Platform;
@@ -311,9 +311,9 @@ impl Platform for Watched {
 }
 
 #[test]
-fn copies_are_made_under_the_lock_a_piece_at_a_time() {
+fn copies_are_made_under_the_lock_a_chunk_at_a_time() {
     let pool = Pool::<Watched>::new(1 << 20, 2).unwrap();
-    for len in [64, PAGE, PIECE, PIECE + 1, 3 * PIECE] {
+    for len in [64, PAGE, COPY_CHUNK, COPY_CHUNK + 1, 3 * COPY_CHUNK] {
         for (direction, wanted) in [
             (FromDevice, true),
             (Bidirectional, true),
@@ -321,32 +321,32 @@ fn copies_are_made_under_the_lock_a_piece_at_a_time() {
             (ToDevice, true),
         ] {
             let at = pool.map(0, len, 0, direction).unwrap();
-            let mut pieces = vec![];
-            let mut copy = |piece: &Mapping| {
+            let mut chunks = vec![];
+            let mut copy = |chunk: &Mapping| {
                 assert_eq!(HELD.get(), 1);
-                pieces.push(piece.len);
+                chunks.push(chunk.len);
             };
             assert_eq!(pool.sync_with(at, len, &mut copy), Ok(()));
             assert_eq!(pool.unmap_with(at, len, wanted, copy), Ok(()));
-            let mut expected = vec![PIECE; len / PIECE];
-            expected.extend((len % PIECE != 0).then_some(len % PIECE));
+            let mut expected = vec![COPY_CHUNK; len / COPY_CHUNK];
+            expected.extend((len % COPY_CHUNK != 0).then_some(len % COPY_CHUNK));
             if wanted && direction != ToDevice {
                 expected.extend_from_within(..);
             }
-            assert_eq!(pieces, expected);
+            assert_eq!(chunks, expected);
         }
     }
 }
 
 /// A pool with a mapping, where that is and how long.
-fn pool_with_three_pieces() -> (loom::sync::Arc<Pool<Loom>>, usize, usize) {
+fn pool_with_three_chunks() -> (loom::sync::Arc<Pool<Loom>>, usize, usize) {
     let pool = loom::sync::Arc::new(Pool::<Loom>::new(1 << 20, 1).unwrap());
-    let len = 2 * PIECE + 1;
+    let len = 2 * COPY_CHUNK + 1;
     let at = pool.map(0, len, 0, FromDevice).unwrap();
     (pool, at, len)
 }
 
-/// One thread ends a mapping of three pieces, while another does `other`; nothing may be copied
+/// One thread ends a mapping of three chunks, while another does `other`; nothing may be copied
 /// after that has returned true. Returns whether the first found the mapping.
 fn copies_beside(
     pool: &loom::sync::Arc<Pool<Loom>>,
@@ -370,7 +370,7 @@ fn copies_beside(
 #[test]
 fn nothing_is_copied_to_a_buffer_that_was_given_away() {
     loom::model(|| {
-        let (pool, at, len) = pool_with_three_pieces();
+        let (pool, at, len) = pool_with_three_chunks();
         // The buffer's owner has it back, whether its handle was still good or not.
         let ended = copies_beside(&pool, (at, len), |pool, at, len| {
             let _ = pool.unmap(at, len);
@@ -386,7 +386,7 @@ fn nothing_is_copied_to_a_buffer_that_was_given_away() {
 #[test]
 fn a_handle_beside_it_does_not_end_a_copy() {
     loom::model(|| {
-        let (pool, at, len) = pool_with_three_pieces();
+        let (pool, at, len) = pool_with_three_chunks();
         copies_beside(&pool, (at, len), |pool, at, len| {
             assert!(pool.unmap(at, len - 1).is_err());
             assert!(pool.unmap(at + 64, len).is_err());
@@ -400,7 +400,7 @@ fn a_handle_beside_it_does_not_end_a_copy() {
 #[test]
 fn room_is_nobody_elses_while_it_is_copied_out() {
     loom::model(|| {
-        let (pool, at, len) = pool_with_three_pieces();
+        let (pool, at, len) = pool_with_three_chunks();
         while pool.map(0, PAGE, 0, FromDevice).is_ok() {}
         // There is no other room.
         copies_beside(&pool, (at, len), |pool, _, _| {
