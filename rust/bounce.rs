@@ -13,7 +13,8 @@ use super::{
     pool::{
         self,
         Pool,
-        Refusal, //
+        Refusal,
+        Transfer, //
     },
     region::Region,
     virtio::map::{
@@ -130,41 +131,10 @@ impl AddAssign for Usage {
     }
 }
 
-/// What one CPU counts of syncs, on a cache line that no other CPU writes. The pool counts the
-/// rest.
-#[repr(align(128))]
-struct Tally {
-    syncs: Atomic<u64>,
-    bytes_to_device: Atomic<u64>,
-    bytes_from_device: Atomic<u64>,
-}
-
-impl Tally {
-    fn new() -> Self {
-        Self {
-            syncs: Atomic::new(0),
-            bytes_to_device: Atomic::new(0),
-            bytes_from_device: Atomic::new(0),
-        }
-    }
-
-    fn read(&self) -> Counters {
-        Counters {
-            syncs: self.syncs.load(Relaxed),
-            bytes_to_device: self.bytes_to_device.load(Relaxed),
-            bytes_from_device: self.bytes_from_device.load(Relaxed),
-            ..Counters::default()
-        }
-    }
-}
-
 /// The bounce buffers of one device. The contexts are those of [`Map`].
 pub(crate) struct Bounce {
     region: Region,
     pool: Pool<pool::Kernel>,
-    tallies: KVec<Tally>,
-    // For a CPU that has none; there is no such CPU.
-    spare_tally: Tally,
     // The direction whose mappings begin as zeroes.
     cleared: Option<Direction>,
     kind: u32,
@@ -198,16 +168,10 @@ impl Bounce {
     ) -> Result<Self> {
         let cpus = kernel::cpu::nr_cpu_ids() as usize;
         let pool = Pool::new(region.bytes(), cpus).map_err(|_| ENOMEM)?;
-        let mut tallies = KVec::with_capacity(cpus, GFP_KERNEL)?;
-        for _ in 0..cpus {
-            tallies.push(Tally::new(), GFP_KERNEL)?;
-        }
         let limits = Limits::new(kind, region.bytes(), pool.largest_mapping(), 1);
         Ok(Self {
             region,
             pool,
-            tallies,
-            spare_tally: Tally::new(),
             cleared: match from_device {
                 FromDevice::Preserve => None,
                 FromDevice::Clear => Some(Direction::FromDevice),
@@ -227,9 +191,10 @@ impl Bounce {
     /// What was counted since the device was bound. May be called in any context.
     pub(crate) fn counters(&self) -> Counters {
         let stats = self.pool.stats();
-        let mut counters = Counters {
+        Counters {
             maps: stats.maps as u64,
             unmaps: stats.unmaps as u64,
+            syncs: stats.syncs as u64,
             bytes_to_device: stats.bytes_in as u64,
             bytes_from_device: stats.bytes_out as u64,
             allocs: stats.allocs as u64,
@@ -237,13 +202,7 @@ impl Bounce {
             full: stats.full() as u64,
             too_large: stats.refused_too_large as u64,
             bad_handle: stats.bad_handles() as u64,
-            ..Counters::default()
-        };
-        counters += self.spare_tally.read();
-        for tally in &self.tallies {
-            counters += tally.read();
         }
-        counters
     }
 
     /// How full the pool is. May be called in any context.
@@ -294,10 +253,6 @@ impl Bounce {
     fn cpu(&self) -> usize {
         // SAFETY: No requirements.
         unsafe { bindings::virtio_swiotlb_cpu() as usize }
-    }
-
-    fn tally(&self, cpu: usize) -> &Tally {
-        self.tallies.get(cpu).unwrap_or(&self.spare_tally)
     }
 
     /// The offset of a handle in the region; that of a handle below the region is beyond its end.
@@ -374,17 +329,17 @@ impl Bounce {
         }
     }
 
-    /// Has `copy` have the part of a mapping that a sync is for.
-    fn sync(&self, handle: Handle, len: usize, copy: impl Fn(&pool::Mapping, &Tally)) {
-        let tally = self.tally(self.cpu());
-        match self
-            .pool
-            .sync_with(self.offset(handle), len, |chunk| copy(chunk, tally))
-        {
-            Ok(()) => {
-                tally.syncs.fetch_add(1, Relaxed);
-            }
-            Err(bad) => self.bad(handle, len, bad),
+    /// Syncs part of a mapping.
+    fn sync(&self, handle: Handle, len: usize, transfer: Transfer) {
+        let synced =
+            self.pool
+                .sync_with(self.offset(handle), len, transfer, |chunk| match transfer {
+                    Transfer::In => self.copy_in(chunk.orig, chunk.offset, chunk.len),
+                    Transfer::Out => self.copy_out(chunk.offset, chunk.orig, chunk.len),
+                    Transfer::Nothing => {}
+                });
+        if let Err(bad) = synced {
+            self.bad(handle, len, bad);
         }
     }
 }
@@ -417,7 +372,7 @@ impl Map for Bounce {
     #[inline(always)]
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool {
         let wanted = direction != Direction::ToDevice && !discard;
-        // A buffer that was lent for reading is not written, whatever is said now.
+        // The pool never copies out a mapping to the device, whatever direction the caller passes.
         let ended = self
             .pool
             .unmap_with(self.offset(handle), len, wanted, |chunk| {
@@ -433,22 +388,19 @@ impl Map for Bounce {
     }
 
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |chunk, tally| {
-            // As in `unmap()`.
-            if direction != Direction::ToDevice && chunk.direction != pool::Direction::ToDevice {
-                self.copy_out(chunk.offset, chunk.orig, chunk.len);
-                tally.bytes_from_device.fetch_add(chunk.len as u64, Relaxed);
-            }
-        });
+        let transfer = match direction {
+            Direction::ToDevice => Transfer::Nothing,
+            _ => Transfer::Out,
+        };
+        self.sync(handle, len, transfer);
     }
 
     fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction) {
-        self.sync(handle, len, |chunk, tally| {
-            if direction != Direction::FromDevice {
-                self.copy_in(chunk.orig, chunk.offset, chunk.len);
-                tally.bytes_to_device.fetch_add(chunk.len as u64, Relaxed);
-            }
-        });
+        let transfer = match direction {
+            Direction::FromDevice => Transfer::Nothing,
+            _ => Transfer::In,
+        };
+        self.sync(handle, len, transfer);
     }
 
     fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)> {

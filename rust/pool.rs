@@ -125,8 +125,8 @@ mod linux;
 use self::{
     area::{
         Area,
-        AreaError, //
-        Request,
+        AreaError,
+        Request, //
     },
     picture::Row,
     placement::Placement,
@@ -146,6 +146,7 @@ pub(crate) use self::{
         Direction,
         Mapping,
         Refusal,
+        Transfer,
         PAGE, //
     },
     stats::Stats, //
@@ -360,9 +361,11 @@ impl<P: Platform> Pool<P> {
         Err(self.refuse(home, held_back))
     }
 
-    /// Has `copy` have the `len` bytes at `offset`, which may lie inside a mapping, in chunks of at
-    /// most [`COPY_CHUNK`] bytes, each under the area's lock: as long as that is held, buffer and
-    /// room are the mapping's. The length of what it is given is that of the chunk.
+    /// Syncs the `len` bytes at `offset`, which may lie inside a mapping.
+    ///
+    /// `copy` gets what `transfer` says in chunks of at most [`mapping::COPY_CHUNK`] bytes, each
+    /// under the area's lock: as long as that is held, buffer and room are the mapping's. A mapping
+    /// that the device only reads is never copied out.
     ///
     /// # Errors
     ///
@@ -373,26 +376,34 @@ impl<P: Platform> Pool<P> {
         &self,
         offset: usize,
         len: usize,
+        transfer: Transfer,
         mut copy: impl FnMut(&Mapping),
     ) -> Result<(), BadHandle> {
         let locked = self.locate(offset)?;
         let at = offset - locked.base;
-        let mut copied = 0;
+        let mut done = 0;
         loop {
             let area = locked.area.lock();
-            let found = area.find(at + copied, len - copied);
-            let chunk = found.map(|mapping| {
-                let inside = at + copied - mapping.offset;
-                let chunk = mapping.chunk(inside, len - copied);
+            let mapping = area
+                .find(at + done, len - done)
+                .map_err(|why| locked.counters.bad(why))?;
+            let chunk = mapping.chunk(at + done - mapping.offset, len - done);
+            let (bytes_in, bytes_out) = match transfer {
+                Transfer::In => (chunk.len, 0),
+                Transfer::Out if mapping.direction != Direction::ToDevice => (0, chunk.len),
+                _ => (0, 0),
+            };
+            if bytes_in + bytes_out > 0 {
                 copy(&Mapping {
                     offset: locked.base + chunk.offset,
                     ..chunk
                 });
-                chunk.len
-            });
+            }
+            done += chunk.len;
+            locked.counters.synced(bytes_in, bytes_out, done == len);
+            // The lock is not kept from one chunk to the next.
             drop(area);
-            copied += chunk.map_err(|why| locked.counters.bad(why))?;
-            if copied == len {
+            if done == len {
                 return Ok(());
             }
         }
@@ -652,6 +663,58 @@ mod tests {
         assert_eq!(stats.bad_length, 2);
         assert_eq!(stats.bad_unmapped, 4);
         assert_eq!(stats.bad_handles(), 14);
+        Ok(())
+    }
+
+    #[test]
+    fn a_sync_is_counted_once_with_its_bytes() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(1 << 20, 1)?;
+        let len = 2 * mapping::COPY_CHUNK + 1;
+        let offset = pool
+            .map(0, len, 0, Direction::Bidirectional)
+            .unwrap_or(usize::MAX);
+        let before = pool.stats();
+        for (transfer, part) in [
+            (Transfer::In, len),
+            (Transfer::Out, len - 7),
+            (Transfer::Nothing, 1),
+        ] {
+            let mut copied = 0;
+            let synced = pool.sync_with(offset, part, transfer, |chunk| copied += chunk.len);
+            assert_eq!(synced, Ok(()));
+            let want = if transfer == Transfer::Nothing {
+                0
+            } else {
+                part
+            };
+            assert_eq!(copied, want);
+        }
+        let refused = pool.sync_with(offset, len + 1, Transfer::In, |_| {});
+        assert_eq!(refused, Err(BadHandle::Length));
+        let after = pool.stats();
+        assert_eq!(after.syncs - before.syncs, 3);
+        assert_eq!(after.bytes_in - before.bytes_in, len);
+        assert_eq!(after.bytes_out - before.bytes_out, len - 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_sync_copies_out_only_what_the_device_may_write() -> Result<(), NoMemory> {
+        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        for (direction, out) in [
+            (ToDevice, 0),
+            (FromDevice, 100),
+            (Direction::Bidirectional, 100),
+        ] {
+            let offset = pool.map(0, 100, 0, direction).unwrap_or(usize::MAX);
+            let before = pool.stats();
+            let mut copied = 0;
+            let synced = pool.sync_with(offset, 100, Transfer::Out, |chunk| copied += chunk.len);
+            assert_eq!(synced, Ok(()));
+            assert_eq!(copied, out);
+            assert_eq!(pool.stats().bytes_out - before.bytes_out, out);
+            assert_eq!(pool.stats().syncs - before.syncs, 1);
+        }
         Ok(())
     }
 

@@ -24,6 +24,17 @@ pub(crate) enum Direction {
     FromDevice,
 }
 
+/// What a sync copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transfer {
+    /// Nothing: the mapping is only looked up.
+    Nothing,
+    /// From the buffer to the region.
+    In,
+    /// From the region to the buffer, if the device may write the mapping.
+    Out,
+}
+
 /// Why a request was refused.
 // As wide as an offset, so that a result with one of them is returned in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

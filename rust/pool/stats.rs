@@ -29,6 +29,7 @@ pub(super) struct Counters {
     longest: AtomicUsize,
     bytes_in: AtomicUsize,
     bytes_out: AtomicUsize,
+    syncs: AtomicUsize,
     allocs: AtomicUsize,
     frees: AtomicUsize,
     reserved: AtomicUsize,
@@ -75,6 +76,14 @@ impl Counters {
         add(&self.unmaps, 1);
         add(&self.bytes_out, bytes_out);
         add(&self.used, bytes.wrapping_neg());
+    }
+
+    /// A sync has copied so many bytes under the lock; `done` with the last of them.
+    #[inline(always)]
+    pub(super) fn synced(&self, bytes_in: usize, bytes_out: usize, done: bool) {
+        add(&self.bytes_in, bytes_in);
+        add(&self.bytes_out, bytes_out);
+        add(&self.syncs, done.into());
     }
 
     #[inline(always)]
@@ -133,10 +142,12 @@ pub(crate) struct Stats {
     pub(crate) live: usize,
     /// Bytes that mappings take, in whole slots and pages, and rings.
     pub(crate) used_bytes: usize,
-    /// Bytes of mappings made for the device to read.
+    /// Bytes of mappings made for the device to read, and bytes that syncs copied in.
     pub(crate) bytes_in: usize,
-    /// Bytes that were copied out when mappings ended.
+    /// Bytes that were copied out when mappings ended, and by syncs.
     pub(crate) bytes_out: usize,
+    /// Syncs that found their mapping.
+    pub(crate) syncs: usize,
     /// Rings taken.
     pub(crate) allocs: usize,
     /// Rings released.
@@ -187,6 +198,7 @@ impl Stats {
         self.used_bytes += read(&area.used);
         self.bytes_in += read(&area.bytes_in);
         self.bytes_out += read(&area.bytes_out);
+        self.syncs += read(&area.syncs);
         let frees = read(&area.frees);
         let allocs = read(&area.allocs);
         self.allocs += allocs;
@@ -228,6 +240,8 @@ mod tests {
             area.mapped(4096, 100);
             area.mapped(8192, 0);
             area.unmapped(8192, 70);
+            area.synced(5, 0, false);
+            area.synced(0, 3, true);
             area.ring_taken(16384);
             area.ring_taken(8192);
             area.ring_released(8192);
@@ -257,8 +271,9 @@ mod tests {
             unmaps: 3,
             live: 3,
             used_bytes: 3 * (4096 + 16384),
-            bytes_in: 300,
-            bytes_out: 210,
+            bytes_in: 3 * (100 + 5),
+            bytes_out: 3 * (70 + 3),
+            syncs: 3,
             allocs: 6,
             frees: 3,
             rings: 3,

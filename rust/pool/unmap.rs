@@ -76,13 +76,9 @@ impl<P: Platform> Area<P> {
                 *cancelled |= offset % PAGE == *orig as usize % GRANULE && len == *mapped as usize;
                 Err(BadHandle::Unmapped)
             }
-            State::Slots(_) => {
-                if self.end_slot(offset, len, wanted, counters, copy) {
-                    Ok(None)
-                } else {
-                    Err(self.why_bad(offset))
-                }
-            }
+            State::Slots(_) => self
+                .end_slot(offset, len, wanted, counters, copy)
+                .map(|()| None),
             _ => Err(self.why_bad(offset)),
         }
     }
@@ -122,8 +118,7 @@ impl<P: Platform> Area<P> {
         None
     }
 
-    /// Ends the mapping of exactly `len` bytes at `offset`, which lies in a page of slots; returns
-    /// whether there is one.
+    /// Ends the mapping of exactly `len` bytes at `offset`, which lies in a page of slots.
     #[inline(always)]
     fn end_slot(
         &mut self,
@@ -132,20 +127,20 @@ impl<P: Platform> Area<P> {
         wanted: bool,
         counters: &Counters,
         copy: &mut impl FnMut(&Mapping),
-    ) -> bool {
+    ) -> Result<(), BadHandle> {
         let page = (offset / PAGE) as u32;
         let byte = offset % PAGE;
         let at = (byte / GRANULE) as u32;
         let State::Slots(slots) = &mut self.runs.pages[page as usize].state else {
-            return false;
+            return Err(self.why_bad(offset));
         };
         let Some(Some(table)) = self.tables.get_mut(page as usize) else {
-            return false;
+            return Err(self.why_bad(offset));
         };
         let record = Record::from(table[at as usize]);
         // Where nothing is mapped the length is 0, which is a length that can be asked for.
         if record.is_none() || record.skew() != byte % GRANULE || record.len() != len {
-            return false;
+            return Err(self.why_bad(offset));
         }
         let mapping = Mapping {
             offset,
@@ -172,7 +167,7 @@ impl<P: Platform> Area<P> {
             copy(&mapping);
         }
         counters.unmapped(bytes, if wanted { len } else { 0 });
-        true
+        Ok(())
     }
 
     /// Passes the next chunk of a mapping that is over to `copy`; returns whether its room is free.

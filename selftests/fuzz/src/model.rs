@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::input::Input;
 use crate::platform::Process;
 use crate::pool::mapping::GRANULE;
-use crate::pool::{Direction, Mapping, Pool, PAGE, SMALLEST};
+use crate::pool::{Direction, Mapping, Pool, Transfer, PAGE, SMALLEST};
 
 /// Steps of one run.
 const MOST_STEPS: usize = 400;
@@ -68,7 +68,12 @@ impl Model {
                     copied += chunk.len;
                     copied %= len;
                 };
-                assert!(self.pool.sync_with(offset, len, &mut copy).is_ok());
+                let transfer = match mapping.direction {
+                    Direction::ToDevice => Transfer::In,
+                    _ => Transfer::Out,
+                };
+                let synced = self.pool.sync_with(offset, len, transfer, &mut copy);
+                assert!(synced.is_ok());
                 assert!(self.pool.unmap_with(offset, len, true, copy).is_ok());
                 assert_eq!(copied, 0);
             }

@@ -25,6 +25,7 @@ use crate::pool::Direction::FromDevice;
 use crate::pool::Direction::ToDevice;
 use crate::pool::Mapping;
 use crate::pool::Pool;
+use crate::pool::Transfer;
 use crate::pool::PAGE;
 use crate::pool::SMALLEST;
 
@@ -326,7 +327,7 @@ fn copies_are_made_under_the_lock_a_chunk_at_a_time() {
                 assert_eq!(HELD.get(), 1);
                 chunks.push(chunk.len);
             };
-            assert_eq!(pool.sync_with(at, len, &mut copy), Ok(()));
+            assert_eq!(pool.sync_with(at, len, Transfer::In, &mut copy), Ok(()));
             assert_eq!(pool.unmap_with(at, len, wanted, copy), Ok(()));
             let mut expected = vec![COPY_CHUNK; len / COPY_CHUNK];
             expected.extend((len % COPY_CHUNK != 0).then_some(len % COPY_CHUNK));
