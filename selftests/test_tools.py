@@ -38,8 +38,26 @@ GOOD = "".join(
 )
 
 
+#: `struct virtio_map_ops` as 7.2 and 7.3 have it.
+OPERATIONS = (
+    "map_page unmap_page sync_single_for_cpu sync_single_for_device"
+    " alloc free need_sync mapping_error max_mapping_size"
+)
+
+
+def header_with(operations: str) -> str:
+    members = (f"\tvoid (*{name})(union virtio_map map,\n\t\tint x);\n" for name in operations.split())
+    return "struct virtio_map_ops {\n" + "".join(members) + "};\n"
+
+
 def tree(
-    path: Path, *, symbols: str = "", more: str = "", header: str = "", metadata: bool = True
+    path: Path,
+    *,
+    release: str = "7.3.4-made-up",
+    symbols: str = "",
+    more: str = "",
+    header: str = header_with(OPERATIONS),
+    metadata: bool = True,
 ) -> Path:
     """A directory that looks like a kernel build tree, as far as the check looks."""
     rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.strip()
@@ -48,8 +66,9 @@ def tree(
     config.write_text(
         symbols or f'{GOOD}CONFIG_RUSTC_VERSION_TEXT="{rustc}"\n{more}'
     )
+    (config.parent / "kernel.release").write_text(release + "\n")
     (path / "include/linux").mkdir()
-    (path / "include/linux/virtio_config.h").write_text(header or "struct virtio_map_ops {\n")
+    (path / "include/linux/virtio_config.h").write_text(header)
     (path / "rust").mkdir()
     if metadata:
         (path / "rust/libkernel.rmeta").touch()
@@ -59,8 +78,8 @@ def tree(
 class TestKernelTree:
     """`make KDIR=...` says in one sentence what is wrong with a tree."""
 
-    def complaint(self, kdir: Path) -> str:
-        answer = run("make", f"KDIR={kdir}")
+    def complaint(self, kdir: Path, **environment: str) -> str:
+        answer = run("make", f"KDIR={kdir}", **environment)
         assert answer.returncode != 0
         errors = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, answer.stderr
@@ -112,6 +131,66 @@ class TestKernelTree:
     def test_too_old(self, tmp_path: Path) -> None:
         old = tree(tmp_path / "tree", header="struct virtio_config_ops {\n")
         assert "too old" in self.complaint(old)
+
+    @pytest.mark.parametrize("release", ["6.18.0", "7.1.12-arch1", "7.4.0-rc1", "7.20.1", "8.0.0"])
+    def test_another_series(self, tmp_path: Path, release: str) -> None:
+        """What the module is not written for is not left to the compiler to tell."""
+        said = self.complaint(tree(tmp_path / "tree", release=release))
+        series = ".".join(release.split(".")[:2])
+        assert f"is Linux {series}, and the module is for 7.2 and 7.3" in said
+
+    @pytest.mark.parametrize("release", ["7.2.0", "7.2.14+deb13-cloud-amd64", "7.3.0-rc5-next"])
+    def test_its_own_series(self, tmp_path: Path, release: str) -> None:
+        answer = run("scripts/check-kdir", tree(tmp_path / "tree", release=release))
+        assert (answer.returncode, answer.stderr) == (0, "")
+
+    def test_not_prepared(self, tmp_path: Path) -> None:
+        made = tree(tmp_path / "tree")
+        (made / "include/config/kernel.release").unlink()
+        assert "not prepared" in self.complaint(made)
+
+    @pytest.mark.parametrize(
+        "operations",
+        [
+            "map_page unmap_page alloc free mapping_error max_mapping_size",
+            OPERATIONS.replace("map_page unmap_page", "map_phys unmap_phys"),
+            OPERATIONS + " map_sg",
+        ],
+    )
+    def test_other_operations(self, tmp_path: Path, operations: str) -> None:
+        made = tree(tmp_path / "tree", header=header_with(operations))
+        said = self.complaint(made)
+        assert "other operations than 7.2 and 7.3: " + " ".join(sorted(operations.split())) in said
+
+    @pytest.mark.parametrize(
+        ("symbol", "said"), [("CPU_BIG_ENDIAN", "big endian"), ("UML", "no guest")]
+    )
+    def test_option_is_on(self, tmp_path: Path, symbol: str, said: str) -> None:
+        assert said in self.complaint(tree(tmp_path / "tree", more=f"CONFIG_{symbol}=y\n"))
+
+    @pytest.mark.parametrize("symbol", ["CFI", "CFI_CLANG"])
+    def test_cfi(self, tmp_path: Path, symbol: str) -> None:
+        more = f"CONFIG_{symbol}=y\n"
+        said = self.complaint(tree(tmp_path / "old", release="7.2.3", more=more))
+        assert "supports from 7.3 on" in said
+        answer = run("scripts/check-kdir", tree(tmp_path / "new", more=more))
+        assert (answer.returncode, answer.stderr) == (0, "")
+
+    @pytest.mark.parametrize(
+        ("version", "passes"),
+        [("0.65.1", False), ("0.70.2", False), ("0.71.0", True), ("0.72.1", True), ("1.0.0", True)],
+    )
+    def test_bindgen(self, tmp_path: Path, version: str, passes: bool) -> None:
+        bindgen = tmp_path / "bindgen"
+        bindgen.write_text(f"#!/bin/sh\necho bindgen {version}\n")
+        bindgen.chmod(0o755)
+        made = tree(tmp_path / "tree")
+        if passes:
+            answer = run("scripts/check-kdir", made, BINDGEN=str(bindgen))
+            assert (answer.returncode, answer.stderr) == (0, "")
+        else:
+            said = self.complaint(made, BINDGEN=str(bindgen))
+            assert f"bindgen is too old: {version}" in said
 
     def test_no_rust_metadata(self, tmp_path: Path) -> None:
         headers = tree(tmp_path / "tree", metadata=False)
