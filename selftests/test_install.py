@@ -96,8 +96,8 @@ def test_hooks(root: Path) -> None:
 class TestVersion:
     """Of the package, wherever its sources come from."""
 
-    FILES = ("COPYING", "Kbuild", "Kconfig", "Makefile", "README.md", "VERSION")
-    DIRECTORIES = ("packaging", "rust", "scripts")
+    FILES = ("CHANGELOG.md", "COPYING", "Kbuild", "Kconfig", "Makefile", "README.md", "SECURITY.md", "VERSION")
+    DIRECTORIES = ("Documentation", "packaging", "rust", "scripts")
     IDENTITY = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
 
     @pytest.fixture(scope="class")

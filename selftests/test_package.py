@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The Debian package: what it brings, what it says, what it leaves. It is installed into a
+copy of the toolbox, with a DKMS that only remembers what it was asked for; test_debian.py has
+the real one."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from guestlib.paths import TOP
+
+#: Builds for the kernels that it is told, like the original.
+COMMON_POSTINST = """#!/bin/sh
+mkdir -p "/var/lib/dkms/$1/$2/build"
+for kernel in $(cat /build-for); do
+	mkdir -p "/lib/modules/$kernel/updates/dkms"
+	touch "/lib/modules/$kernel/updates/dkms/virtio_swiotlb.ko.xz"
+done
+"""
+DKMS = """#!/bin/sh
+[ ! -e /dkms-forgot ] || exit 0
+case $1 in
+status) ls /lib/modules/*/updates/dkms/virtio_swiotlb.ko.xz 2>/dev/null ;;
+remove) rm -r /lib/modules/*/updates/dkms/virtio_swiotlb.ko.xz /var/lib/dkms/virtio-swiotlb ;;
+esac
+"""
+#: What the initial RAM file systems have after it: the module, if the hook is there.
+UPDATE_INITRAMFS = """#!/bin/sh
+echo "$@" >>/updates
+ls /usr/share/initramfs-tools/hooks/virtio_swiotlb >/initramfs 2>/dev/null
+exit 0
+"""
+#: Those with headers have `build`; series 7.3 has a source.
+KERNELS = """
+for kernel in 6.12.9-old 7.2.14-sourceless 7.3.4-good 7.3.5-headerless 7.3.6-failed; do
+	mkdir -p /lib/modules/$kernel
+	touch /lib/modules/$kernel/vmlinuz
+	case $kernel in
+	*headerless) ;;
+	*)
+		mkdir -p /lib/modules/$kernel/build/include
+		echo 'CONFIG_CC_VERSION_TEXT="sh 1.0"' >/lib/modules/$kernel/build/.config
+		;;
+	esac
+done
+mkdir -p /lib/modules/7.3.7-gone # without a kernel
+# A source of 7.3.4.
+mkdir /linux-source-7.3
+printf 'kernelversion:\\n\\t@echo 7.3.4\\n' >/linux-source-7.3/Makefile
+tar -cJf /usr/src/linux-source-7.3.tar.xz -C / linux-source-7.3
+"""
+
+
+@dataclass
+class Answer:
+    status: int
+    output: str
+
+
+class System:
+    """A copy of the toolbox's root file system for the length of each call: what is
+    changed there is in `files`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files = directory / "files"
+        for name in ("files", "work", "root"):
+            (directory / name).mkdir()
+        for path, text in (
+            ("usr/lib/dkms/common.postinst", COMMON_POSTINST),
+            ("usr/sbin/dkms", DKMS),
+            ("usr/sbin/update-initramfs", UPDATE_INITRAMFS),
+        ):
+            file = self.files / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(0o755)
+        made = subprocess.run(
+            [TOP / "packaging/deb", self.files], cwd=TOP, capture_output=True, text=True, check=True
+        )
+        self.deb = Path(made.stdout.strip())
+        self.version = self.deb.name.split("_")[1]
+        assert self.run(KERNELS).status == 0
+
+    def run(self, script: str) -> Answer:
+        mounts = (
+            'mount -t overlay -o "lowerdir=/,upperdir=$1/files,workdir=$1/work" overlay "$1/root"'
+            ' && mount --rbind /dev "$1/root/dev" && chroot "$1/root" bash -c "$2" </dev/null'
+        )
+        alone = ("unshare", "--mount", "--propagation", "private", "bash", "-c", mounts, "bash")
+        done = subprocess.run(
+            [*alone, self.directory, script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout)
+
+    def dpkg(self, *words: str, build_for: str = "7.3.4-good") -> Answer:
+        (self.files / "build-for").write_text(build_for)
+        return self.run("dpkg --force-depends " + " ".join(words))
+
+    def install(self, **options: str) -> Answer:
+        return self.dpkg("--install", f"/{self.deb.name}", **options)
+
+    def left(self) -> set[str]:
+        """Files of the package, of DKMS and of the module."""
+        found = self.run("find /lib/modules/ /etc /var/lib/dkms /usr -iname '*virtio?swiotlb*'")
+        return set(found.output.splitlines())
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    return System(tmp_path)
+
+
+class TestInstall:
+    def test_kernels_without_the_module(self, system: System) -> None:
+        """Each is named with what helps, and none is an error."""
+        answer = system.install()
+        assert answer.status == 0, answer.output
+        said = dict(re.findall(r"^virtio-swiotlb: no module for (\S+): (.*)$", answer.output, re.M))
+        log = f"/var/lib/dkms/virtio-swiotlb/{system.version}/build/make.log"
+        assert said == {
+            "6.12.9-old": "it is for series 7.2 and 7.3",
+            "7.2.14-sourceless": "install linux-source-7.2, then run: dkms autoinstall -k 7.2.14-sourceless",
+            "7.3.5-headerless": "install linux-headers-7.3.5-headerless",
+            "7.3.6-failed": f"run: dkms autoinstall -k 7.3.6-failed (log: {log})",
+        }
+        assert "WARNING: virtio_swiotlb" not in answer.output
+
+    def test_no_kernel_at_all(self, system: System) -> None:
+        answer = system.install(build_for="")
+        assert answer.status == 0, answer.output
+        assert "WARNING: virtio_swiotlb is there for NO kernel" in answer.output
+
+    def test_initial_ram_file_systems(self, system: System) -> None:
+        system.install()
+        assert (system.files / "updates").read_text() == "-u -k all\n"
+        assert (system.files / "initramfs").read_text() != ""
+
+    def test_documents(self, system: System) -> None:
+        listed = subprocess.run(
+            ["dpkg-deb", "--contents", system.deb], capture_output=True, text=True, check=True
+        ).stdout
+        found = set(re.findall(r" \./usr/share/doc/virtio-swiotlb-dkms/(.+)$", listed, re.M))
+        assert {"README.md", "installation.rst", "user-guide.rst", "debugfs.rst"} <= found
+        assert {"changelog.gz", "copyright"} <= found
+
+
+class TestRemoval:
+    def test_purge_leaves_nothing(self, system: System) -> None:
+        system.install()
+        (system.files / "etc/modprobe.d").mkdir(parents=True, exist_ok=True)
+        (system.files / "etc/modprobe.d/virtio_swiotlb-local.conf").write_text("options\n")
+        assert "/lib/modules/7.3.4-good/updates/dkms/virtio_swiotlb.ko.xz" in system.left()
+        answer = system.dpkg("--purge", "virtio-swiotlb-dkms")
+        assert answer.status == 0, answer.output
+        assert system.left() == set()
+        assert (system.files / "initramfs").read_text() == ""
+
+    def test_purge_without_the_records_of_dkms(self, system: System) -> None:
+        system.install()
+        (system.files / "dkms-forgot").touch()
+        answer = system.dpkg("--purge", "virtio-swiotlb-dkms")
+        assert answer.status == 0, answer.output
+        assert system.left() == set()
+
+    def test_removal_keeps_what_the_admin_wrote(self, system: System) -> None:
+        system.install()
+        local = system.files / "etc/modprobe.d/virtio_swiotlb-local.conf"
+        local.parent.mkdir(parents=True, exist_ok=True)
+        local.write_text("options\n")
+        assert system.dpkg("--remove", "virtio-swiotlb-dkms").status == 0
+        assert system.left() == {"/etc/modprobe.d/virtio_swiotlb-local.conf"}
+        assert (system.files / "initramfs").read_text() == ""
+
+    def test_upgrade_keeps_the_module(self, system: System) -> None:
+        system.install()
+        assert system.install().status == 0
+        assert "/lib/modules/7.3.4-good/updates/dkms/virtio_swiotlb.ko.xz" in system.left()
+
+
+class TestSource:
+    """Before DKMS builds: status 77 passes over the kernel."""
+
+    def source(self, system: System, release: str, before: str = ":") -> Answer:
+        scripts = f"/usr/src/virtio-swiotlb-{system.version}/scripts"
+        system.run(f"dpkg-deb -x /{system.deb.name} /")
+        return system.run(f"{before} && {scripts}/dkms-build source {release}")
+
+    @pytest.mark.parametrize(
+        ("release", "before", "why"),
+        [
+            ("7.2.14-sourceless", ":", "its source is not installed (linux-source-7.2)"),
+            ("7.3.6-failed", ":", "the source that is installed (linux-source-7.3) is that of 7.3.4"),
+            (
+                "7.3.4-good",
+                "echo 'CONFIG_CC_VERSION_TEXT=\"gcc-99 1\"' >/lib/modules/7.3.4-good/build/.config",
+                "its compiler gcc-99 is not installed",
+            ),
+        ],
+    )
+    def test_is_not_there(self, system: System, release: str, before: str, why: str) -> None:
+        answer = self.source(system, release, before)
+        assert answer == Answer(77, f"virtio-swiotlb: no module for {release}: {why}\n")
+        assert not (system.files / f"usr/src/virtio-swiotlb-{system.version}/kernel").exists()
+
+    def test_is_there(self, system: System) -> None:
+        assert self.source(system, "7.3.4-good") == Answer(0, "")
+        assert (system.files / f"usr/src/virtio-swiotlb-{system.version}/kernel/Makefile").exists()
+
+    def test_no_headers(self, system: System) -> None:
+        answer = self.source(system, "7.3.5-headerless")
+        assert answer.status == 1
+        assert "there are no headers of 7.3.5-headerless" in answer.output
+
+    def test_dkms_asks_for_it_first(self) -> None:
+        conf = (TOP / "packaging/dkms.conf").read_text()
+        sourced = subprocess.run(
+            ["bash", "-c", f'kernelver=R; {conf}\necho "$PRE_BUILD, ${{MAKE[0]}}"'],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert sourced == "scripts/dkms-build source R, scripts/dkms-build module R\n"
