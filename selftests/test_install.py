@@ -4,10 +4,12 @@
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guestlib.paths import BUILD, TOP
+from testlib.harness import Boot, booted, disk, guest_script
 
 #: Parts of drivers, and transports.
 NO_DRIVERS = {
@@ -91,6 +93,39 @@ def test_hooks(root: Path) -> None:
     asked = subprocess.run([hook, "prereqs"], capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == ""
     assert "virtio_swiotlb" in (root / "usr/lib/dracut/dracut.conf.d/80-virtio_swiotlb.conf").read_text()
+
+
+class TestStaysLoaded:
+    """Until it is asked to go by its name: devices may come that are to be bounced."""
+
+    @pytest.fixture(scope="class")
+    def boot(self) -> Iterator[Boot]:
+        device = disk(mode="optional", hotplug=True, plugged=False)
+        with booted("stock", [device], guest_script("stays")) as boot:
+            yield boot
+
+    @pytest.mark.parametrize(
+        "fact", ["loaded", "other_driver_went", "all_drivers_went", "was_in_use"]
+    )
+    def test_is_there(self, boot: Boot, fact: str) -> None:
+        assert boot.status(fact) == 0
+
+    def test_driver_goes(self, boot: Boot) -> None:
+        assert (boot.status("removal"), boot.fact("removal")) == (0, "")
+
+    def test_disk_that_comes_later_is_bounced(self, boot: Boot) -> None:
+        assert re.search(r"^virtio\d+ virtio_blk bounced ", boot.fact("devices"), re.M)
+
+    def test_says_that_it_is_in_use(self, boot: Boot) -> None:
+        assert boot.status("in_use") != 0
+        assert "virtio_swiotlb is in use" in boot.fact("in_use")
+
+    @pytest.mark.parametrize(
+        ("removal", "fact"), [("by_name", "went_by_name"), ("together", "went_together")]
+    )
+    def test_goes_by_name(self, boot: Boot, removal: str, fact: str) -> None:
+        assert (boot.status(removal), boot.fact(removal)) == (0, "")
+        assert boot.status(fact) == 1
 
 
 class TestVersion:
