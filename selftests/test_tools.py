@@ -255,6 +255,12 @@ class TestTools:
         answer = run("scripts/guest", "--restricted", "blk,file=/nonexistent.img", "--", "true")
         self.one_error(answer, "/nonexistent.img")
 
+    @pytest.mark.parametrize("key", ["socket", "backend", "report"])
+    def test_guest_keeps_its_own_files(self, key: str) -> None:
+        """A report that is written elsewhere would be missed, and so would a socket."""
+        answer = run("scripts/guest", f"--restricted=blk,{key}=/tmp/x", "--", "true")
+        self.one_error(answer, f"{key} is not for a device to choose")
+
     def test_guest_never_shares_memory(self) -> None:
         answer = run("scripts/guest", "--qemu=-object", "--qemu=memory-backend-memfd,share=on,id=m", "--", "true")
         self.one_error(answer, "never shared")

@@ -207,6 +207,9 @@ class Restricted:
                 f"no backend for restricted devices of type {kind};"
                 f" there are: {', '.join(BACKENDS)}"
             )
+        for name in ("socket", "backend", "report"):
+            if name in options:
+                raise GuestError(f"{name} is not for a device to choose: it is made for each run")
         self.kind = kind
         self.file = Path(file).resolve() if file else None
         self.size = parse_bytes(size)
