@@ -312,6 +312,9 @@ class TestSmallest:
 
 READERS, READ_BYTES = 80, 256 << 10
 
+#: Mappings that exist at least while the server stands still.
+UNDER_WAY = 4
+
 # The file is open before the server stops, which would not open it.
 READ_AT_ONCE = f"""
 import hashlib, mmap, os, sys, threading
@@ -345,6 +348,7 @@ read -r _ <&"${{readers[0]}}"
 host freeze
 echo >&"${{readers[1]}}"
 # Nobody answers: what can be under way is, when nothing is added any more.
+await under_way restricted0 {UNDER_WAY}
 until [ "$(counter restricted0 maps)" = "${{maps:-}}" ]; do
 	maps=$(counter restricted0 maps)
 	sleep 2
@@ -370,7 +374,7 @@ class TestReaders:
         shared = tmp_path_factory.mktemp("shared")
         (shared / "file").write_bytes(os.urandom(READERS * READ_BYTES))
         device = Restricted("fs", file=shared, region_size=request.param)
-        with booted("stock", [device], MANY_READERS, on=STAND_STILL) as boot:
+        with booted("stock", [device], MANY_READERS, on=STAND_STILL, timeout=600) as boot:
             yield boot
 
     def test_all_is_read(self, boot: Boot) -> None:
@@ -380,7 +384,7 @@ class TestReaders:
     def test_region_is_never_full(self, boot: Boot) -> None:
         """Though as much is under way as can be."""
         held = boot.kept("held")
-        assert held["maps"] - held["unmaps"] >= 4
+        assert held["maps"] - held["unmaps"] >= UNDER_WAY
         assert held["full"] == boot.counters("restricted0")["full"] == 0
         assert_confined(boot, "restricted0")
 

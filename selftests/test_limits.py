@@ -269,6 +269,9 @@ OFFERS = ({}, {"offer_swiotlb": False, "mode": "optional"})
 #: How long 64 of them are busy: `make load SECONDS=`.
 LOAD_SECONDS = int(os.environ.get("LOAD_SECONDS") or 120)
 
+#: How often the others write all of their data, and read them back, in a round.
+LOOPS = 6
+
 #: The module first: a device that does not insist is left to a driver that was there before.
 BUSY = """
 insmod "$MODULE"
@@ -287,7 +290,7 @@ for round in @ROUNDS@; do
 	fact $round-status fio --output-format=json --output=/tmp/$round --thread --ioengine=libaio \\
 		--direct=1 --iodepth=4 --rw=randwrite --bs=16k --offset=1M --size=512k --verify=crc32c \\
 		--verify_backlog=8 --verify_fatal=1 --verify_state_save=0 \\
-		--time_based --runtime=@SECONDS@ "${jobs[@]}"
+		@LENGTH@ "${jobs[@]}"
 	fact $round-load cat /tmp/$round
 	quiet $round
 done
@@ -303,15 +306,21 @@ PATIENT = "rcupdate.rcu_cpu_stall_timeout=120"
 
 
 class Crowd(NamedTuple):
-    """So many devices on so many CPUs, busy for so many rounds of so many seconds."""
+    """So many devices on so many CPUs, busy for so many rounds. A round has so many seconds; or,
+    if it has none, `LOOPS` times all of the data, however long they take."""
 
     devices: int
     cpus: int
     count: int
-    seconds: int
+    seconds: int = 0
 
     def __str__(self) -> str:
         return f"{self.devices}-on-{self.cpus}"
+
+    @property
+    def length(self) -> str:
+        """Of a round, as an option of fio."""
+        return f"--time_based --runtime={self.seconds}" if self.seconds else f"--loops={LOOPS}"
 
     @property
     def rounds(self) -> list[str]:
@@ -322,7 +331,7 @@ class Crowd(NamedTuple):
 #: Rounds of ten minutes at most.
 LARGE = max(2, -(-LOAD_SECONDS // 600))
 CROWDS = [
-    Crowd(4, 2, 2, 8),
+    Crowd(4, 2, 2),
     pytest.param(Crowd(MANY, 8, LARGE, LOAD_SECONDS // LARGE), marks=pytest.mark.full),
 ]
 
@@ -337,7 +346,7 @@ class TestBusyDevices:
             disk(size="2M", region_size=REGIONS[index % 2], **OFFERS[index // 2 % 2])
             for index in range(crowd.devices)
         ]
-        script = BUSY.replace("@SECONDS@", str(crowd.seconds))
+        script = BUSY.replace("@LENGTH@", crowd.length)
         script = script.replace("@ROUNDS@", " ".join(crowd.rounds))
         options = {"cpus": crowd.cpus, "memory": "1G", "append": PATIENT}
         timeout = 1800 + 2 * crowd.count * crowd.seconds

@@ -48,6 +48,7 @@ fact sectors_{SIZES[0]} sectors restricted0
 seed restricted0
 keep_busy restricted0 {2 * MIB} 131072 4k
 keep_busy restricted0 {3 * MIB} 524288 64k
+busy_works restricted0
 end={SIZES[0]}
 for size in {SIZES[1]} {SIZES[2]}; do
 	fact beyond_$size dd if=/dev/zero of="$(disk restricted0)" bs=4k seek=$((end * {MIB})) \\
