@@ -50,7 +50,7 @@ HUNG = 124
 #: Requests of the packed disk that are under way at once.
 AT_ONCE = 8
 #: Buffers that the loaded disk has served before its backend goes.
-SERVED = 1000
+SERVED = 200
 
 def kill(index: int) -> Callable[[Guest], object]:
     """Ends the backend; the device has noticed it in the end."""
