@@ -32,15 +32,15 @@ pub const MSIX_TABLE_OFFSET: u64 = 0x4000;
 pub const MSIX_PBA_OFFSET: u64 = 0x6000;
 pub const CONTROL_BAR_SIZE: u64 = 0x8000;
 
-/// Vendor capability types, virtio 1.4, 4.1.4, and WIRE.md for the last.
+/// Vendor capability types, virtio 1.4, 4.1.4; the last is the proposal's.
 pub const CAP_COMMON: u8 = 1;
 pub const CAP_NOTIFY: u8 = 2;
 pub const CAP_ISR: u8 = 3;
 pub const CAP_DEVICE: u8 = 4;
 pub const CAP_PCI_CFG: u8 = 5;
-pub const CAP_SWIOTLB: u8 = 10;
+pub const CAP_SWIOTLB: u8 = swiotlb_rings::VIRTIO_PCI_CAP_SWIOTLB;
 
-pub const CAP_ID_VENDOR: u8 = 0x09;
+pub const CAP_ID_VENDOR: u8 = swiotlb_rings::PCI_CAP_ID_VENDOR;
 const CAP_ID_MSIX: u8 = 0x11;
 
 const VENDOR_ID: u16 = 0x1af4;
@@ -422,6 +422,7 @@ impl Capability {
 mod tests {
     use super::*;
     use clap::Parser;
+    use swiotlb_rings::{SwiotlbCapability, CAPABILITY_BYTES};
 
     fn options(more: &[&str]) -> Options {
         let mut args = vec!["swiotlb-device", "--socket", "a", "--backend", "b"];
@@ -496,6 +497,14 @@ mod tests {
         assert_eq!(types, [1, 3, 4, 2, 5, 10]);
         let last = list.last().expect("a capability");
         assert_eq!((last.3, last.4, last.5), (4, 0x1_0000, 0x30_0000));
+        let mut bytes = [0; CAPABILITY_BYTES];
+        pci.read(last.0, &mut bytes);
+        let region = SwiotlbCapability {
+            bar: 4,
+            offset: 0x1_0000,
+            length: 0x30_0000,
+        };
+        assert_eq!(bytes, region.to_bytes(0));
     }
 
     #[test]

@@ -9,11 +9,11 @@ pub const STATUS_DRIVER_OK: u8 = 4;
 pub const STATUS_FEATURES_OK: u8 = 8;
 pub const STATUS_NEEDS_RESET: u8 = 64;
 
-pub const F_SWIOTLB: u32 = 27;
+pub const F_SWIOTLB: u32 = swiotlb_rings::VIRTIO_F_SWIOTLB;
 pub const F_INDIRECT_DESC: u32 = 28;
 pub const F_EVENT_IDX: u32 = 29;
 pub const F_PROTOCOL_FEATURES: u32 = 30;
-pub const F_VERSION_1: u32 = 32;
+pub const F_VERSION_1: u32 = swiotlb_rings::VIRTIO_F_VERSION_1;
 pub const F_ACCESS_PLATFORM: u32 = 33;
 pub const F_RING_PACKED: u32 = 34;
 pub const F_ORDER_PLATFORM: u32 = 36;

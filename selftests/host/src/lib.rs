@@ -26,6 +26,9 @@ mod wire;
 #[cfg(feature = "pool")]
 mod platform;
 
+#[cfg(test)]
+mod documented;
+
 #[cfg(all(test, feature = "pool"))]
 mod capacity;
 #[cfg(all(test, feature = "pool"))]

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The PCI capability that names the region.
+
+use crate::numbers::{PCI_CAP_ID_VENDOR, VIRTIO_PCI_CAP_SWIOTLB};
+
+/// Bytes in the capability.
+pub const CAPABILITY_BYTES: usize = 16;
+
+/// Where the region is, as the capability says it.
+///
+/// The bytes have the layout of `struct virtio_pci_cap` (virtio 1.4, 4.1.4): `cap_vndr`,
+/// `cap_next`, `cap_len`, `cfg_type`, `bar`, three bytes that are not read, and `offset` and
+/// `length` as little-endian numbers of 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SwiotlbCapability {
+    /// The number of the BAR, 0 to 5.
+    pub bar: u8,
+    /// Where in the BAR the region begins, in bytes.
+    pub offset: u32,
+    /// Bytes in the region.
+    pub length: u32,
+}
+
+impl SwiotlbCapability {
+    /// The bytes for configuration space; `next` is where the next capability stands, or 0.
+    pub fn to_bytes(self, next: u8) -> [u8; CAPABILITY_BYTES] {
+        let [o0, o1, o2, o3] = self.offset.to_le_bytes();
+        let [l0, l1, l2, l3] = self.length.to_le_bytes();
+        let (vendor, kind) = (PCI_CAP_ID_VENDOR, VIRTIO_PCI_CAP_SWIOTLB);
+        let len = CAPABILITY_BYTES as u8;
+        [
+            vendor, next, len, kind, self.bar, 0, 0, 0, o0, o1, o2, o3, l0, l1, l2, l3,
+        ]
+    }
+
+    /// What a capability says; none if it is another one, too short, or names no BAR.
+    ///
+    /// Whether the BAR is there and has so many bytes is not looked at.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let &[vendor, _, len, kind, bar, _, _, _, o0, o1, o2, o3, l0, l1, l2, l3, ..] = bytes
+        else {
+            return None;
+        };
+        let is_it = vendor == PCI_CAP_ID_VENDOR && kind == VIRTIO_PCI_CAP_SWIOTLB;
+        let is_whole = usize::from(len) >= CAPABILITY_BYTES;
+        (is_it && is_whole && bar <= 5).then_some(Self {
+            bar,
+            offset: u32::from_le_bytes([o0, o1, o2, o3]),
+            length: u32::from_le_bytes([l0, l1, l2, l3]),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::String;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// The example of the wire format: its bytes, as they stand there.
+    fn documented() -> Vec<u8> {
+        let page = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../Documentation/wire-format.rst"
+        );
+        let page = std::fs::read_to_string(page).expect("the wire format");
+        let (_, rest) = page.split_once(".. capability-bytes\n").expect("a mark");
+        let block = rest.lines().skip_while(|line| !line.starts_with('\t'));
+        let block: String = block.take_while(|line| line.starts_with('\t')).collect();
+        let byte = |text| u8::from_str_radix(text, 16).expect("a byte");
+        block.split_whitespace().map(byte).collect()
+    }
+
+    const EXAMPLE: SwiotlbCapability = SwiotlbCapability {
+        bar: 4,
+        offset: 0x1_0000,
+        length: 0x0100_0000,
+    };
+
+    #[test]
+    fn bytes_are_those_of_the_wire_format() {
+        assert_eq!(EXAMPLE.to_bytes(0x50)[..], documented());
+        assert_eq!(SwiotlbCapability::from_bytes(&documented()), Some(EXAMPLE));
+    }
+
+    #[test]
+    fn other_bytes_are_no_capability() {
+        let good = EXAMPLE.to_bytes(0);
+        assert_eq!(SwiotlbCapability::from_bytes(&good[..15]), None);
+        for (at, value) in [(0, 0x11), (2, 15), (3, 9), (4, 6)] {
+            let mut bytes = good;
+            bytes[at] = value;
+            assert_eq!(SwiotlbCapability::from_bytes(&bytes), None, "byte {at}");
+        }
+        let mut long = good.to_vec();
+        long[2] = 20;
+        long.extend([0xff; 4]);
+        assert_eq!(SwiotlbCapability::from_bytes(&long), Some(EXAMPLE));
+    }
+}
