@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Bad input to the tools ends in one clear message and a status that is not 0."""
 
+import json
 import os
 import re
 import subprocess
@@ -499,6 +500,32 @@ def test_help(script: Path, tmp_path: Path) -> None:
         assert (answer.returncode, answer.stderr) == (0, "")
         assert f"scripts/{script.name}" in answer.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("licence", "source", "allowed"),
+    [
+        ("MIT", "registry+somewhere", True),
+        ("MIT/Apache-2.0", "registry+somewhere", True),
+        ("GPL-2.0 OR MIT", "registry+somewhere", True),
+        ("(GPL-2.0 OR MIT) AND Unicode-3.0", "registry+somewhere", True),
+        ("MIT AND GPL-2.0", "registry+somewhere", False),
+        ("GPL-2.0", "registry+somewhere", False),
+        ("Apache-2.0 WITH Something", "registry+somewhere", False),
+        ("MIT MIT", "registry+somewhere", False),
+        (None, "registry+somewhere", False),
+        ("MIT", "git+somewhere", False),
+        ("MIT", None, False),
+    ],
+)
+def test_licences(
+    tmp_path: Path, licence: str | None, source: str | None, allowed: bool
+) -> None:
+    package = {"name": "a", "version": "1", "id": "a", "license": licence, "source": source}
+    metadata = tmp_path / "metadata"
+    metadata.write_text(json.dumps({"workspace_members": [], "packages": [package]}))
+    answer = run("bash", "-c", f"scripts/licences-are-allowed <{metadata}")
+    assert (answer.returncode == 0) == allowed, answer.stdout + answer.stderr
 
 
 def test_readme_lists_what_make_does() -> None:

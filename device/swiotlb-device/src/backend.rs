@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The vhost-user backend: somebody else's device model. It is given the
 //! region, and has no way to ask for more.

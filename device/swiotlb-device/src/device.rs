@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The device: what the guest does to its registers, carried out. Everything
 //! here runs with the device locked and waits for nobody but the backend.

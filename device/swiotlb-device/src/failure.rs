@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What a device answers when its backend is gone: an error to every request, so that no
 //! driver waits for ever.

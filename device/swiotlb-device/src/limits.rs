@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What a device of some type may not say of itself, because its queues cannot keep it: features
 //! and counts of queues that the backend does not serve, and requests that no queue can hold.

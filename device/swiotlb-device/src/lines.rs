@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! JSON lines: one object a line, written as things happen, so that the file
 //! is whole up to the last one even when the program is killed.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! swiotlb-device: the reference device for VIRTIO_F_SWIOTLB, as a program.
 //! See README.md.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Event file descriptors that others have, too: a backend, a client. What they do to theirs
 //! they do to ours, such as to make them blocking and to fill them. So nothing here relies

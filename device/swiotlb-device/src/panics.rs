@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What becomes of a panic. In the code of this program it is a defect that leaves the device
 //! in no known state: the process aborts after its message. The vfio_user crate panics on some

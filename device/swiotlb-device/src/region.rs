@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The region: memory of the device's own that the guest maps as a BAR and
 //! that is all the backend ever gets.

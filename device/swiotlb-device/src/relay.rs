@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! swiotlb-relay: stands between a VMM and a vfio-user device, and lets no DMA
 //! through.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What the backend says of its own accord, on a socket that it is given for
 //! it: that its configuration space has changed. It gets no more than that

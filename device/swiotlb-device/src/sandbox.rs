@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What the device gives up once it has its sockets and its region, for the
 //! case that a guest or a backend gets it to do what it was not written for.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What the program knows of a device type: its virtio ID, its PCI class, how
 //! many queues it has, how long its configuration space is, and which errors it

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The common configuration structure (virtio 1.4, 4.1.4.3) and the state
 //! machine behind it. Pure: register accesses in, [`Effect`]s out; carrying

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Looks for bytes in the region that nobody ever mapped: canaries that the
 //! guest keeps in the rest of its memory. A thread goes through all of the

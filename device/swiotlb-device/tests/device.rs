@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The device from outside: a vfio-user client and driver on one side, an
 //! unmodified backend on the other, the report in between.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The device against a guest that does anything: registers, configuration
 //! space, notifications and rings in any order, with any values.

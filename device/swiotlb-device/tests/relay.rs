@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The relay: what passes between a VMM and a device, and what does not. Both
 //! ends are sockets of these tests, but for the last test, which has a device.

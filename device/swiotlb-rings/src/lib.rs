@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What a device with VIRTIO_F_SWIOTLB has to know of the wire: numbers, the capability, and
 //! virtqueues in a region, read by a device that does not trust the driver.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Numbers that look random and are the same for the same seed: SplitMix64
 //! (Steele, Lea, Flood 2014).

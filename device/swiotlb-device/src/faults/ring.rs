@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A split virtqueue, rewritten after the backend has used what was in it and
 //! before the driver is told. What the backend still has to read stays as it

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What a device does to its region, or to the guest's CPUs, while nobody has
 //! asked it for anything.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A virtio driver, as small as it can be. Its rings and buffers are in the
 //! region, or in memory of its own that it shares with the device.

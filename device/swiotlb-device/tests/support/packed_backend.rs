@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A vhost-user backend with a packed ring and nothing else: it fills what it
 //! may write with 0x5a. Without protocol features, too, which the larger
