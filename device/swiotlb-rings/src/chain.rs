@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::checked::{Buffers, Checked, Finding, Kind, MAX_FINDINGS};
 use crate::memory::{Memory, RingMemory};
+use crate::queue::Buffer;
 
 pub(crate) const DESC_SIZE: u64 = 16;
 pub(crate) const DESC_F_NEXT: u16 = 1;
@@ -64,6 +65,8 @@ pub(crate) struct Chain<'a, M> {
     pub(crate) malformed: Option<&'static str>,
     pub(crate) index: u16,
     pub(crate) buffers: Buffers,
+    /// All buffers, if somebody wants them.
+    list: Option<Vec<Buffer>>,
 }
 
 impl<'a, M: RingMemory> Chain<'a, M> {
@@ -78,7 +81,28 @@ impl<'a, M: RingMemory> Chain<'a, M> {
             malformed: None,
             index,
             buffers: Buffers::default(),
+            list: None,
         }
+    }
+
+    /// The same, with a list of all buffers.
+    pub(crate) fn listing(self) -> Self {
+        Self {
+            list: Some(Vec::new()),
+            ..self
+        }
+    }
+
+    /// All buffers, if there is nothing wrong with any.
+    pub(crate) fn into_list(self) -> Result<Vec<Buffer>, Finding> {
+        if let Some(outside) = self.outside.into_iter().next() {
+            return Err(outside);
+        }
+        if let Some(what) = self.malformed {
+            let index = self.index;
+            return Err(Finding::Malformed { index, what });
+        }
+        Ok(self.list.unwrap_or_default())
     }
 
     /// Accounts for one more descriptor; false if there were too many.
@@ -112,12 +136,20 @@ impl<'a, M: RingMemory> Chain<'a, M> {
     }
 
     pub(crate) fn buffer(&mut self, kind: Kind, index: u16, entry: Option<u32>, d: &Descriptor) {
-        if !self.memory.contains(d.addr, d.len.into()) {
+        let Some((_, offset)) = self.memory.find(d.addr, d.len.into()) else {
             self.outside(kind, index, entry, d.addr, d.len);
             return;
-        }
+        };
         self.buffers.note(d);
-        if d.flags & DESC_F_WRITE != 0 {
+        let writable = d.flags & DESC_F_WRITE != 0;
+        if let Some(list) = &mut self.list {
+            list.push(Buffer {
+                offset,
+                length: d.len,
+                writable,
+            });
+        }
+        if writable {
             self.writable += u64::from(d.len);
         } else {
             self.readable += u64::from(d.len);

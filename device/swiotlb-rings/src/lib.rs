@@ -3,10 +3,13 @@
 //! What a device with VIRTIO_F_SWIOTLB has to know of the wire: numbers, the capability, and
 //! virtqueues in a region, read by a device that does not trust the driver.
 //!
-//! A [`Walker`] looks at what the driver put into a queue and says which addresses lie outside
-//! of the region. It reads shared memory, trusts nothing in it, does bounded work, and changes
-//! nothing but for the used elements of requests that somebody answers
-//! ([`Walker::put_used`]).
+//! A device that works on chains itself takes them from a [`Queue`]: each is read once, and
+//! checked as it is read, so that what is worked on is what was checked.
+//!
+//! One that passes queues on to a backend watches them with a [`Walker`], which says what
+//! addresses lie outside of the region. It reads shared memory, trusts nothing in it, does
+//! bounded work, and changes nothing but for the used elements of requests that somebody
+//! answers ([`Walker::put_used`]).
 //!
 //! # What is looked at, and when
 //!
@@ -32,6 +35,7 @@ mod checked;
 mod memory;
 mod numbers;
 mod packed;
+mod queue;
 mod split;
 #[cfg(test)]
 mod testing;
@@ -46,6 +50,7 @@ pub use numbers::{
     PCI_CAP_ID_VENDOR, VIRTIO_F_SWIOTLB, VIRTIO_F_VERSION_1, VIRTIO_PCI_CAP_SWIOTLB,
 };
 pub use packed::PackedWalker;
+pub use queue::{Buffer, CheckedChain, Queue};
 pub use split::SplitWalker;
 pub use walker::Walker;
 pub use window::Window;

@@ -20,18 +20,18 @@ mod tests;
 
 /// A place in a packed ring, and what the wrap counter is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
-    slot: u16,
-    wrap: bool,
+pub(crate) struct Cursor {
+    pub(crate) slot: u16,
+    pub(crate) wrap: bool,
 }
 
 impl Cursor {
-    const START: Self = Self {
+    pub(crate) const START: Self = Self {
         slot: 0,
         wrap: true,
     };
 
-    fn forward(self, descriptors: u16, size: u16) -> Self {
+    pub(crate) fn forward(self, descriptors: u16, size: u16) -> Self {
         let (slot, size) = (u32::from(self.slot) + u32::from(descriptors), size.into());
         Self {
             slot: (slot % size) as u16,
@@ -57,11 +57,11 @@ impl Cursor {
         self.is_available(flags) && (flags & DESC_F_USED != 0) == self.wrap
     }
 
-    fn is_unused(self, flags: u16) -> bool {
+    pub(crate) fn is_unused(self, flags: u16) -> bool {
         self.is_available(flags) && !self.is_used(flags)
     }
 
-    fn used_flags(self) -> u16 {
+    pub(crate) fn used_flags(self) -> u16 {
         if self.wrap {
             DESC_F_AVAIL | DESC_F_USED
         } else {

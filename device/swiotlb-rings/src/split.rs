@@ -81,7 +81,7 @@ impl SplitWalker {
             let newest = !replace(&mut seen[usize::from(head)], true);
             let mut certain = newest && self.outstanding[usize::from(head)] > 0;
             let mut chain = Chain::new(memory, &mut budget, head);
-            self.walk(&mut chain, head);
+            walk(&self.ring, &mut chain, head);
             if certain && !chain.is_sound() {
                 if !self.take_used(memory) {
                     self.start_over(used);
@@ -110,7 +110,7 @@ impl SplitWalker {
         heads
             .map(|(_, head)| {
                 let mut chain = Chain::new(memory, &mut budget, head);
-                self.walk(&mut chain, head);
+                walk(&self.ring, &mut chain, head);
                 chain.is_sound().then_some(Request {
                     id: head,
                     buffers: chain.buffers,
@@ -125,7 +125,7 @@ impl SplitWalker {
         let mut budget = BUDGET;
         let mut is_sound = |head| {
             let mut chain = Chain::new(memory, &mut budget, head);
-            self.walk(&mut chain, head);
+            walk(&self.ring, &mut chain, head);
             chain.is_sound()
         };
         let heads = self.outstanding.iter().zip(0u16..);
@@ -221,35 +221,36 @@ impl SplitWalker {
     fn used_index(&self, memory: &Memory<impl RingMemory>) -> Option<u16> {
         memory.load_u16(self.ring.device + 2)
     }
+}
 
-    fn walk(&self, chain: &mut Chain<'_, impl RingMemory>, head: u16) {
-        let mut index = head;
-        for _ in 0..self.ring.size {
-            let at = self.ring.desc + DESC_SIZE * u64::from(index);
-            let Some(raw) = chain.memory.descriptor(at) else {
-                return;
-            };
-            if !chain.spend() {
-                return;
-            }
-            let d = Descriptor::split(raw);
-            if d.flags & DESC_F_INDIRECT != 0 {
-                if d.flags & DESC_F_NEXT != 0 {
-                    chain.malformed = Some("an indirect table in the middle of a chain");
-                }
-                chain.table(index, &d, false);
-                return;
-            }
-            chain.buffer(Kind::Descriptor, index, None, &d);
-            if d.flags & DESC_F_NEXT == 0 {
-                return;
-            }
-            index = d.next;
-            if index >= self.ring.size {
-                chain.malformed = Some("link out of the descriptor table");
-                return;
-            }
+/// Reads a chain from its head on.
+pub(crate) fn walk(ring: &RingAddresses, chain: &mut Chain<'_, impl RingMemory>, head: u16) {
+    let mut index = head;
+    for _ in 0..ring.size {
+        let at = ring.desc + DESC_SIZE * u64::from(index);
+        let Some(raw) = chain.memory.descriptor(at) else {
+            return;
+        };
+        if !chain.spend() {
+            return;
         }
-        chain.malformed = Some("a loop in a chain");
+        let d = Descriptor::split(raw);
+        if d.flags & DESC_F_INDIRECT != 0 {
+            if d.flags & DESC_F_NEXT != 0 {
+                chain.malformed = Some("an indirect table in the middle of a chain");
+            }
+            chain.table(index, &d, false);
+            return;
+        }
+        chain.buffer(Kind::Descriptor, index, None, &d);
+        if d.flags & DESC_F_NEXT == 0 {
+            return;
+        }
+        index = d.next;
+        if index >= ring.size {
+            chain.malformed = Some("link out of the descriptor table");
+            return;
+        }
     }
+    chain.malformed = Some("a loop in a chain");
 }
