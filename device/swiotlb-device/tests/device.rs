@@ -351,7 +351,7 @@ fn next_client_finds_a_fresh_device() {
 #[test]
 fn clients_share_no_memory() {
     let canary = b"a canary";
-    let hex: String = canary.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = canary.map(|byte| format!("{byte:02x}")).concat();
     let (machine, mut driver) = machine(&["--watch", &hex]);
     let mut before = None;
     for n in 1..4 {
