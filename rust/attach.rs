@@ -25,6 +25,7 @@ use super::{
     debugfs,
     policy::{
         self,
+        limits,
         Decision,
         Facts,
         Reason, //
@@ -462,7 +463,7 @@ impl Hooks for Negotiator {
             Decision::Accept(extent) | Decision::Hint(extent) => {
                 // The device is told what it offered, and no more ...
                 let mut told = features;
-                if told.has(Features::RING_PACKED) && !policy::may_pack(seen.kind, extent.bytes) {
+                if told.has(Features::RING_PACKED) && !limits::may_pack(seen.kind, extent.bytes) {
                     dev_info!(
                         dev.as_device(),
                         "swiotlb: split rings are used: the region of {} bytes is too small for packed ones\n",
@@ -470,25 +471,25 @@ impl Hooks for Negotiator {
                     );
                     told = told.without(Features::RING_PACKED);
                 }
-                let too_much = policy::too_much(seen.kind, told, extent.bytes);
-                if too_much != Features(0) {
+                let masked = limits::features_to_mask(seen.kind, told, extent.bytes);
+                if masked != Features(0) {
                     dev_info!(
                         dev.as_device(),
                         "swiotlb: features {:#x} are not used: the region of {} bytes has no room for what they put into it\n",
-                        too_much.0,
+                        masked.0,
                         extent.bytes
                     );
-                    told = told.without(too_much);
+                    told = told.without(masked);
                 }
                 let beyond = dev.features_beyond();
-                let too_much = policy::too_much_beyond(seen.kind, beyond, extent.bytes);
-                if too_much != 0 {
+                let masked = limits::features_to_mask_beyond(seen.kind, beyond, extent.bytes);
+                if masked != 0 {
                     dev_info!(
                         dev.as_device(),
                         "swiotlb: features {:#x} from 64 on are not used: nor do they fit the region\n",
-                        too_much
+                        masked
                     );
-                    negotiation.set_features_beyond(beyond & !too_much);
+                    negotiation.set_features_beyond(beyond & !masked);
                 }
                 if matches!(decision, Decision::Accept(_)) {
                     told = told.with(Features::SWIOTLB);
@@ -523,7 +524,7 @@ impl Hooks for Negotiator {
         };
         drop(state);
         let features = Features(dev.features());
-        let longest = |index| policy::longest_queue(self.0.kind, features, count, index, bytes);
+        let longest = |index| limits::longest_queue(self.0.kind, features, count, index, bytes);
         if let Some((queues, entries)) = queues::shorten(dev, count, longest) {
             dev_info!(
                 dev.as_device(),
@@ -700,7 +701,7 @@ impl Registry {
         }
         let offered = Features(dev.offered_features());
         let finding = region::find(dev);
-        if !policy::concerns(offered, finding) {
+        if !policy::is_relevant(offered, finding) {
             return Then::Nothing;
         }
         // The refusal of an earlier driver sticks to the device's status.
@@ -763,7 +764,7 @@ impl bus::Events for Registry {
             return;
         }
         let offered = dev.offered_features();
-        if !policy::concerns(Features(offered), region::find(dev)) {
+        if !policy::is_relevant(Features(offered), region::find(dev)) {
             // Of one that was of concern once, nothing that was said holds for this driver.
             if let Some(attachment) = self.find(dev.id()) {
                 let decision = Decision::Ignore(Reason::NotConcerned);

@@ -9,7 +9,7 @@
 use super::{
     region,
     virtio::Device,
-    wire::{
+    wire::capabilities::{
         COMMON_BYTES,
         COMMON_QUEUE_SELECT,
         COMMON_QUEUE_SIZE, //
@@ -38,7 +38,7 @@ impl Common {
     }
 
     fn read(&self, at: usize) -> u16 {
-        // SAFETY: By the type invariant; the constants of `wire.rs` lie inside.
+        // SAFETY: By the type invariant; the constants of `capabilities.rs` lie inside.
         unsafe { bindings::readw(self.0.as_ptr().byte_add(at)) }
     }
 

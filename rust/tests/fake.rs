@@ -14,7 +14,10 @@ use crate::{
     bindings,
     bounce::Bounce,
     policy::Reason,
-    region,
+    region::{
+        self,
+        Source as _, //
+    },
     virtio::Device,
     wire::{
         Bar,
@@ -443,14 +446,14 @@ impl Region {
         // SAFETY: Plain data, written by this thread only.
         unsafe { (&raw const (*self.0.get()).setup).read() }
     }
+}
 
-    /// Configuration space.
-    pub(crate) fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES] {
+impl region::Source for Region {
+    fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES] {
         self.setup().config_space
     }
 
-    /// One memory BAR.
-    pub(crate) fn bars(&self) -> [Bar; BARS] {
+    fn bars(&self) -> [Bar; BARS] {
         let mut bars = [Bar::Absent; BARS];
         bars[usize::from(BAR)] = Bar::Memory {
             start: self.setup().start,
@@ -461,15 +464,15 @@ impl Region {
         bars
     }
 
-    /// The address of the region's first byte as the device is told.
-    pub(crate) fn bus_address(&self, extent: &Extent) -> u64 {
+    fn bus_address(&self, extent: &Extent) -> u64 {
         self.setup().bus + extent.offset
     }
 
-    /// The region's first byte.
-    pub(crate) fn memory(&self, extent: &Extent) -> NonNull<u8> {
+    fn memory(&self, _dev: &Device, extent: &Extent) -> Result<region::Memory, Reason> {
         // SAFETY: A fake has memory, and an extent lies in its BAR.
-        unsafe { NonNull::new_unchecked((*self.0.get()).memory).add(extent.offset as usize) }
+        let base =
+            unsafe { NonNull::new_unchecked((*self.0.get()).memory).add(extent.offset as usize) };
+        Ok(region::Memory::mapped(base))
     }
 }
 

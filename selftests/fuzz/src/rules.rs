@@ -3,10 +3,12 @@
 //! What is read of a device, and what is decided.
 
 use crate::input::Input;
-use crate::policy::{concerns, decide, longest_queue, may_pack, too_much, Decision, Facts, Limits};
+use crate::policy::limits::{features_to_mask, longest_queue, may_pack, Limits};
+use crate::policy::{decide, is_relevant, Decision, Facts};
+use crate::wire::capabilities::{ConfigSpace, COMMON_BYTES};
 use crate::wire::{
-    bounds, Bar, Bound, ConfigSpace, Extent, Features, Finding, BARS, COMMON_BYTES,
-    CONFIG_SPACE_BYTES, MIN_REGION_BYTES, PAGE_BYTES,
+    bounds, Bar, Bound, Extent, Features, Finding, BARS, CONFIG_SPACE_BYTES, MIN_REGION_BYTES,
+    PAGE_BYTES,
 };
 
 fn bars(input: &mut Input<'_>) -> [Bar; BARS] {
@@ -100,7 +102,7 @@ pub fn policy(data: &[u8]) {
     match decision {
         Decision::Accept(extent) | Decision::Hint(extent) => {
             assert_eq!(Finding::Usable(extent), finding);
-            assert!(concerns(facts.offered, finding));
+            assert!(is_relevant(facts.offered, finding));
             assert!(!facts.own_mapping);
             assert_eq!(matches!(decision, Decision::Accept(_)), bit);
             assert!(bit || facts.hint);
@@ -140,7 +142,7 @@ fn limits(input: &mut Input<'_>, kind: u32, pool: usize) {
 fn queues(input: &mut Input<'_>, facts: &Facts, pool: usize) {
     let bytes = pool as u64;
     let kind = facts.device_type;
-    let dropped = too_much(kind, facts.offered, bytes);
+    let dropped = features_to_mask(kind, facts.offered, bytes);
     assert!(facts.offered.has(dropped));
     let features = facts.offered.without(dropped);
     let packed = features.has(Features::RING_PACKED);

@@ -1,0 +1,769 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Parses PCI configuration space: which region a device names, and where its common
+//! configuration lies.
+//!
+//! The device is not trusted. The bytes are read once, and what is checked is what is used.
+//!
+//! Sources: the VIRTIO_F_SWIOTLB RFC series for the capability; virtio 1.4, section 4.1.4, for the
+//! other PCI capabilities; PCI 3.0, sections 6.7 and 6.8.2, for the capability list and MSI-X.
+//!
+//! Pure: may be called in any context.
+
+use super::{
+    Bar,
+    Extent,
+    Fault,
+    Finding,
+    Structure,
+    BARS,
+    CONFIG_SPACE_BYTES,
+    MIN_REGION_BYTES,
+    PAGE_BYTES, //
+};
+
+const STATUS: usize = 0x06;
+const STATUS_CAPABILITIES: u8 = 1 << 4;
+const CAPABILITY_POINTER: usize = 0x34;
+const FIRST_CAPABILITY: u8 = 0x40;
+/// How many four-byte aligned capabilities fit behind the header: no list is longer.
+const MOST_CAPABILITIES: usize = (CONFIG_SPACE_BYTES - FIRST_CAPABILITY as usize) / 4;
+
+const ID_VENDOR: u8 = 0x09;
+const ID_MSIX: u8 = 0x11;
+
+// VIRTIO_PCI_CAP_SWIOTLB (RFC patch 3), and the types of virtio 1.4, 4.1.4, that name memory.
+const TYPE_COMMON: u8 = 1;
+const TYPE_NOTIFY: u8 = 2;
+const TYPE_ISR: u8 = 3;
+const TYPE_DEVICE: u8 = 4;
+const TYPE_SHARED_MEMORY: u8 = 8;
+const TYPE_SWIOTLB: u8 = 10;
+
+/// How much there is of `struct virtio_pci_common_cfg` up to the size of a queue, in bytes.
+pub const COMMON_BYTES: usize = COMMON_QUEUE_SIZE + 2;
+/// Where a queue is chosen there, and where its size is.
+pub const COMMON_QUEUE_SELECT: usize = 22;
+/// See [`COMMON_QUEUE_SELECT`].
+pub const COMMON_QUEUE_SIZE: usize = 24;
+
+/// Length of `struct virtio_pci_cap` and of `struct virtio_pci_cap64`, in bytes.
+const CAP_BYTES: usize = 16;
+const CAP64_BYTES: usize = 24;
+
+/// Bytes of a device's configuration space, as read once: what is checked is what is used.
+pub struct ConfigSpace<'a>(&'a [u8; CONFIG_SPACE_BYTES]);
+
+/// One capability: where it stands, and its PCI capability ID.
+#[derive(Clone, Copy)]
+struct Capability {
+    at: usize,
+    id: u8,
+}
+
+/// A range of a BAR that something occupies, in bytes.
+#[derive(Clone, Copy)]
+struct Window {
+    bar: u8,
+    offset: u64,
+    bytes: u64,
+}
+
+impl Window {
+    /// Whether there are bytes that both have.
+    fn overlaps(&self, other: &Self) -> bool {
+        self.bar == other.bar
+            && self.bytes.min(other.bytes) != 0
+            && self.offset < other.offset.saturating_add(other.bytes)
+            && other.offset < self.offset.saturating_add(self.bytes)
+    }
+}
+
+impl<'a> ConfigSpace<'a> {
+    /// Takes the first 256 bytes of a device's configuration space.
+    pub fn new(bytes: &'a [u8; CONFIG_SPACE_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    fn u8(&self, at: usize) -> Option<u8> {
+        self.0.get(at).copied()
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        let bytes = self.0.get(at..at.checked_add(2)?)?;
+        Some(u16::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        let bytes = self.0.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    /// The capability list, in its order. A list that loops or leaves the space ends there.
+    fn capabilities(&self) -> impl Iterator<Item = Capability> + '_ {
+        let listed = self.u8(STATUS).unwrap_or(0) & STATUS_CAPABILITIES != 0;
+        let mut next = if listed {
+            self.u8(CAPABILITY_POINTER).unwrap_or(0)
+        } else {
+            0
+        };
+        // More steps than there is room for capabilities are steps in a circle.
+        (0..MOST_CAPABILITIES).map_while(move |_| {
+            let at = usize::from(next & !3);
+            if at < usize::from(FIRST_CAPABILITY) {
+                return None;
+            }
+            let id = self.u8(at)?;
+            next = self.u8(at + 1)?;
+            Some(Capability { at, id })
+        })
+    }
+
+    /// The type of a virtio capability (`cfg_type`), if this is one.
+    fn virtio_type(&self, cap: Capability) -> Option<u8> {
+        if cap.id != ID_VENDOR {
+            return None;
+        }
+        self.u8(cap.at + 3)
+    }
+
+    /// Whether a virtio capability says that it has so many bytes (`cap_len`).
+    fn has_bytes(&self, cap: Capability, bytes: usize) -> bool {
+        self.u8(cap.at + 2)
+            .is_some_and(|said| usize::from(said) >= bytes)
+    }
+
+    /// The window of a `struct virtio_pci_cap`, or of a `struct virtio_pci_cap64` if `wide`.
+    fn virtio_window(&self, cap: Capability, wide: bool) -> Option<Window> {
+        let mut offset = u64::from(self.u32(cap.at + 8)?);
+        let mut bytes = u64::from(self.u32(cap.at + 12)?);
+        if wide {
+            offset |= u64::from(self.u32(cap.at + 16)?) << 32;
+            bytes |= u64::from(self.u32(cap.at + 20)?) << 32;
+        }
+        Some(Window {
+            bar: self.u8(cap.at + 4)?,
+            offset,
+            bytes,
+        })
+    }
+
+    /// The first of what else the device keeps in its BARs that `matches`.
+    fn structure(&self, matches: impl Fn(Structure, &Window) -> bool) -> Option<Structure> {
+        for cap in self.capabilities() {
+            let found = match (cap.id, self.virtio_type(cap)) {
+                (ID_MSIX, _) => [
+                    self.msix_window(cap, Structure::MsixTable),
+                    self.msix_window(cap, Structure::MsixPba),
+                ],
+                (_, Some(kind)) => [self.virtio_structure(cap, kind), None],
+                _ => continue,
+            };
+            for (structure, window) in found.into_iter().flatten() {
+                if matches(structure, &window) {
+                    return Some(structure);
+                }
+            }
+        }
+        None
+    }
+
+    fn virtio_structure(&self, cap: Capability, kind: u8) -> Option<(Structure, Window)> {
+        let structure = match kind {
+            TYPE_COMMON => Structure::Common,
+            TYPE_NOTIFY => Structure::Notify,
+            TYPE_ISR => Structure::Isr,
+            TYPE_DEVICE => Structure::Device,
+            TYPE_SHARED_MEMORY => Structure::SharedMemory,
+            _ => return None,
+        };
+        // The core goes by the length of these alone.
+        let wide = structure == Structure::SharedMemory;
+        if wide && !self.has_bytes(cap, CAP64_BYTES) {
+            return None;
+        }
+        Some((structure, self.virtio_window(cap, wide)?))
+    }
+
+    fn msix_window(&self, cap: Capability, which: Structure) -> Option<(Structure, Window)> {
+        let vectors = u64::from(self.u16(cap.at + 2)? & 0x7ff) + 1;
+        let (at, bytes) = match which {
+            Structure::MsixTable => (cap.at + 4, vectors * 16),
+            _ => (cap.at + 8, vectors.div_ceil(64) * 8),
+        };
+        let register = self.u32(at)?;
+        let window = Window {
+            bar: (register & 7) as u8,
+            offset: u64::from(register & !7),
+            bytes,
+        };
+        Some((which, window))
+    }
+
+    /// Checks one SWIOTLB capability (wire format, R14).
+    fn check(&self, cap: Capability, bars: &[Bar; BARS]) -> Result<Extent, Fault> {
+        if !self.has_bytes(cap, CAP_BYTES) {
+            return Err(Fault::Truncated);
+        }
+        let window = self.virtio_window(cap, false).ok_or(Fault::Truncated)?;
+        let bar = window.bar;
+        let (bar_start, bar_bytes, prefetchable) = match bars.get(usize::from(bar)) {
+            None => return Err(Fault::NoSuchBar(bar)),
+            Some(Bar::Absent) => return Err(Fault::BarAbsent(bar)),
+            Some(Bar::Io) => return Err(Fault::BarIsIo(bar)),
+            Some(Bar::Unassigned) => return Err(Fault::BarUnassigned(bar)),
+            Some(Bar::Memory {
+                start,
+                bytes,
+                prefetchable,
+            }) => (*start, *bytes, *prefetchable),
+        };
+        if window.bytes == 0 {
+            return Err(Fault::Empty);
+        }
+        let end = window
+            .offset
+            .checked_add(window.bytes)
+            .filter(|end| *end <= bar_bytes)
+            .and_then(|end| bar_start.checked_add(end))
+            .ok_or(Fault::OutsideBar(bar))?;
+        if let Some(structure) = self.structure(|_, other| other.overlaps(&window)) {
+            return Err(Fault::Overlaps(structure));
+        }
+        // A page that is only partly the region's is not given to the pool.
+        let start = (bar_start + window.offset)
+            .checked_next_multiple_of(PAGE_BYTES)
+            .ok_or(Fault::NoWholePage)?;
+        let end = end & !(PAGE_BYTES - 1);
+        if start >= end {
+            return Err(Fault::NoWholePage);
+        }
+        let bytes = end - start;
+        if bytes < MIN_REGION_BYTES {
+            return Err(Fault::TooSmall(bytes));
+        }
+        if !prefetchable {
+            return Err(Fault::NotPrefetchable(bar));
+        }
+        Ok(Extent {
+            bar,
+            offset: start - bar_start,
+            start,
+            bytes,
+            shares_bar: self
+                .structure(|structure, other| structure.is_driven() && other.bar == bar)
+                .is_some(),
+        })
+    }
+
+    /// The CPU physical address of the common configuration, through which the core drives the
+    /// device, if it is in memory. `bars` are the device's own, in their order.
+    ///
+    /// The core takes the first whose BAR exists (`virtio_pci_find_capability()`), and no other.
+    pub fn common(&self, bars: &[Bar; BARS]) -> Option<u64> {
+        let (window, bar) = self
+            .capabilities()
+            .filter(|cap| self.virtio_type(*cap) == Some(TYPE_COMMON))
+            .find_map(|cap| {
+                let window = self.virtio_window(cap, false)?;
+                let bar = bars.get(usize::from(window.bar))?;
+                (*bar != Bar::Absent).then_some((window, bar))
+            })?;
+        let Bar::Memory { start, bytes, .. } = *bar else {
+            return None;
+        };
+        let needed = COMMON_BYTES as u64;
+        let end = window.offset + needed;
+        let fits = window.bytes >= needed && end <= bytes && start.checked_add(end).is_some();
+        (fits && window.offset % 4 == 0).then(|| start + window.offset)
+    }
+
+    /// Finds the device's region. `bars` are the device's own, in their order.
+    pub fn region(&self, bars: &[Bar; BARS]) -> Finding {
+        let mut first_fault = None;
+        for cap in self.capabilities() {
+            if self.virtio_type(cap) != Some(TYPE_SWIOTLB) {
+                continue;
+            }
+            match self.check(cap, bars) {
+                Ok(extent) => return Finding::Usable(extent),
+                Err(fault) => first_fault = first_fault.or(Some(fault)),
+            }
+        }
+        first_fault.map_or(Finding::Absent, Finding::Malformed)
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_capabilities))]
+mod tests {
+    use super::*;
+
+    const BAR0: u64 = 0xfe00_0000;
+    const BAR4: u64 = 0x38_0000_0000;
+
+    /// A well-behaved device's bytes, to be spoilt by the cases.
+    struct Device {
+        bytes: [u8; CONFIG_SPACE_BYTES],
+        bars: [Bar; BARS],
+        last: usize,
+        free: usize,
+    }
+
+    impl Device {
+        fn new() -> Self {
+            let mut bytes = [0; CONFIG_SPACE_BYTES];
+            bytes[STATUS] = STATUS_CAPABILITIES;
+            let mut bars = [Bar::Absent; BARS];
+            bars[0] = Bar::Memory {
+                start: BAR0,
+                bytes: 0x8000,
+                prefetchable: true,
+            };
+            bars[1] = Bar::Io;
+            bars[2] = Bar::Unassigned;
+            bars[4] = Bar::Memory {
+                start: BAR4,
+                bytes: 0x10_0000,
+                prefetchable: true,
+            };
+            let mut device = Self {
+                bytes,
+                bars,
+                last: CAPABILITY_POINTER,
+                free: 0x40,
+            };
+            device.virtio(TYPE_COMMON, 0, 0x0000, 0x1000);
+            device.virtio(TYPE_NOTIFY, 0, 0x3000, 0x1000);
+            device
+        }
+
+        fn link(&mut self, bytes: &[u8]) -> usize {
+            let at = self.free;
+            self.bytes[self.last] = at as u8;
+            self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+            self.last = at + 1;
+            self.free = (at + bytes.len()).next_multiple_of(4);
+            at
+        }
+
+        fn virtio(&mut self, kind: u8, bar: u8, offset: u32, bytes: u32) -> usize {
+            let mut cap = [0; CAP_BYTES];
+            cap[0] = ID_VENDOR;
+            cap[2] = CAP_BYTES as u8;
+            cap[3] = kind;
+            cap[4] = bar;
+            cap[8..12].copy_from_slice(&offset.to_le_bytes());
+            cap[12..16].copy_from_slice(&bytes.to_le_bytes());
+            self.link(&cap)
+        }
+
+        fn msix(&mut self, vectors: u16, table: u32, pba: u32) {
+            let mut cap = [0; 12];
+            cap[0] = ID_MSIX;
+            cap[2..4].copy_from_slice(&(vectors - 1).to_le_bytes());
+            cap[4..8].copy_from_slice(&table.to_le_bytes());
+            cap[8..12].copy_from_slice(&pba.to_le_bytes());
+            self.link(&cap);
+        }
+
+        fn region(&self) -> Finding {
+            ConfigSpace::new(&self.bytes).region(&self.bars)
+        }
+    }
+
+    fn with_region(bar: u8, offset: u32, bytes: u32) -> Device {
+        let mut device = Device::new();
+        device.virtio(TYPE_SWIOTLB, bar, offset, bytes);
+        device
+    }
+
+    fn fault(bar: u8, offset: u32, bytes: u32) -> Finding {
+        with_region(bar, offset, bytes).region()
+    }
+
+    fn usable(finding: Finding) -> Option<(u64, u64)> {
+        match finding {
+            Finding::Usable(extent) => Some((extent.start, extent.bytes)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn common_configuration_is_found_in_memory_only() {
+        let common = |device: &Device| ConfigSpace::new(&device.bytes).common(&device.bars);
+        let mut device = Device::new();
+        assert_eq!(common(&device), Some(BAR0));
+        // It is the first whose BAR exists, usable or not.
+        device.virtio(TYPE_COMMON, 4, 0x100, 64);
+        for bar in [Bar::Io, Bar::Unassigned] {
+            device.bars[0] = bar;
+            assert_eq!(common(&device), None);
+        }
+        device.bars[0] = Bar::Absent;
+        assert_eq!(common(&device), Some(BAR4 + 0x100));
+        for (bar, offset, bytes, found) in [
+            (7, 0, 64, Some(BAR4)),
+            (4, 2, 64, None),
+            (4, 0, 25, None),
+            (4, 0xf_fffc, 64, None),
+            (4, 0xf_ff00, 26, Some(BAR4 + 0xf_ff00)),
+        ] {
+            let mut device = Device::new();
+            device.bars[0] = Bar::Absent;
+            device.virtio(TYPE_COMMON, bar, offset, bytes);
+            device.virtio(TYPE_COMMON, 4, 0, 64);
+            assert_eq!(common(&device), found);
+        }
+        // A BAR that wraps.
+        let mut device = Device::new();
+        device.bars[0] = Bar::Memory {
+            start: u64::MAX - 0xfff,
+            bytes: 0x8000,
+            prefetchable: true,
+        };
+        for (offset, found) in [(0, true), (0xf00, true), (0xff0, false), (0x1000, false)] {
+            device.bytes[0x48..0x4c].copy_from_slice(&u32::to_le_bytes(offset));
+            assert_eq!(common(&device).is_some(), found);
+        }
+    }
+
+    #[test]
+    fn no_capability_is_no_region() {
+        assert_eq!(Device::new().region(), Finding::Absent);
+        assert_eq!(
+            ConfigSpace::new(&[0; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS]),
+            Finding::Absent
+        );
+        assert_eq!(
+            ConfigSpace::new(&[0xff; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS]),
+            Finding::Absent
+        );
+    }
+
+    #[test]
+    fn whole_bar_is_a_region() {
+        assert_eq!(
+            fault(4, 0, 0x10_0000),
+            Finding::Usable(Extent {
+                bar: 4,
+                offset: 0,
+                start: BAR4,
+                bytes: 0x10_0000,
+                shares_bar: false,
+            })
+        );
+    }
+
+    #[test]
+    fn region_at_an_offset() {
+        let found = usable(fault(4, 0x2000, 0x4_0000));
+        assert_eq!(found, Some((BAR4 + 0x2000, 0x4_0000)));
+    }
+
+    #[test]
+    fn list_is_ignored_when_status_says_there_is_none() {
+        let mut device = with_region(4, 0, 0x1_0000);
+        device.bytes[STATUS] = 0;
+        assert_eq!(device.region(), Finding::Absent);
+    }
+
+    #[test]
+    fn edges_are_trimmed_to_pages() {
+        assert_eq!(
+            usable(fault(4, 0x10, 0x1_1ff0)),
+            Some((BAR4 + 0x1000, 0x1_1000))
+        );
+        assert_eq!(usable(fault(4, 0, 0x1_0fff)), Some((BAR4, 0x1_0000)));
+        assert_eq!(
+            fault(4, 0x10, 0x1000),
+            Finding::Malformed(Fault::NoWholePage)
+        );
+        assert_eq!(fault(4, 0, 0xfff), Finding::Malformed(Fault::NoWholePage));
+    }
+
+    #[test]
+    fn a_region_has_its_least_bytes_in_whole_pages() {
+        assert_eq!(usable(fault(4, 0, 0x1_0000)), Some((BAR4, 0x1_0000)));
+        for (offset, bytes) in [(0, 0xffff), (0xfff, 0x1_0000)] {
+            let small = Finding::Malformed(Fault::TooSmall(0xf000));
+            assert_eq!(fault(4, offset, bytes), small);
+        }
+    }
+
+    #[test]
+    fn empty_region() {
+        assert_eq!(fault(4, 0x1000, 0), Finding::Malformed(Fault::Empty));
+    }
+
+    #[test]
+    fn region_outside_its_bar() {
+        let outside = Finding::Malformed(Fault::OutsideBar(4));
+        assert_eq!(fault(4, 0, 0x10_1000), outside);
+        assert_eq!(fault(4, 0x10_0000, 0x1000), outside);
+        assert_eq!(fault(4, 0xffff_f000, 0xffff_f000), outside);
+        assert_eq!(fault(4, u32::MAX, u32::MAX), outside);
+    }
+
+    #[test]
+    fn region_that_wraps_the_address_space() {
+        let mut device = with_region(4, 0x1000, 0x1000);
+        device.bars[4] = Bar::Memory {
+            start: u64::MAX - 0xfff,
+            bytes: u64::MAX,
+            prefetchable: true,
+        };
+        assert_eq!(device.region(), Finding::Malformed(Fault::OutsideBar(4)));
+    }
+
+    #[test]
+    fn bar_that_may_not_be_cached() {
+        let uncached = |device: &mut Device, bar: usize| {
+            let Bar::Memory { prefetchable, .. } = &mut device.bars[bar] else {
+                panic!("BAR {bar} is no memory");
+            };
+            *prefetchable = false;
+        };
+        let mut device = with_region(4, 0x1_0000, 0x1_0000);
+        uncached(&mut device, 0);
+        assert!(matches!(device.region(), Finding::Usable(_)));
+        uncached(&mut device, 4);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::NotPrefetchable(4))
+        );
+        // What is wrong with the window is said first.
+        let mut device = with_region(4, 0x1_0000, 0xf000);
+        uncached(&mut device, 4);
+        assert_eq!(device.region(), Finding::Malformed(Fault::TooSmall(0xf000)));
+        // The common configuration is not cached anyway.
+        let mut device = Device::new();
+        let before = ConfigSpace::new(&device.bytes).common(&device.bars);
+        uncached(&mut device, 0);
+        assert!(before.is_some());
+        assert_eq!(ConfigSpace::new(&device.bytes).common(&device.bars), before);
+    }
+
+    #[test]
+    fn bars_that_hold_no_region() {
+        assert_eq!(fault(6, 0, 0x1000), Finding::Malformed(Fault::NoSuchBar(6)));
+        assert_eq!(
+            fault(255, 0, 0x1000),
+            Finding::Malformed(Fault::NoSuchBar(255))
+        );
+        assert_eq!(fault(1, 0, 0x1000), Finding::Malformed(Fault::BarIsIo(1)));
+        assert_eq!(
+            fault(2, 0, 0x1000),
+            Finding::Malformed(Fault::BarUnassigned(2))
+        );
+        assert_eq!(fault(5, 0, 0x1000), Finding::Malformed(Fault::BarAbsent(5)));
+    }
+
+    #[test]
+    fn as_many_capabilities_as_there_is_room_for() {
+        let mut device = with_region(4, 0x2000, 0x1_0000);
+        let first = device.bytes[CAPABILITY_POINTER];
+        // What is of no interest comes before, each four bytes long.
+        let mut last = CAPABILITY_POINTER;
+        for at in (device.free..CONFIG_SPACE_BYTES).step_by(4) {
+            device.bytes[last] = at as u8;
+            device.bytes[at] = 1;
+            last = at + 1;
+        }
+        device.bytes[last] = first;
+        assert!(usable(device.region()).is_some());
+        // And so does the region: what it overlaps is the last of the list.
+        let mut device = Device::new();
+        device.bytes[CAPABILITY_POINTER] = 0;
+        device.last = CAPABILITY_POINTER;
+        device.free = 0x40;
+        device.virtio(TYPE_SWIOTLB, 0, 0, 0x1_0000);
+        device.bars[0] = device.bars[4];
+        while device.free < CONFIG_SPACE_BYTES - CAP_BYTES {
+            device.link(&[1, 0, 0, 0]);
+        }
+        assert!(usable(device.region()).is_some());
+        device.virtio(TYPE_NOTIFY, 0, 0x8000, 0x1000);
+        let fault = Fault::Overlaps(Structure::Notify);
+        assert_eq!(device.region(), Finding::Malformed(fault));
+    }
+
+    #[test]
+    fn truncated_capability() {
+        let mut device = Device::new();
+        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1_0000);
+        device.bytes[at + 2] = 15;
+        assert_eq!(device.region(), Finding::Malformed(Fault::Truncated));
+        device.bytes[at + 2] = 16;
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn capability_at_the_end_of_the_space() {
+        let mut device = Device::new();
+        device.free = 0xf0;
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0x1_0000);
+        assert!(usable(device.region()).is_some());
+
+        let mut device = Device::new();
+        device.bytes[device.last] = 0xfc;
+        device.bytes[0xfc] = ID_VENDOR;
+        device.bytes[0xfe] = 16;
+        device.bytes[0xff] = TYPE_SWIOTLB;
+        assert_eq!(device.region(), Finding::Malformed(Fault::Truncated));
+    }
+
+    #[test]
+    fn a_longer_capability_is_read_as_the_plain_one() {
+        let mut device = Device::new();
+        let at = device.virtio(TYPE_SWIOTLB, 4, 0, 0x1_0000);
+        device.bytes[at + 2] = 32;
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn overlap_with_virtio_structures() {
+        for kind in [
+            (TYPE_COMMON, Structure::Common),
+            (TYPE_NOTIFY, Structure::Notify),
+            (TYPE_ISR, Structure::Isr),
+            (TYPE_DEVICE, Structure::Device),
+        ] {
+            let mut device = with_region(4, 0x1_0000, 0x4_0000);
+            let at = device.virtio(kind.0, 4, 0x4_fffc, 4);
+            let overlaps = Finding::Malformed(Fault::Overlaps(kind.1));
+            assert_eq!(device.region(), overlaps);
+            // The core does not look at the length of the capability.
+            device.bytes[at + 2] = 8;
+            assert_eq!(device.region(), overlaps);
+        }
+    }
+
+    #[test]
+    fn neighbours_do_not_overlap() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.virtio(TYPE_ISR, 4, 0x5_0000, 4);
+        device.virtio(TYPE_DEVICE, 4, 0xfff0, 0x10);
+        // What is empty is nowhere.
+        device.virtio(TYPE_NOTIFY, 4, 0x2_0000, 0);
+        match device.region() {
+            Finding::Usable(extent) => assert!(extent.shares_bar),
+            _ => assert!(false),
+        }
+    }
+
+    #[test]
+    fn nobody_claims_a_bar_for_its_interrupts() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(2, 4, 0x1000 | 4);
+        match device.region() {
+            Finding::Usable(extent) => assert!(!extent.shares_bar),
+            _ => assert!(false),
+        }
+    }
+
+    #[test]
+    fn overlap_with_a_large_shared_memory_region() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        let mut cap = [0; CAP64_BYTES];
+        cap[0] = ID_VENDOR;
+        cap[2] = CAP64_BYTES as u8;
+        cap[3] = TYPE_SHARED_MEMORY;
+        cap[4] = 4;
+        cap[20] = 1; // 4 GiB long
+        device.link(&cap);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::SharedMemory))
+        );
+    }
+
+    #[test]
+    fn a_shared_memory_region_is_as_far_as_64_bits_say() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        let mut cap = [0; CAP64_BYTES];
+        cap[0] = ID_VENDOR;
+        cap[2] = CAP64_BYTES as u8;
+        cap[3] = TYPE_SHARED_MEMORY;
+        cap[4] = 4;
+        cap[13] = 0x10; // 0x1000 long
+        let at = device.link(&cap);
+        assert!(usable(device.region()).is_some());
+        device.bytes[at + 10] = 1; // at 0x1_0000
+        device.bytes[at + 2] = CAP_BYTES as u8;
+        assert!(usable(device.region()).is_some());
+        device.bytes[at + 2] = CAP64_BYTES as u8;
+        assert!(usable(device.region()).is_none());
+        device.bytes[at + 16] = 1; // and 4 GiB
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn a_vector_takes_16_bytes() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(17, 0xfef8 | 4, 0x8000);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::MsixTable))
+        );
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(16, 0xff00 | 4, 0x8000);
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn overlap_with_msix() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(65, 0x4_fff8 | 4, 0x8000);
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::MsixTable))
+        );
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(65, 0x8000, 0xfff8 | 4); // 65 vectors have 16 bytes of pending bits
+        assert_eq!(
+            device.region(),
+            Finding::Malformed(Fault::Overlaps(Structure::MsixPba))
+        );
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.msix(64, 0x5_0000 | 4, 0xfff8 | 4);
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn first_usable_region_is_taken() {
+        let mut device = with_region(1, 0, 0x1_0000);
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0x3_0000, 0x1_0000);
+        device.virtio(TYPE_SWIOTLB, 4, 0x5_0000, 0x1_0000);
+        assert_eq!(usable(device.region()), Some((BAR4 + 0x3_0000, 0x1_0000)));
+    }
+
+    #[test]
+    fn first_fault_is_reported() {
+        let mut device = with_region(1, 0, 0x1000);
+        device.virtio(TYPE_SWIOTLB, 4, 0, 0);
+        assert_eq!(device.region(), Finding::Malformed(Fault::BarIsIo(1)));
+    }
+
+    #[test]
+    fn a_list_that_loops_ends() {
+        let mut device = Device::new();
+        let at = device.virtio(TYPE_ISR, 0, 0x1000, 4);
+        device.bytes[at + 1] = 0x40;
+        assert_eq!(device.region(), Finding::Absent);
+
+        let mut device = with_region(4, 0, 0x1_0000);
+        device.bytes[device.last] = 0x40;
+        assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn a_list_that_points_into_the_header_ends() {
+        let mut device = Device::new();
+        device.bytes[device.last] = 0x10;
+        device.bytes[0x10] = ID_VENDOR;
+        device.bytes[0x13] = TYPE_SWIOTLB;
+        assert_eq!(device.region(), Finding::Absent);
+    }
+}
