@@ -9,6 +9,7 @@
 
 use super::{
     bindings,
+    parameters::FromDevice,
     policy::limits::Limits,
     pool::{
         self,
@@ -55,28 +56,6 @@ use self::complaints::{
 
 // Every region that is usable is one of which a pool can be made.
 const _: () = assert!(MIN_REGION_BYTES as usize >= pool::SMALLEST);
-
-/// What a mapping that the device only writes begins with: the parameter `from_device`.
-#[derive(Clone, Copy)]
-pub(crate) enum FromDevice {
-    /// The bytes of the buffer: a device that writes only part of it leaves the rest as it was.
-    Preserve,
-    /// Zeroes: the device does not see what happened to be in the buffer, and what it does not
-    /// write comes back as zeroes.
-    Clear,
-}
-
-impl FromDevice {
-    /// As the module was loaded.
-    pub(crate) fn parameter() -> Self {
-        // SAFETY: No requirements.
-        if unsafe { bindings::virtio_swiotlb_from_device_clear() } {
-            Self::Clear
-        } else {
-            Self::Preserve
-        }
-    }
-}
 
 /// What was counted of one device, or of all. Bytes where the name says so, else a number.
 ///

@@ -6,14 +6,13 @@
 //! Every file may be read at any time in the life of its device; all of them sleep.
 
 use super::{
-    attach::{
-        Registry,
-        Seen,
-        State, //
-    },
     bounce::{
         Counters,
         Usage, //
+    },
+    device::{
+        Binding,
+        Device, //
     }, //
 };
 use file::{
@@ -25,14 +24,11 @@ use file::{
 use kernel::{
     fmt,
     prelude::*,
-    sync::{
-        atomic::Relaxed,
-        Arc, //
-    },
+    sync::Arc,
     uaccess::UserSliceReader, //
 };
 
-mod file;
+pub(crate) mod file;
 
 /// The module's directory.
 pub(crate) struct Root(Dir);
@@ -46,31 +42,19 @@ impl Root {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(Dir::new(c"virtio_swiotlb", None)?))
     }
-}
 
-/// The files that speak of all devices.
-pub(crate) struct ModuleFiles {
-    _devices: File<Registry>,
-    _totals: File<Registry>,
-}
-
-impl ModuleFiles {
-    /// Makes `devices` and `totals`.
-    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
-        let dir = &registry.root().0;
-        Self {
-            _devices: File::text::<Devices>(dir, registry.clone()),
-            _totals: File::text::<Totals>(dir, registry.clone()),
-        }
+    /// The directory itself.
+    pub(crate) fn dir(&self) -> &Dir {
+        &self.0
     }
 }
 
 /// The files of one device.
 pub(crate) struct DeviceFiles {
-    _state: File<Seen>,
-    _counters: File<Seen>,
-    _pool: File<Seen>,
-    _reset_hiwater: File<Seen>,
+    _state: File<Device>,
+    _counters: File<Device>,
+    _pool: File<Device>,
+    _reset_hiwater: File<Device>,
 }
 
 impl DeviceFiles {
@@ -79,13 +63,13 @@ impl DeviceFiles {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(root: &Root, seen: Arc<Seen>) -> Result<Self> {
-        let dir = Dir::new(&seen.name, Some(&root.0))?;
+    pub(crate) fn new(root: &Root, device: Arc<Device>) -> Result<Self> {
+        let dir = Dir::new(&device.name, Some(&root.0))?;
         Ok(Self {
-            _state: File::text::<StateText>(&dir, seen.clone()),
-            _counters: File::text::<CountersText>(&dir, seen.clone()),
-            _pool: File::text::<Pool>(&dir, seen.clone()),
-            _reset_hiwater: File::command::<ResetHiwater>(&dir, seen),
+            _state: File::text::<StateText>(&dir, device.clone()),
+            _counters: File::text::<CountersText>(&dir, device.clone()),
+            _pool: File::text::<Pool>(&dir, device.clone()),
+            _reset_hiwater: File::command::<ResetHiwater>(&dir, device),
         })
     }
 }
@@ -98,72 +82,43 @@ fn word(string: &CStr) -> &str {
     }
 }
 
-fn driver(state: &State) -> &str {
-    state.driver.as_deref().map_or("-", word)
+fn driver(binding: &Binding) -> &str {
+    binding.driver.as_deref().map_or("-", word)
 }
 
-enum Devices {}
-
-impl Text for Devices {
-    type Of = Registry;
-
-    const NAME: &'static CStr = c"devices";
-
-    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        registry.for_each(|seen| {
-            let state = seen.state.lock();
-            let mode = state.decision.map_or("negotiating", |d| d.mode());
-            write!(f, "{} {} {}", word(&seen.name), driver(&state), mode)?;
-            if let Some(bounce) = state.bounce() {
-                let usage = state.usage();
-                let extent = bounce.region().extent();
-                write!(f, " {:#x}+{:#x}", extent.start, extent.bytes)?;
-                write!(f, " {}/{} bytes", usage.used_bytes, usage.pool_bytes)?;
-            }
-            if let Some(reason) = state.decision.and_then(|d| d.reason()) {
-                write!(f, " ({reason})")?;
-            }
-            writeln!(f)
-        })
+/// Writes a device's line of the file `devices`.
+pub(crate) fn write_line(f: &mut fmt::Formatter<'_>, device: &Device) -> fmt::Result {
+    let binding = device.binding.lock();
+    let (name, driver) = (word(&device.name), driver(&binding));
+    write!(f, "{name} {driver} {}", binding.mode())?;
+    if let Some(bounce) = binding.bounce() {
+        let usage = binding.usage();
+        let extent = bounce.region().extent();
+        write!(f, " {:#x}+{:#x}", extent.start, extent.bytes)?;
+        write!(f, " {}/{} bytes", usage.used_bytes, usage.pool_bytes)?;
     }
-}
-
-enum Totals {}
-
-impl Text for Totals {
-    type Of = Registry;
-
-    const NAME: &'static CStr = c"totals";
-
-    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (counters, usage) = registry.totals();
-        write_counters(f, &counters, &usage)?;
-        let outcomes = &registry.shared().outcomes;
-        writeln!(f, "seen {}", outcomes.seen.load(Relaxed))?;
-        writeln!(f, "bounced {}", outcomes.bounced.load(Relaxed))?;
-        writeln!(f, "hint {}", outcomes.hint.load(Relaxed))?;
-        writeln!(f, "declined {}", outcomes.declined.load(Relaxed))?;
-        writeln!(f, "refused {}", outcomes.refused.load(Relaxed))
+    if let Some(reason) = binding.reason() {
+        write!(f, " ({reason})")?;
     }
+    writeln!(f)
 }
 
 enum StateText {}
 
 impl Text for StateText {
-    type Of = Seen;
+    type Of = Device;
 
     const NAME: &'static CStr = c"state";
 
-    fn show(seen: &Seen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = seen.state.lock();
-        writeln!(f, "driver {}", driver(&state))?;
-        let mode = state.decision.map_or("negotiating", |d| d.mode());
-        writeln!(f, "mode {mode}")?;
-        match state.decision.and_then(|d| d.reason()) {
+    fn show(device: &Device, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binding = device.binding.lock();
+        writeln!(f, "driver {}", driver(&binding))?;
+        writeln!(f, "mode {}", binding.mode())?;
+        match binding.reason() {
             Some(reason) => writeln!(f, "reason {reason}")?,
             None => writeln!(f, "reason -")?,
         }
-        match state.bounce() {
+        match binding.bounce() {
             Some(bounce) => {
                 let region = bounce.region();
                 let extent = region.extent();
@@ -184,17 +139,22 @@ impl Text for StateText {
 enum CountersText {}
 
 impl Text for CountersText {
-    type Of = Seen;
+    type Of = Device;
 
     const NAME: &'static CStr = c"counters";
 
-    fn show(seen: &Seen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = seen.state.lock();
-        write_counters(f, &state.counters(), &state.usage())
+    fn show(device: &Device, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binding = device.binding.lock();
+        write_counters(f, &binding.counters(), &binding.usage())
     }
 }
 
-fn write_counters(f: &mut fmt::Formatter<'_>, counters: &Counters, usage: &Usage) -> fmt::Result {
+/// Writes counters, as the files `counters` and `totals` have them.
+pub(crate) fn write_counters(
+    f: &mut fmt::Formatter<'_>,
+    counters: &Counters,
+    usage: &Usage,
+) -> fmt::Result {
     writeln!(f, "maps {}", counters.maps)?;
     writeln!(f, "unmaps {}", counters.unmaps)?;
     writeln!(f, "syncs {}", counters.syncs)?;
@@ -214,12 +174,12 @@ fn write_counters(f: &mut fmt::Formatter<'_>, counters: &Counters, usage: &Usage
 enum Pool {}
 
 impl Text for Pool {
-    type Of = Seen;
+    type Of = Device;
 
     const NAME: &'static CStr = c"pool";
 
-    fn show(seen: &Seen, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match seen.state.lock().bounce() {
+    fn show(device: &Device, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match device.binding.lock().bounce() {
             Some(bounce) => bounce.picture(f),
             None => writeln!(f, "no pool: the device is not bounced"),
         }
@@ -229,18 +189,18 @@ impl Text for Pool {
 enum ResetHiwater {}
 
 impl Command for ResetHiwater {
-    type Of = Seen;
+    type Of = Device;
 
     const NAME: &'static CStr = c"reset_hiwater";
 
-    fn run(seen: &Seen, data: &mut UserSliceReader) -> Result {
+    fn run(device: &Device, data: &mut UserSliceReader) -> Result {
         let mut written = [0; 4];
         let len = data.len().min(written.len());
         data.read_slice(&mut written[..len])?;
         if written[..len].trim_ascii() != b"1" || !data.is_empty() {
             return Err(EINVAL);
         }
-        if let Some(bounce) = seen.state.lock().bounce() {
+        if let Some(bounce) = device.binding.lock().bounce() {
             bounce.reset_hiwater();
         }
         Ok(())

@@ -6,9 +6,11 @@
 //! The rules R1, R2... are those of the wire format document, the decisions those of the design
 //! document. The tests go through all of them. Pure: may be called in any context.
 
-// The path is spelt out for the host, where this file is itself included by its path.
+// The paths are spelt out for the host, where this file is itself included by its path.
 #[path = "policy/limits.rs"]
 pub mod limits;
+#[path = "policy/plan.rs"]
+pub mod plan;
 
 use super::wire::{
     device_type,

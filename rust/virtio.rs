@@ -7,8 +7,8 @@
 //! a value that hooks something when it is made or installed, and unhooks it when it is dropped
 //! (the first) or removed (the others):
 //!
-//! - [`bus::Registration`]: hears of drivers that are bound and unbound;
-//! - [`config::Interposer`]: a device's own copy of its configuration operations;
+//! - [`bus::Registration`]: notifies of drivers that are bound and unbound;
+//! - [`config::ConfigOverride`]: a device's own copy of its configuration operations;
 //! - [`map::Mapper`]: mapping operations for a device's rings and buffers.
 //!
 //! C headers: [`include/linux/virtio.h`](srctree/include/linux/virtio.h),
@@ -36,6 +36,15 @@ use kernel::{
         Opaque, //
     }, //
 };
+
+/// Words of 64 features each.
+const FEATURES_U64S: usize = bindings::VIRTIO_FEATURES_U64S as usize;
+
+// Those are the words that `features_array` has.
+const _: () = assert!(
+    core::mem::size_of::<bindings::virtio_device__bindgen_ty_1>()
+        == FEATURES_U64S * core::mem::size_of::<u64>()
+);
 
 /// A virtio device, `struct virtio_device`.
 ///
@@ -69,6 +78,12 @@ impl Device {
     unsafe fn from_device<'a>(dev: *mut kernel::bindings::device) -> &'a Self {
         // SAFETY: Every device of the virtio bus is the `dev` of a `struct virtio_device`.
         unsafe { Self::from_raw(kernel::container_of!(dev, bindings::virtio_device, dev)) }
+    }
+
+    /// The features that core and driver agreed on so far. They change in a negotiation only.
+    fn agreed_features(&self) -> [u64; FEATURES_U64S] {
+        // SAFETY: By the type invariant; both views of the union are plain integers.
+        unsafe { *(*self.as_raw()).__bindgen_anon_1.features_array }
     }
 
     fn as_raw(&self) -> *mut bindings::virtio_device {
@@ -182,13 +197,11 @@ impl Device {
     }
 }
 
-/// A device that is locked: nobody else configures it.
+/// A device whose lock is held: no driver is bound or unbound by another task.
 ///
 /// # Invariants
 ///
-/// As long as a reference to this lives the device lock is held; or that of the parent, which is
-/// all that the core holds on resume, and after a reset of the function by sysfs. (The core does
-/// not keep an unbind from running beside the latter.)
+/// The device lock is held as long as a reference to this lives.
 #[repr(transparent)]
 pub(crate) struct Locked(Device);
 
@@ -210,26 +223,14 @@ impl Locked {
         unsafe { !(*self.as_raw()).map.is_null() }
     }
 
-    /// The features that core and driver agreed on so far, the first 64.
-    pub(crate) fn features(&self) -> u64 {
-        // SAFETY: By the type invariant; both views of the union are plain integers.
-        unsafe { *(*self.as_raw()).__bindgen_anon_1.features }
-    }
-
-    /// As [`Locked::features`], those from 64 on.
-    pub(crate) fn features_beyond(&self) -> u64 {
-        // SAFETY: As there.
-        unsafe { (*(*self.as_raw()).__bindgen_anon_1.features_array)[1] }
-    }
-
     /// Asks the device what it offers, the first 64 features. May sleep.
     pub(crate) fn offered_features(&self) -> u64 {
         // SAFETY: By the type invariant; `config` is set before the device is registered.
         let ops = unsafe { &*(*self.as_raw()).config };
         // As `virtio_get_features()` of the core: a transport has one of the two.
         if let Some(get) = ops.get_extended_features {
-            let mut features = [0; 2];
-            // SAFETY: The callee fills `VIRTIO_FEATURES_U64S` (2) words.
+            let mut features = [0; FEATURES_U64S];
+            // SAFETY: The callee fills `VIRTIO_FEATURES_U64S` words.
             unsafe { get(self.as_raw(), features.as_mut_ptr()) };
             features[0]
         } else if let Some(get) = ops.get_features {

@@ -6,37 +6,40 @@
 //! its own. With this module every unmodified driver keeps its rings and buffers for that device
 //! inside the region. Documentation/design.rst tells how.
 //!
+//! Imports go only to files that stand above in this table.
+//!
 //! | file | what it is |
 //! |---|---|
-//! | `wire.rs` | numbers and layouts on the wire |
-//! | `policy.rs` | what is done with a device, and why |
+//! | `compat.rs` | what differs between kernel series |
+//! | `lock.rs`, `work.rs` | what the kernel crate lacks |
+//! | `parameters.rs` | the module's parameters |
+//! | `wire.rs` | numbers on the wire; configuration space to a region |
+//! | `policy.rs` | what is done with a device, and why; limits; the plan of its features |
+//! | `virtio.rs` | safe layer over the C side of virtio |
 //! | `pool.rs` | the allocator of a region |
 //! | `region.rs` | a device's region: found, checked, claimed, mapped |
 //! | `bounce.rs` | region and pool: map, unmap, sync, alloc, free |
-//! | `queues.rs` | how long a device's queues are |
-//! | `attach.rs` | one device's life |
-//! | `virtio.rs` | safe layer over the C side of virtio |
-//! | `lock.rs`, `work.rs` | what the kernel crate lacks |
-//! | `debugfs.rs` | the files |
-//! | `compat.rs` | what differs between kernel series |
+//! | `queues.rs` | shorter queues |
+//! | `device.rs` | one device's states, its negotiation, its messages |
+//! | `debugfs.rs` | a device's files |
+//! | `registry.rs` | all devices, events of the bus, the files of all devices |
 
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::Relaxed,
-        Arc, //
-    }, //
+    sync::Arc, //
 };
 
-mod attach;
 mod bindings;
 mod bounce;
 #[macro_use]
 mod compat;
 mod debugfs;
+mod device;
 mod lock;
+mod parameters;
 mod queues;
 mod region;
+mod registry;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 mod virtio;
@@ -75,23 +78,23 @@ with_flag!(declare);
 
 #[pin_data(PinnedDrop)]
 struct VirtioSwiotlb {
-    registry: Arc<attach::Registry>,
-    _files: debugfs::ModuleFiles,
+    registry: Arc<registry::Registry>,
+    _files: registry::Files,
     #[pin]
-    registration: virtio::bus::Registration<attach::Registry>,
+    registration: virtio::bus::Registration<registry::Registry>,
 }
 
 impl kernel::InPlaceModule for VirtioSwiotlb {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let parameters = attach::Parameters {
+        let parameters = parameters::Parameters {
             hint: compat::is_on(&module_parameters::hint),
             takeover: compat::is_on(&module_parameters::takeover),
-            from_device: bounce::FromDevice::parameter(),
+            from_device: parameters::FromDevice::parameter(),
         };
         pin_init::pin_init_scope(move || {
-            let registry = Arc::pin_init(attach::Registry::new(module, parameters), GFP_KERNEL)?;
+            let registry = Arc::pin_init(registry::Registry::new(module, parameters), GFP_KERNEL)?;
             Ok(try_pin_init!(Self {
-                _files: debugfs::ModuleFiles::new(&registry),
+                _files: registry::Files::new(&registry),
                 registration <- virtio::bus::Registration::new(module, registry.clone()),
                 registry,
             }? Error))
@@ -108,15 +111,7 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
                 // What is bounced by now needs the module.
                 pr_warn!("interrupted: not all devices were seen; unbind and bind their drivers\n");
             }
-            let outcomes = &this.registry.shared().outcomes;
-            pr_info!(
-                "loaded: {} devices seen, {} bounced ({} on a hint), {} declined, {} refused\n",
-                outcomes.seen.load(Relaxed),
-                outcomes.bounced.load(Relaxed) + outcomes.hint.load(Relaxed),
-                outcomes.hint.load(Relaxed),
-                outcomes.declined.load(Relaxed),
-                outcomes.refused.load(Relaxed)
-            );
+            this.registry.report_load();
             Ok(())
         })
     }
@@ -131,7 +126,7 @@ impl PinnedDrop for VirtioSwiotlb {
         // A lock that is waited for in this way cannot fail to be taken.
         let _ = self.registration.for_each(
             |dev| Ok(self.registry.knows(dev).then(|| dev.lock())),
-            |dev| self.registry.unhook(dev),
+            |dev| self.registry.release(dev),
         );
         virtio::synchronize_hooks();
     }

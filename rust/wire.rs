@@ -44,6 +44,20 @@ impl Features {
     /// A chain of descriptors takes one entry of its ring (virtio 1.4, 2.7.5.3).
     pub const INDIRECT_DESC: Self = Self(1 << 28);
 
+    /// What may be told to a bounced device: all bits of device types (0 to 23, 50 to 63), and of
+    /// the reserved ones (virtio 1.4, 6) those that neither name memory in another way nor change
+    /// what an address means. A later bit is not told before it is known here.
+    pub const KNOWN: Self = Self(!0)
+        .without(Self(((1 << 50) - 1) & !((1 << 24) - 1)))
+        .with(Self::SWIOTLB)
+        .with(Self::INDIRECT_DESC)
+        .with(Self::VERSION_1)
+        .with(Self::ACCESS_PLATFORM)
+        .with(Self::RING_PACKED)
+        // EVENT_IDX, IN_ORDER, ORDER_PLATFORM, SR_IOV, NOTIFICATION_DATA, NOTIF_CONFIG_DATA,
+        // RING_RESET, ADMIN_VQ.
+        .with(Self((1 << 29) | (0x3f << 35) | (1 << 41)));
+
     /// Of network devices (virtio 1.4, 5.1.3): packets of several segments come, whole (TSO, ECN,
     /// UFO, USO, and what needs these).
     pub const NET_GUEST_GSO: Self =

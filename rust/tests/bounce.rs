@@ -10,10 +10,8 @@ use super::fake::{
     PLAN, //
 };
 use crate::{
-    bounce::{
-        self,
-        Bounce, //
-    },
+    bounce::Bounce,
+    parameters,
     pool,
     virtio::map::{
         Direction::{
@@ -39,10 +37,10 @@ struct Bench {
 
 impl Bench {
     fn new(region_bytes: usize) -> Result<Self> {
-        Self::with(region_bytes, bounce::FromDevice::Preserve)
+        Self::with(region_bytes, parameters::FromDevice::Preserve)
     }
 
-    fn with(region_bytes: usize, from_device: bounce::FromDevice) -> Result<Self> {
+    fn with(region_bytes: usize, from_device: parameters::FromDevice) -> Result<Self> {
         let fake = Fake::new(&Plan {
             region_bytes,
             ..PLAN
@@ -277,14 +275,14 @@ mod cases {
 
     #[test]
     fn partial_device_write_into_clear_memory() -> Result {
-        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
         assert!(partial_write(&bench, zeroes)?);
         Ok(())
     }
 
     #[test]
     fn clear_shows_the_device_nothing_of_the_buffer() -> Result {
-        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
         for len in [1, 64, 100, 4096, 5000] {
             for shift in [0, 1, 63] {
                 bench.wipe();
@@ -301,7 +299,7 @@ mod cases {
 
     #[test]
     fn clear_is_for_what_the_device_only_writes() -> Result {
-        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
         for direction in [ToDevice, Bidirectional] {
             assert!(exact(&bench, 8, 1500, direction)?);
         }
@@ -317,7 +315,7 @@ mod cases {
 
     #[test]
     fn no_stale_byte_reaches_the_caller_of_clear() -> Result {
-        let bench = Bench::with(64 << 10, bounce::FromDevice::Clear)?;
+        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
         assert!(no_stale_byte(&bench, zeroes)?);
         Ok(())
     }
@@ -712,7 +710,7 @@ mod cases {
         let bounce = Bounce::new(
             bench.fake.map_region()?,
             PLAN.kind,
-            bounce::FromDevice::Preserve,
+            parameters::FromDevice::Preserve,
             bench.fake.device().as_device(),
         )?;
         assert_eq!(bounce.region().bytes(), (128 << 10) - 4096);

@@ -7,17 +7,15 @@
 //! physical memory, and that on the bus. A mix-up leads nowhere.
 
 use crate::{
-    attach::{
-        Registry,
-        Seen, //
-    },
     bindings,
     bounce::Bounce,
+    device,
     policy::Reason,
     region::{
         self,
         Source as _, //
     },
+    registry::Registry,
     virtio::Device,
     wire::{
         Bar,
@@ -360,7 +358,7 @@ impl Fake {
     }
 
     /// What the module knows of the device, if it has seen it.
-    pub(crate) fn seen<R>(&self, f: impl FnOnce(&Seen) -> R) -> Option<R> {
+    pub(crate) fn seen<R>(&self, f: impl FnOnce(&device::Device) -> R) -> Option<R> {
         let name = CString::try_from_fmt(fmt!("virtio{}", self.device().index())).ok()?;
         let mut f = Some(f);
         let mut found = None;
@@ -375,25 +373,20 @@ impl Fake {
 
     /// The device's bounce buffers, if it is bounced.
     pub(crate) fn bounce<R>(&self, f: impl FnOnce(&Bounce) -> R) -> Option<R> {
-        self.seen(|seen| seen.state.lock().bounce().map(f))
+        self.seen(|seen| seen.binding.lock().bounce().map(f))
             .flatten()
     }
 
     /// What was decided last, as debugfs calls it: "unseen" if the module has nothing to do with
     /// the device.
     pub(crate) fn mode(&self) -> &'static str {
-        self.seen(|seen| {
-            seen.state
-                .lock()
-                .decision
-                .map_or("negotiating", |d| d.mode())
-        })
-        .unwrap_or("unseen")
+        self.seen(|seen| seen.binding.lock().mode())
+            .unwrap_or("unseen")
     }
 
     /// Why the device is not bounced, if that was decided.
     pub(crate) fn reason(&self) -> Option<Reason> {
-        self.seen(|seen| seen.state.lock().decision?.reason())?
+        self.seen(|seen| seen.binding.lock().reason())?
     }
 }
 

@@ -334,6 +334,8 @@ mod cases {
             assert_eq!(fake.log().status & STATUS_FEATURES_OK, 0);
             assert_eq!(fake.log().status & STATUS_FAILED, STATUS_FAILED);
             assert_eq!(fake.mode(), "refused");
+            // The transport would look for what an agreed feature promises, such as a queue.
+            assert_eq!(fake.sight().features, 0);
         }
         // And it is not held against the device.
         fake.move_region(MARGIN, PLAN.region_bytes);
@@ -503,7 +505,7 @@ mod cases {
             let bound = fake.bind();
             assert_eq!(bound.is_ok(), probe_error == 0);
             fake.unbind();
-            let counters = fake.seen(|seen| seen.state.lock().counters());
+            let counters = fake.seen(|seen| seen.binding.lock().counters());
             assert!(counters.is_some_and(|c| c.allocs != 0 && c.allocs == c.frees));
             assert!(untouched(&fake, &before, users));
         }
@@ -710,14 +712,14 @@ mod cases {
             let fake = Fake::new(&offering(offered.with(DRIVER_FEATURE)))?;
             let before = fake.sight();
             fake.change(|setup| setup.unwanted = DRIVER_FEATURE.0);
-            let bounced = fake::registry().shared().outcomes.bounced.load(Relaxed);
+            let bounced = fake::registry().common.outcomes.bounced.load(Relaxed);
             fake.bind()?;
             assert!(bound_with(&fake, &before));
             assert_eq!(fake.log().finalized, 2);
             assert_eq!(fake.told(), offered);
             assert_eq!(fake::module_users(), users + fake::DEVICE_USERS);
             // It is one negotiation all the same.
-            let now = fake::registry().shared().outcomes.bounced.load(Relaxed);
+            let now = fake::registry().common.outcomes.bounced.load(Relaxed);
             assert_eq!(now, bounced + 1);
             works(&fake, 1, false)?;
         }
@@ -781,7 +783,7 @@ mod cases {
         // Without this the core would free them as memory of its own.
         assert_eq!(fake.sight().features, BIT.with(PLATFORM).0);
         fake.unbind();
-        let counters = fake.seen(|seen| seen.state.lock().counters());
+        let counters = fake.seen(|seen| seen.binding.lock().counters());
         assert!(counters.is_some_and(|c| c.allocs != 0 && c.allocs == c.frees));
         assert!(untouched(&fake, &before, users));
         Ok(())
@@ -1045,7 +1047,7 @@ mod cases {
             assert!(untouched(&fake, &before, users));
             let (_, usage) = fake::registry().totals();
             assert_eq!(usage.used_bytes, 0);
-            let counters = fake.seen(|seen| seen.state.lock().counters());
+            let counters = fake.seen(|seen| seen.binding.lock().counters());
             assert!(counters.is_some_and(|c| c.maps == c.unmaps && c.allocs == c.frees));
             assert!(counters.is_some_and(|c| c.bad_handle == 0 && c.maps >= 8));
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Interposition on a device's configuration operations.
+//! Overrides a device's configuration operations.
 //!
 //! `struct virtio_config_ops` is constant and shared by all devices of a transport. To see one
 //! device's negotiation, that device alone is given a copy with some operations replaced.
@@ -8,9 +8,12 @@
 use super::{
     bindings,
     Device,
-    Locked, //
+    Locked,
+    ModuleReference, //
 };
 use core::{
+    marker::PhantomData,
+    ops::Deref,
     ptr,
     slice, //
 };
@@ -25,20 +28,26 @@ use kernel::{
         atomic::{
             atomic_load,
             atomic_store,
+            Atomic,
             Relaxed,
             Release, //
         },
         Arc, //
-    }, //
+    },
+    task::Task, //
 };
 
-/// What is done around a device's configuration operations. [`Hooks::finalize`] and
-/// [`Hooks::queues`] may sleep, and [`Hooks::read`] where the driver may. The others may not:
-/// somebody who reads a file in sysfs has no lock that keeps them, and
-/// [`synchronize_hooks`](super::synchronize_hooks) waits for whoever has not gone to sleep.
-pub(crate) trait Hooks: Send + Sync + 'static {
+/// What is done around a device's configuration operations.
+///
+/// [`Hooks::finalize`] and [`Hooks::queues`] may sleep, and [`Hooks::read`] where the driver may.
+/// The others may not: a reader of a file in sysfs holds no lock that keeps the hooks, and
+/// [`synchronize_hooks`](super::synchronize_hooks) waits only for tasks that have not slept.
+pub(crate) trait Hooks: Send + Sync + Sized + 'static {
+    /// The one [`Identity`] of overrides with these hooks: a static.
+    fn identity() -> &'static Identity<Self>;
+
     /// The core has asked the device what it offers, and got the first 64 features in `offered`.
-    /// Somebody who reads a file may have it ask at any time.
+    /// A reader of a file in sysfs can cause that at any time.
     fn offered(&self, dev: &Device, offered: u64);
 
     /// The core tells the device what driver and core agreed on; `negotiation` does it.
@@ -48,8 +57,8 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     /// An error keeps the driver from being bound, or resumed.
     fn finalize(&self, negotiation: Negotiation<'_>) -> Result;
 
-    /// The driver is about to make its queues, so many; none exists yet.
-    fn queues(&self, dev: &Locked, count: u32);
+    /// The driver, which agreed on `features`, is about to make `count` queues; none exists yet.
+    fn queues(&self, dev: &Device, features: u64, count: u32);
 
     /// The core resets the device, which begins a negotiation or ends a binding.
     fn reset(&self, dev: &Device);
@@ -57,15 +66,32 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     /// The core sets the device's status.
     fn set_status(&self, dev: &Device, status: u8);
 
-    /// The device has said `status`. Returns what the core is told.
+    /// The device reports `status`. Returns what the core is told.
     fn status(&self, dev: &Device, status: u8) -> u8;
 
-    /// The device has said `generation` of its configuration. Returns what the core is told.
+    /// The device reports `generation` of its configuration. Returns what the core is told.
     fn generation(&self, dev: &Device, generation: u32) -> u32;
 
     /// The driver has read `bytes` of the configuration at byte `offset`. virtio-can does that with
     /// interrupts off.
     fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]);
+}
+
+/// The type of `finalize_features` in `struct virtio_config_ops`.
+type FinalizeFeatures = unsafe extern "C" fn(*mut bindings::virtio_device) -> c_int;
+
+/// Tells the operations of an override from those of a transport.
+///
+/// The value is stored in each override, and read back for comparison. An address that is taken
+/// twice in the code would not do: Rust promises neither that a function has one address, nor that
+/// two functions differ.
+pub(crate) struct Identity<T: Hooks>(FinalizeFeatures, PhantomData<fn(T)>);
+
+impl<T: Hooks> Identity<T> {
+    /// The value of the static that [`Hooks::identity`] returns.
+    pub(crate) const fn new() -> Self {
+        Self(ConfigOverride::<T>::finalize_features, PhantomData)
+    }
 }
 
 /// What is done when a device has no driver any more.
@@ -75,41 +101,55 @@ pub(crate) trait Unbound: Send + Sync + 'static {
     fn unbound(&self, dev: &Locked);
 }
 
-/// A negotiation with a device, while the core is in it: a driver is being bound, or resumed.
-pub(crate) struct Negotiation<'a> {
-    ops: &'a bindings::virtio_config_ops,
+/// The core is in the device's negotiation. All of it may sleep.
+pub(crate) enum Negotiation<'a> {
+    /// The first one of a probe.
+    First(First<'a>),
+    /// A later one: the second of a probe, after the driver's `validate`, one on resume, or one
+    /// after a reset of the function.
+    Again(Again<'a>),
+}
+
+/// The first negotiation of a probe. The task that binds the driver holds the device lock.
+pub(crate) struct First<'a> {
+    again: Again<'a>,
     dev: &'a Locked,
 }
 
-impl<'a> Negotiation<'a> {
+/// A negotiation in which only the lock of the parent may be held. An unbind can run beside a reset
+/// of the function.
+pub(crate) struct Again<'a> {
+    ops: &'a bindings::virtio_config_ops,
+    dev: &'a Device,
+}
+
+impl<'a> Deref for First<'a> {
+    type Target = Again<'a>;
+
+    fn deref(&self) -> &Again<'a> {
+        &self.again
+    }
+}
+
+impl<'a> First<'a> {
     /// The device.
-    pub(crate) fn dev(&self) -> &'a Locked {
+    pub(crate) fn locked(&self) -> &'a Locked {
         self.dev
     }
 
-    /// Replaces the features that core and driver agreed on so far, the first 64.
-    pub(crate) fn set_features(&self, features: u64) {
-        // SAFETY: A device is valid, and this is when its features change.
-        unsafe { *(*self.dev.as_raw()).__bindgen_anon_1.features = features };
-    }
-
-    /// As [`Negotiation::set_features`], those from 64 on.
-    pub(crate) fn set_features_beyond(&self, features: u64) {
-        // SAFETY: As above.
-        unsafe { (*(*self.dev.as_raw()).__bindgen_anon_1.features_array)[1] = features };
-    }
-
-    /// Has `what` told when the device has no driver any more. That is after all that the driver
-    /// has left to the core to be undone then (devres), such as its rings: the bus tells of a
-    /// driver that failed to be bound before that.
+    /// Calls `what` when the device has no driver any more, and then puts `module`. That is after
+    /// the core has released what the driver left to devres, such as its rings. (The bus notifies
+    /// of a driver that failed to be bound before that.)
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn when_unbound<T: Unbound>(&self, what: Arc<T>) -> Result {
+    pub(crate) fn when_unbound<T: Unbound>(&self, what: Arc<T>, module: ModuleReference) -> Result {
         struct Action<T> {
             vdev: *mut bindings::virtio_device,
             what: Arc<T>,
+            // Dropped last.
+            module: ModuleReference,
         }
 
         /// # Safety
@@ -118,13 +158,18 @@ impl<'a> Negotiation<'a> {
         unsafe extern "C" fn call<T: Unbound>(action: *mut c_void) {
             // SAFETY: By the safety requirements.
             let action = unsafe { KBox::from_raw(action.cast::<Action<T>>()) };
-            // SAFETY: Devres belongs to the device. The core undoes it under the device lock.
-            let dev = unsafe { Device::from_raw(action.vdev).assume_locked() };
-            action.what.unbound(dev);
+            let Action { vdev, what, module } = KBox::into_inner(action);
+            // SAFETY: Devres belongs to the device. The core releases it under the device lock.
+            let dev = unsafe { Device::from_raw(vdev).assume_locked() };
+            what.unbound(dev);
+            drop(what);
+            // Nothing of this module runs after this but the return.
+            drop(module);
         }
 
         let vdev = self.dev.as_raw();
-        let action = KBox::into_raw(KBox::new(Action { vdev, what }, GFP_KERNEL)?);
+        let action = Action { vdev, what, module };
+        let action = KBox::into_raw(KBox::new(action, GFP_KERNEL)?);
         // SAFETY: The device has a driver, or is about to, and `call` takes the box.
         let ret = unsafe {
             core_bindings::devm_add_action(self.dev.raw_device(), Some(call::<T>), action.cast())
@@ -133,6 +178,41 @@ impl<'a> Negotiation<'a> {
             // SAFETY: Nobody else took it.
             drop(unsafe { KBox::from_raw(action) });
         })
+    }
+
+    /// Takes the override from the device, as [`ConfigOverride::remove`] does.
+    pub(crate) fn remove_override(&self) {
+        // SAFETY: The original operations are valid as long as the device.
+        unsafe { set_operations(self.dev, self.again.ops) };
+    }
+}
+
+impl<'a> Again<'a> {
+    /// The device.
+    pub(crate) fn dev(&self) -> &'a Device {
+        self.dev
+    }
+
+    /// The features that core and driver agreed on so far, the first 64.
+    pub(crate) fn features(&self) -> u64 {
+        self.dev.agreed_features()[0]
+    }
+
+    /// As [`Again::features`], those from 64 on.
+    pub(crate) fn features_beyond(&self) -> u64 {
+        self.dev.agreed_features()[1]
+    }
+
+    /// Replaces the features that core and driver agreed on so far, the first 64.
+    pub(crate) fn set_features(&self, features: u64) {
+        // SAFETY: A device is valid, and this is when its features change.
+        unsafe { *(*self.dev.as_raw()).__bindgen_anon_1.features = features };
+    }
+
+    /// As [`Again::set_features`], those from 64 on.
+    pub(crate) fn set_features_beyond(&self, features: u64) {
+        // SAFETY: As above.
+        unsafe { (*(*self.dev.as_raw()).__bindgen_anon_1.features_array)[1] = features };
     }
 
     /// Tells the device the features as they are now.
@@ -144,12 +224,6 @@ impl<'a> Negotiation<'a> {
         let finalize = self.ops.finalize_features.ok_or(EINVAL)?;
         // SAFETY: The operation belongs to this device, and the caller is in it.
         to_result(unsafe { finalize(self.dev.as_raw()) })
-    }
-
-    /// Takes the hooks from the device, as [`Interposer::remove`] does.
-    pub(crate) fn step_aside(&self) {
-        // SAFETY: The original operations are valid as long as the device.
-        unsafe { set_operations(self.dev, self.ops) };
     }
 }
 
@@ -163,7 +237,7 @@ fn operations(dev: &Device) -> *const bindings::virtio_config_ops {
 ///
 /// # Safety
 ///
-/// `ops` must be valid for as long as anybody can read it: see [`Interposer::install`].
+/// `ops` must be valid for as long as anybody can read it: see [`ConfigOverride::install`].
 unsafe fn set_operations(dev: &Locked, ops: *const bindings::virtio_config_ops) {
     // SAFETY: A device is valid; its readers load the pointer in one go.
     unsafe { atomic_store(&raw mut (*dev.as_raw()).config, ops, Release) };
@@ -177,21 +251,23 @@ unsafe fn set_operations(dev: &Locked, ops: *const bindings::virtio_config_ops) 
 /// # Invariants
 ///
 /// `ops` differs from `original`, which is valid for the life of the device, in the operations
-/// of `Self` only.
+/// of `Self` only. Its `finalize_features` is that of [`Hooks::identity`].
 #[repr(C)]
-pub(crate) struct Interposer<T: Hooks> {
+pub(crate) struct ConfigOverride<T: Hooks> {
     // First, so that the address of the operations is that of the whole.
     ops: bindings::virtio_config_ops,
     original: *const bindings::virtio_config_ops,
+    /// The task that is binding a driver and has not negotiated yet. It holds the device lock.
+    binder: Atomic<*mut core_bindings::task_struct>,
     hooks: T,
 }
 
 // SAFETY: Only pointers to constant functions beside `T`, which is `Send`.
-unsafe impl<T: Hooks> Send for Interposer<T> {}
+unsafe impl<T: Hooks> Send for ConfigOverride<T> {}
 // SAFETY: Never written after it is made, beside `T`, which is `Sync`.
-unsafe impl<T: Hooks> Sync for Interposer<T> {}
+unsafe impl<T: Hooks> Sync for ConfigOverride<T> {}
 
-impl<T: Hooks> Interposer<T> {
+impl<T: Hooks> ConfigOverride<T> {
     /// Makes a copy of the operations that `dev` has now.
     pub(crate) fn new(dev: &Locked, hooks: T) -> Self {
         let original = operations(dev);
@@ -223,29 +299,27 @@ impl<T: Hooks> Interposer<T> {
             ops.find_vqs = Some(Self::find_vqs);
         }
         if ops.finalize_features.is_some() {
-            ops.finalize_features = Some(Self::finalize_features);
+            ops.finalize_features = Some(T::identity().0);
         }
         // INVARIANT: Just copied, and the transport's operations are constant.
         Self {
             ops,
             original,
+            binder: Atomic::new(ptr::null_mut()),
             hooks,
         }
     }
 
-    /// What hooks the operations.
-    pub(crate) fn hooks(&self) -> &T {
-        &self.hooks
-    }
-
-    /// Gives the copy to the device.
+    /// Gives the copy to the device, to which the calling task is about to bind a driver. The next
+    /// negotiation of this task is [`Negotiation::First`].
     ///
     /// # Safety
     ///
     /// `self` must be that of `dev`, must not move, and must live until the device is
-    /// unregistered, or until [`Interposer::remove`] and a grace period of
+    /// unregistered, or until [`ConfigOverride::remove`] and a grace period of
     /// `synchronize_rcu_tasks()` have passed.
     pub(crate) unsafe fn install(&self, dev: &Locked) {
+        self.binder.store(Task::current_raw(), Relaxed);
         // SAFETY: The copy lives by the requirements. The pointer is one to all of `self`, which is
         // what it becomes again in an operation.
         unsafe { set_operations(dev, ptr::from_ref(self).cast()) };
@@ -253,10 +327,21 @@ impl<T: Hooks> Interposer<T> {
 
     /// Gives the device its original operations back.
     pub(crate) fn remove(&self, dev: &Locked) {
+        self.binder.store(ptr::null_mut(), Relaxed);
         if ptr::addr_eq(operations(dev), self) {
             // SAFETY: `original` is valid by the type invariant.
             unsafe { set_operations(dev, self.original) };
         }
+    }
+
+    /// Whether this task is binding a driver, and negotiates for the first time.
+    fn begins(&self) -> bool {
+        let this = Task::current_raw();
+        let binds = self.binder.load(Relaxed) == this;
+        if binds {
+            self.binder.store(ptr::null_mut(), Relaxed);
+        }
+        binds
     }
 
     /// The transport's operations, and the copy, unless it was taken from the device since the
@@ -278,11 +363,8 @@ impl<T: Hooks> Interposer<T> {
         let ops = operations(dev);
         // SAFETY: Both the copy and the transport's operations are valid here.
         let finalize = unsafe { (*ops).finalize_features };
-        // A transport cannot do without this one, so the copy has ours. A crate of the kernel is
-        // one codegen unit, in which a function has one address.
-        let ours: unsafe extern "C" fn(*mut bindings::virtio_device) -> c_int =
-            Self::finalize_features;
-        if finalize.is_some_and(|finalize| ptr::fn_addr_eq(finalize, ours)) {
+        // No transport can do without this operation, so every override has its own.
+        if finalize.is_some_and(|finalize| ptr::fn_addr_eq(finalize, T::identity().0)) {
             // SAFETY: A copy, hence the first field of a `repr(C)` `Self` that is live.
             let this = unsafe { &*ops.cast::<Self>() };
             // SAFETY: By the type invariant.
@@ -431,8 +513,7 @@ impl<T: Hooks> Interposer<T> {
             return EINVAL.to_errno();
         };
         if let Some((this, dev)) = copy {
-            // SAFETY: Queues are made in a probe or on resume, when nobody else configures.
-            this.hooks.queues(unsafe { dev.assume_locked() }, count);
+            this.hooks.queues(dev, dev.agreed_features()[0], count);
         }
         // SAFETY: The arguments are the caller's.
         unsafe { find(vdev, count, queues, infos, affinity) }
@@ -445,11 +526,17 @@ impl<T: Hooks> Interposer<T> {
         // SAFETY: This function is reached through the copy of a live `Self`.
         let (ops, copy) = unsafe { Self::of(vdev) };
         from_result(|| {
-            // Whoever takes the copy away has the device lock.
+            // An override that is taken away meanwhile has no driver to negotiate for.
             let (this, dev) = copy.ok_or(ENODEV)?;
-            // SAFETY: Features are negotiated in a probe or on resume, when nobody else configures.
-            let dev = unsafe { dev.assume_locked() };
-            this.hooks.finalize(Negotiation { ops, dev })?;
+            let again = Again { ops, dev };
+            this.hooks.finalize(if this.begins() {
+                // SAFETY: This task took the device lock before it installed the override, and
+                // keeps it until the driver is bound or has failed to be.
+                let dev = unsafe { dev.assume_locked() };
+                Negotiation::First(First { again, dev })
+            } else {
+                Negotiation::Again(again)
+            })?;
             Ok(0)
         })
     }

@@ -11,8 +11,7 @@
 use super::{
     bindings,
     Device,
-    Locked,
-    ModuleReference, //
+    Locked, //
 };
 use crate::compat::direction_number;
 use core::{
@@ -95,12 +94,12 @@ pub(crate) struct Mapper<T: Map> {
 }
 
 /// A mapper that its device uses, until this is given to [`Installed::remove`]. If it is dropped
-/// instead, the mapper stays, and so does the module.
+/// instead, the mapper stays.
 ///
 /// # Invariants
 ///
 /// The device's `map` points to the mapper.
-pub(crate) struct Installed<T: Map>(ManuallyDrop<(KBox<Mapper<T>>, ModuleReference)>);
+pub(crate) struct Installed<T: Map>(ManuallyDrop<KBox<Mapper<T>>>);
 
 impl<T: Map> Mapper<T> {
     /// Makes the operations; `inner` does the work.
@@ -121,7 +120,7 @@ impl<T: Map> Mapper<T> {
         }
     }
 
-    /// Gives the operations to a device that has none. `module` is the one that has `T`.
+    /// Gives the operations to a device that has none.
     ///
     /// # Errors
     ///
@@ -130,12 +129,9 @@ impl<T: Map> Mapper<T> {
     ///
     /// # Safety
     ///
-    /// The device must have no rings yet, and nothing mapped.
-    pub(crate) unsafe fn install(
-        self: KBox<Self>,
-        dev: &Locked,
-        module: ModuleReference,
-    ) -> Result<Installed<T>> {
+    /// The device must have no rings yet, and nothing mapped. This module must stay as long as the
+    /// device has the operations.
+    pub(crate) unsafe fn install(self: KBox<Self>, dev: &Locked) -> Result<Installed<T>> {
         if dev.has_mapping() {
             return Err(EBUSY);
         }
@@ -148,7 +144,7 @@ impl<T: Map> Mapper<T> {
             (*vdev).map = core::ptr::from_ref(&*self).cast();
         }
         // INVARIANT: Set just now.
-        Ok(Installed(ManuallyDrop::new((self, module))))
+        Ok(Installed(ManuallyDrop::new(self)))
     }
 
     /// # Safety
@@ -302,7 +298,7 @@ impl<T: Map> Mapper<T> {
 impl<T: Map> Installed<T> {
     /// What does the work.
     pub(crate) fn inner(&self) -> &T {
-        &self.0 .0.inner
+        &self.0.inner
     }
 
     /// Takes the operations from the device again.

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Negotiates for a device, from within its configuration operations.
+//!
+//! The first negotiation of a probe decides, and makes what is needed to bounce the device. A later
+//! one decides nothing: it compares the region, and tells the device the planned features again.
+
+use super::{
+    super::{
+        bounce::Bounce,
+        parameters::Parameters,
+        policy::{
+            self,
+            limits,
+            plan::{
+                Agreement,
+                Plan, //
+            },
+            Decision,
+            Facts,
+            Reason, //
+        },
+        queues,
+        region::{
+            self,
+            Region, //
+        },
+        virtio::{
+            self,
+            config::{
+                Again,
+                ConfigOverride,
+                First,
+                Hooks,
+                Identity,
+                Negotiation,
+                Unbound, //
+            },
+            map::{
+                Installed,
+                Mapper, //
+            },
+            Locked,
+            ModuleReference, //
+        },
+        wire::{
+            self,
+            Extent,
+            Features,
+            Finding, //
+        }, //
+    },
+    report,
+    Bounced,
+    Device,
+    State, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    }, //
+};
+
+/// What the policy decides on a device as it is now. May sleep.
+pub(crate) fn decide(
+    dev: &Locked,
+    offered: Features,
+    finding: Finding,
+    parameters: &Parameters,
+) -> Decision {
+    policy::decide(&Facts {
+        device_type: dev.device_type(),
+        offered,
+        finding,
+        names_regions: region::can_be_named(dev),
+        own_mapping: dev.has_mapping(),
+        hint: parameters.hint,
+    })
+}
+
+/// The override of a device's configuration operations.
+pub(crate) type Override = ConfigOverride<Arc<Device>>;
+
+static IDENTITY: Identity<Arc<Device>> = Identity::new();
+
+impl Device {
+    /// Decides in the first negotiation of a probe, and makes what is needed.
+    fn negotiate(self: &Arc<Self>, first: &First<'_>) -> Result {
+        let dev = first.locked();
+        let found = region::find(dev);
+        let wanted = decide(dev, self.offered_features(), found, &self.common.parameters);
+        let made = wanted.extent().map(|extent| self.bounce(first, &extent));
+        let decision = match made {
+            Some(Err(reason)) => wanted.failed(reason),
+            _ => wanted,
+        };
+        report::decision(dev, &decision);
+        self.common.outcomes.count(&decision);
+        self.binding.lock().state = match (decision, made) {
+            (_, Some(Ok(bounce))) => State::Bounced(Bounced {
+                decision,
+                bounce,
+                moved: false,
+            }),
+            (Decision::Refuse(reason), _) => State::Refused(reason),
+            _ => State::LeftAlone(decision),
+        };
+        match decision {
+            Decision::Accept(_) | Decision::Hint(_) => self.tell(first, &decision),
+            Decision::Decline(_) | Decision::Ignore(_) => {
+                first.remove_override();
+                self.tell_without(first)
+            }
+            Decision::Refuse(_) => {
+                // A transport would act on features that were never agreed on: look for an admin
+                // queue, at hibernation or at a reset of the function.
+                first.set_features(0);
+                first.set_features_beyond(0);
+                Err(ENODEV)
+            }
+        }
+    }
+
+    /// Maps the region, makes the pool, and gives the device its mapping operations.
+    fn bounce(
+        self: &Arc<Self>,
+        first: &First<'_>,
+        extent: &Extent,
+    ) -> Result<Installed<Bounce>, Reason> {
+        let dev = first.locked();
+        let module = ModuleReference::get(self.common.module).ok_or(Reason::Unloading)?;
+        let region = Region::new(dev, extent)?;
+        let mapper = Bounce::new(
+            region,
+            self.device_type,
+            self.common.parameters.from_device,
+            dev.as_device(),
+        )
+        .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
+        .map_err(|_| Reason::NoMemory)?;
+        // SAFETY: This is the first negotiation, before which a driver has no rings. The module
+        // stays until the device has no driver any more, or the operations are removed below.
+        let bounce = unsafe { mapper.install(dev) }.map_err(|_| Reason::Transport)?;
+        match first.when_unbound(self.clone(), module) {
+            Ok(()) => Ok(bounce),
+            Err(_) => {
+                // SAFETY: The operations were installed just now, and there are no rings yet.
+                unsafe { bounce.remove(dev) };
+                Err(Reason::NoMemory)
+            }
+        }
+    }
+
+    /// Negotiates once more: decides nothing.
+    fn negotiate_again(&self, again: &Again<'_>) -> Result {
+        let mut binding = self.binding.lock();
+        let decision = match &mut binding.state {
+            State::Bounced(bounced) => {
+                let region = bounced.bounce.inner().region();
+                // R19: never under the queues of a driver.
+                if !bounced.moved && !region.is_in_place(again.dev()) {
+                    bounced.moved = true;
+                    let moved = Decision::Refuse(Reason::Moved);
+                    report::decision(again.dev(), &moved);
+                    self.common.outcomes.count(&moved);
+                }
+                if bounced.moved {
+                    return Err(ENODEV);
+                }
+                bounced.decision
+            }
+            // The override was taken away while the core called it.
+            State::LeftAlone(_) => {
+                drop(binding);
+                return self.tell_without(again);
+            }
+            // A reset of the function beside a bind or an unbind. There is no driver to negotiate
+            // for, or its own negotiation is yet to come.
+            State::Idle | State::Negotiating | State::Refused(_) => return Err(ENODEV),
+        };
+        drop(binding);
+        self.tell(again, &decision)
+    }
+
+    /// Tells the device the features of a device that is not bounced.
+    fn tell_without(&self, negotiation: &Again<'_>) -> Result {
+        let agreed = Features(negotiation.features());
+        negotiation.set_features(agreed.without(Features::SWIOTLB).0);
+        negotiation.finalize_features()
+    }
+
+    /// Tells a bounced device its features, and the core what it has to see.
+    fn tell(&self, negotiation: &Again<'_>, decision: &Decision) -> Result {
+        let dev = negotiation.dev();
+        let bytes = decision.extent().map_or(0, |extent| extent.bytes);
+        let plan = Plan::new(&Agreement {
+            device_type: self.device_type,
+            region_bytes: bytes,
+            accepts: matches!(decision, Decision::Accept(_)),
+            offered: self.offered_features(),
+            agreed: Features(negotiation.features()),
+            agreed_beyond: negotiation.features_beyond(),
+        });
+        report::masked(dev, &plan, bytes);
+        negotiation.set_features_beyond(plan.told_beyond);
+        negotiation.set_features(plan.told.0);
+        let finalized = negotiation.finalize_features();
+        let kept = Features(negotiation.features());
+        // Also if the transport failed: after a suspend there may be rings, which are freed by it.
+        negotiation.set_features(Plan::for_core(kept).0);
+        finalized?;
+        if !plan.is_kept(kept) {
+            report::dropped(dev);
+            return Err(ENODEV);
+        }
+        Ok(())
+    }
+}
+
+impl Unbound for Device {
+    /// Undoes what `Device::bounce` did.
+    fn unbound(&self, dev: &Locked) {
+        let mut binding = self.binding.lock();
+        let State::Bounced(bounced) = core::mem::replace(&mut binding.state, State::Idle) else {
+            return;
+        };
+        let bounce = bounced.bounce.inner();
+        let live = bounce.live();
+        if live != 0 {
+            report::leaked(dev, live);
+        }
+        let counters = bounce.counters();
+        binding.last = counters;
+        *self.common.retired.lock() += counters;
+        // SAFETY: They are those of the device, and the driver is gone with all that was its own.
+        unsafe { bounced.bounce.remove(dev) };
+    }
+}
+
+impl Hooks for Arc<Device> {
+    fn identity() -> &'static Identity<Self> {
+        &IDENTITY
+    }
+
+    fn offered(&self, _dev: &virtio::Device, offered: u64) {
+        // What counts is what the core was told, and it asks once in a binding.
+        self.offered.store(offered, Relaxed);
+    }
+
+    fn finalize(&self, negotiation: Negotiation<'_>) -> Result {
+        match &negotiation {
+            Negotiation::First(first) => self.negotiate(first),
+            Negotiation::Again(again) => self.negotiate_again(again),
+        }
+    }
+
+    fn queues(&self, dev: &virtio::Device, features: u64, count: u32) {
+        let binding = self.binding.lock();
+        let Some(bytes) = binding.bounce().map(|bounce| bounce.region().bytes()) else {
+            return;
+        };
+        drop(binding);
+        let features = Features(features);
+        let longest =
+            |index| limits::longest_queue(self.device_type, features, count, index, bytes);
+        if let Some((queues, entries)) = queues::shorten(dev, count, longest) {
+            report::shortened(dev, queues, entries, bytes);
+        }
+    }
+
+    fn reset(&self, _dev: &virtio::Device) {
+        self.status.reset();
+    }
+
+    fn set_status(&self, _dev: &virtio::Device, status: u8) {
+        self.status.set(status);
+    }
+
+    fn status(&self, _dev: &virtio::Device, status: u8) -> u8 {
+        self.status.filter(status)
+    }
+
+    fn generation(&self, dev: &virtio::Device, generation: u32) -> u32 {
+        let (generation, ignored) = self.generation.filter(generation);
+        if ignored {
+            report::unsteady(dev);
+        }
+        generation
+    }
+
+    fn read(&self, dev: &virtio::Device, offset: u32, bytes: &mut [u8]) {
+        let bounds = wire::bounds(dev.device_type());
+        if bounds.is_empty() {
+            return;
+        }
+        // The drivers of these types read where they may sleep.
+        let binding = self.binding.lock();
+        let Some(bounce) = binding.bounce() else {
+            return;
+        };
+        for &(at, len, bound) in bounds {
+            let Some(field) = at
+                .checked_sub(offset)
+                .and_then(|skip| bytes.get_mut(skip as usize..)?.get_mut(..len))
+            else {
+                continue;
+            };
+            let mut value = [0; 4];
+            for (to, from) in value.iter_mut().zip(&*field) {
+                *to = *from;
+            }
+            let value = bounce.clamp(bound, u32::from_le_bytes(value));
+            for (to, from) in field.iter_mut().zip(value.to_le_bytes()) {
+                *to = from;
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Messages about a device: what was decided, why, and what an administrator can do.
+//!
+//! All of it may sleep.
+
+use super::super::{
+    policy::{
+        plan::Plan,
+        Decision,
+        Reason, //
+    },
+    virtio,
+    wire::Features, //
+};
+use kernel::prelude::*;
+
+// The pure files have no other traits than those of core.
+impl kernel::fmt::Display for Reason {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+/// Reports a decision.
+pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
+    let dev = dev.as_device();
+    match decision {
+        Decision::Accept(extent) => dev_info!(
+            dev,
+            "swiotlb: bounced: all rings and buffers stay in the region of {} bytes at {:#x}\n",
+            extent.bytes,
+            extent.start
+        ),
+        Decision::Hint(extent) => dev_info!(
+            dev,
+            "swiotlb: bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}, though the device does not offer VIRTIO_F_SWIOTLB\n",
+            extent.bytes,
+            extent.start
+        ),
+        Decision::Decline(reason @ Reason::NoRegion) => dev_err!(
+            dev,
+            "swiotlb: not bounced: {reason}. The device is at fault: it needs the SWIOTLB capability, or must not offer the feature\n"
+        ),
+        Decision::Decline(reason) => dev_warn!(
+            dev,
+            "swiotlb: not bounced: {reason}; VIRTIO_F_SWIOTLB is not accepted, and the device may refuse to work without\n"
+        ),
+        Decision::Refuse(reason @ Reason::Moved) => dev_err!(
+            dev,
+            "swiotlb: not resumed: {reason}; unbind and bind the driver\n"
+        ),
+        Decision::Refuse(reason) => dev_err!(
+            dev,
+            "swiotlb: no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB, so it is not used without\n"
+        ),
+        Decision::Ignore(reason @ Reason::NotTakenOver) => dev_warn!(
+            dev,
+            "swiotlb: {reason}: a driver uses it already; unbind and bind the driver, or load the module with takeover=1\n"
+        ),
+        Decision::Ignore(reason) => dev_info!(dev, "swiotlb: not bounced: {reason}\n"),
+    }
+}
+
+/// Reports which features a plan masks for a region of `bytes` bytes.
+pub(super) fn masked(dev: &virtio::Device, plan: &Plan, bytes: u64) {
+    let dev = dev.as_device();
+    if plan.splits {
+        dev_info!(
+            dev,
+            "swiotlb: split rings are used: the region of {bytes} bytes is too small for packed ones\n"
+        );
+    }
+    if plan.masked != Features(0) {
+        dev_info!(
+            dev,
+            "swiotlb: features {:#x} are not used: the region of {bytes} bytes has no room for what they put into it\n",
+            plan.masked.0
+        );
+    }
+    if plan.masked_beyond != 0 {
+        dev_info!(
+            dev,
+            "swiotlb: features {:#x} from 64 on are not used: nor do they fit the region\n",
+            plan.masked_beyond
+        );
+    }
+}
+
+/// Reports that the transport does not know the features that confine the device.
+pub(super) fn dropped(dev: &virtio::Device) {
+    dev_err!(
+        dev.as_device(),
+        "swiotlb: no driver is bound: the transport dropped features that were agreed on\n"
+    );
+}
+
+/// Reports queues that were made shorter, and the fewest entries of one.
+pub(super) fn shortened(dev: &virtio::Device, queues: usize, entries: u16, bytes: usize) {
+    dev_info!(
+        dev.as_device(),
+        "swiotlb: shortened {queues} queues, to {entries} entries: what the driver puts there has to leave room in the region of {bytes} bytes\n"
+    );
+}
+
+/// Reports a configuration whose generation changes without end.
+pub(super) fn unsteady(dev: &virtio::Device) {
+    dev_err!(
+        dev.as_device(),
+        "swiotlb: the configuration never stands still: fields may not belong together\n"
+    );
+}
+
+/// Reports mappings that the driver did not undo.
+pub(super) fn leaked(dev: &virtio::Device, live: usize) {
+    dev_err!(
+        dev.as_device(),
+        "swiotlb: the driver left {live} mappings in the region, unanswered or forgotten\n"
+    );
+}
+
+/// Reports that the device could not be recorded, and so is not bounced.
+pub(crate) fn no_memory(dev: &virtio::Device) {
+    dev_err!(
+        dev.as_device(),
+        "swiotlb: not bounced: not enough memory; unbind and bind the driver when there is\n"
+    );
+}
+
+/// Reports that the device, which is not bounced, could not be recorded.
+pub(crate) fn not_listed(dev: &virtio::Device) {
+    dev_err!(
+        dev.as_device(),
+        "swiotlb: not enough memory to list the device\n"
+    );
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Plans what a bounced device is told of features, and what the core keeps.
+//!
+//! Pure: may be called in any context.
+
+use super::{
+    super::wire::Features,
+    limits::{
+        features_to_mask,
+        features_to_mask_beyond,
+        may_pack, //
+    }, //
+};
+
+/// What the plan for a bounced device depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Agreement {
+    /// Device type (virtio 1.4, 5).
+    pub device_type: u32,
+    /// Length of the region in bytes.
+    pub region_bytes: u64,
+    /// Whether the device is told that its bit is accepted. It is not for a mere hint (R6).
+    pub accepts: bool,
+    /// What the device offered when it was last asked, the first 64 features.
+    pub offered: Features,
+    /// What core and driver agreed on, the first 64 features.
+    pub agreed: Features,
+    /// As `agreed`, the features from 64 on.
+    pub agreed_beyond: u64,
+}
+
+/// The features of a bounced device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// What the device is told, the first 64 features.
+    pub told: Features,
+    /// As `told`, the features from 64 on.
+    pub told_beyond: u64,
+    /// Whether packed rings were masked, because the region is too small for them.
+    pub splits: bool,
+    /// Other features that were masked, because they need more than the region.
+    pub masked: Features,
+    /// As `masked`, the features from 64 on.
+    pub masked_beyond: u64,
+}
+
+/// The features that make a device use nothing but its region.
+const CONFINING: Features = Features::VERSION_1
+    .with(Features::SWIOTLB)
+    .with(Features::ACCESS_PLATFORM);
+
+impl Plan {
+    /// Plans for what core and driver agreed on.
+    ///
+    /// The core may ask again in one probe, on resume and after a reset of the function. It then
+    /// shows what an earlier plan left, so a plan for the result of a plan is the same.
+    pub fn new(agreement: &Agreement) -> Self {
+        let bytes = agreement.region_bytes;
+        let kind = agreement.device_type;
+        let mut told = agreement.agreed.only(Features::KNOWN);
+        let splits = told.has(Features::RING_PACKED) && !may_pack(kind, bytes);
+        if splits {
+            told = told.without(Features::RING_PACKED);
+        }
+        let masked = features_to_mask(kind, told, bytes);
+        told = told.without(masked).without(Features::SWIOTLB);
+        if agreement.accepts {
+            told = told.with(Features::SWIOTLB);
+        }
+        // The core has this feature from an earlier plan, whether the device offers it or not.
+        if !agreement.offered.has(Features::ACCESS_PLATFORM) {
+            told = told.without(Features::ACCESS_PLATFORM);
+        }
+        let masked_beyond = features_to_mask_beyond(kind, agreement.agreed_beyond, bytes);
+        Self {
+            told,
+            told_beyond: agreement.agreed_beyond & !masked_beyond,
+            splits,
+            masked,
+            masked_beyond,
+        }
+    }
+
+    /// What the core has to see once the transport kept `kept` of what the device was told.
+    /// ACCESS_PLATFORM makes the core map rings and buffers at all, and has to stay until they are
+    /// freed, whether the device was told of it or not.
+    pub fn for_core(kept: Features) -> Features {
+        kept.with(Features::ACCESS_PLATFORM)
+    }
+
+    /// Whether the transport kept the features that confine the device. A transport drops what it
+    /// does not know.
+    pub fn is_kept(&self, kept: Features) -> bool {
+        kept.has(self.told.only(CONFINING))
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_plan))]
+mod tests {
+    use super::{
+        super::super::wire::{
+            device_type,
+            MIN_REGION_BYTES, //
+        },
+        *, //
+    };
+
+    /// Every bit that a plan looks at, one of a driver, and one of a transport that is unknown.
+    const BITS: [Features; 10] = [
+        Features(1 << 0),
+        Features(1 << 42),
+        Features(1 << 36),
+        Features::NET_GUEST_GSO,
+        Features::NET_PAIRS,
+        Features::SWIOTLB,
+        Features::INDIRECT_DESC,
+        Features::VERSION_1,
+        Features::ACCESS_PLATFORM,
+        Features::RING_PACKED,
+    ];
+    const TYPES: [u32; 4] = [
+        device_type::NET,
+        device_type::BLK,
+        device_type::FS,
+        device_type::CONSOLE,
+    ];
+    const BYTES: [u64; 4] = [MIN_REGION_BYTES, 1 << 20, 4 << 20, 1 << 30];
+
+    /// Calls `f` with every agreement that can be made of these.
+    fn for_all(mut f: impl FnMut(&Agreement)) {
+        for combination in 0..1_u32 << BITS.len() {
+            let mut agreed = Features(0);
+            for (i, bit) in BITS.into_iter().enumerate() {
+                if (combination >> i) & 1 == 1 {
+                    agreed = agreed.with(bit);
+                }
+            }
+            for device_type in TYPES {
+                for region_bytes in BYTES {
+                    for flags in 0..4 {
+                        let without = match flags & 1 {
+                            0 => Features(0),
+                            _ => Features::ACCESS_PLATFORM,
+                        };
+                        f(&Agreement {
+                            device_type,
+                            region_bytes,
+                            accepts: flags & 2 != 0,
+                            offered: Features(u64::MAX).without(without),
+                            agreed,
+                            agreed_beyond: 0x1f,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_is_told_nothing_that_was_not_agreed_on() {
+        for_all(|agreement| {
+            let plan = Plan::new(agreement);
+            let swiotlb = Features::SWIOTLB;
+            assert!(agreement.agreed.with(swiotlb).has(plan.told));
+            assert_eq!(plan.told.has(swiotlb), agreement.accepts);
+            assert!(agreement.offered.has(plan.told));
+            assert!(agreement.agreed.has(plan.masked));
+            assert_eq!(plan.told.only(plan.masked), Features(0));
+            assert_eq!(plan.told_beyond | plan.masked_beyond, 0x1f);
+            assert_eq!(plan.told_beyond & plan.masked_beyond, 0);
+        });
+    }
+
+    #[test]
+    fn what_is_not_masked_is_told() {
+        for_all(|agreement| {
+            let plan = Plan::new(agreement);
+            let mut dropped = plan.masked.with(Features(1 << 42));
+            if plan.splits {
+                dropped = dropped.with(Features::RING_PACKED);
+            }
+            if !agreement.accepts {
+                dropped = dropped.with(Features::SWIOTLB);
+            }
+            if !agreement.offered.has(Features::ACCESS_PLATFORM) {
+                dropped = dropped.with(Features::ACCESS_PLATFORM);
+            }
+            assert!(plan.told.has(agreement.agreed.without(dropped)));
+        });
+    }
+
+    #[test]
+    fn a_plan_for_the_result_of_a_plan_is_the_same() {
+        for_all(|agreement| {
+            let plan = Plan::new(agreement);
+            let again = Plan::new(&Agreement {
+                agreed: Plan::for_core(plan.told),
+                agreed_beyond: plan.told_beyond,
+                ..*agreement
+            });
+            let platform = agreement.offered.only(Features::ACCESS_PLATFORM);
+            assert_eq!(again.told, plan.told.with(platform));
+            assert_eq!(again.told_beyond, plan.told_beyond);
+            // What was said once is not said again.
+            assert!(!again.splits);
+            assert_eq!(again.masked, Features(0));
+            assert_eq!(again.masked_beyond, 0);
+        });
+    }
+
+    #[test]
+    fn features_that_confine_have_to_be_kept() {
+        for_all(|agreement| {
+            let plan = Plan::new(agreement);
+            assert!(plan.is_kept(plan.told));
+            for bit in BITS {
+                let kept = plan.told.without(bit);
+                let confines = CONFINING.has(bit) && plan.told.has(bit);
+                assert_eq!(plan.is_kept(kept), !confines);
+            }
+        });
+    }
+
+    #[test]
+    fn small_regions_split_packed_rings() {
+        let plan = |bytes| {
+            Plan::new(&Agreement {
+                device_type: device_type::BLK,
+                region_bytes: bytes,
+                accepts: true,
+                offered: Features(u64::MAX),
+                agreed: Features::VERSION_1.with(Features::RING_PACKED),
+                agreed_beyond: 0,
+            })
+        };
+        assert!(plan(MIN_REGION_BYTES).splits);
+        assert!(!plan(MIN_REGION_BYTES).told.has(Features::RING_PACKED));
+        assert!(!plan(4 << 20).splits);
+        assert!(plan(4 << 20).told.has(Features::RING_PACKED));
+    }
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All devices that the module knows, kept up to date by the events of the virtio bus, and the files
+//! that speak of all of them.
+//!
+//! All of it may sleep.
+
+use super::{
+    bounce::{
+        Counters,
+        Usage, //
+    },
+    debugfs::{
+        self,
+        file::{
+            File,
+            Text, //
+        }, //
+    },
+    device::{
+        negotiate::{
+            decide,
+            Override, //
+        },
+        report,
+        Common,
+        Device, //
+    },
+    parameters::Parameters,
+    policy::{
+        self,
+        Decision,
+        Reason, //
+    },
+    region,
+    virtio::{
+        self,
+        bus::{
+            self,
+            Then, //
+        },
+        DeviceId,
+        Locked, //
+    },
+    wire::Features, //
+};
+use kernel::{
+    fmt,
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// A device, until it leaves the bus.
+struct Entry {
+    id: DeviceId,
+    device: Arc<Device>,
+    ops: Override,
+    /// Dropped without [`Registry::entries`] held: waits for readers.
+    _files: debugfs::DeviceFiles,
+}
+
+/// All devices that are relevant.
+#[pin_data]
+pub(crate) struct Registry {
+    /// What all devices have in common.
+    pub(crate) common: Arc<Common>,
+    root: debugfs::Root,
+    unloading: Atomic<bool>,
+    /// Devices that were ever in the list.
+    seen: Atomic<u64>,
+    #[pin]
+    entries: Mutex<KVec<Arc<Entry>>>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub(crate) fn new(
+        module: &'static ThisModule,
+        parameters: Parameters,
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            common: Arc::pin_init(Common::new(module, parameters), GFP_KERNEL)?,
+            root: debugfs::Root::new()?,
+            unloading: Atomic::new(false),
+            seen: Atomic::new(0),
+            entries <- new_mutex!(KVec::new()),
+        })
+    }
+
+    /// Calls `f` for every device, in the order in which they came.
+    ///
+    /// # Errors
+    ///
+    /// Those of `f`, which end the walk.
+    pub(crate) fn for_each<E>(&self, mut f: impl FnMut(&Device) -> Result<(), E>) -> Result<(), E> {
+        self.entries.lock().iter().try_for_each(|e| f(&e.device))
+    }
+
+    /// Counters of all devices since load, and how full their pools are.
+    pub(crate) fn totals(&self) -> (Counters, Usage) {
+        let mut usage = Usage::default();
+        // The lock order allows it, and keeps a binding from being counted twice or not at all.
+        let entries = self.entries.lock();
+        let mut counters = Counters::default();
+        for entry in &*entries {
+            let binding = entry.device.binding.lock();
+            if let Some(bounce) = binding.bounce() {
+                counters += bounce.counters();
+                usage += bounce.usage();
+            }
+        }
+        counters += self.common.retired();
+        (counters, usage)
+    }
+
+    /// Reports in the log what was decided while the module was loaded.
+    pub(crate) fn report_load(&self) {
+        let outcomes = &self.common.outcomes;
+        pr_info!(
+            "loaded: {} devices seen, {} bounced ({} on a hint), {} declined, {} refused\n",
+            self.seen.load(Relaxed),
+            outcomes.bounced.load(Relaxed) + outcomes.hint.load(Relaxed),
+            outcomes.hint.load(Relaxed),
+            outcomes.declined.load(Relaxed),
+            outcomes.refused.load(Relaxed)
+        );
+    }
+
+    fn find(&self, id: DeviceId) -> Option<Arc<Entry>> {
+        let entries = self.entries.lock();
+        entries.iter().find(|e| e.id == id).cloned()
+    }
+
+    /// The entry of `dev`, new if it has none; `None` if the module is being unloaded.
+    fn enter(&self, dev: &Locked) -> Result<Option<Arc<Entry>>> {
+        if let Some(entry) = self.find(dev.id()) {
+            return Ok(Some(entry));
+        }
+        let device = Arc::pin_init(Device::new(dev, self.common.clone())?, GFP_KERNEL)?;
+        let entry = Arc::new(
+            Entry {
+                id: dev.id(),
+                ops: Override::new(dev, device.clone()),
+                _files: debugfs::DeviceFiles::new(&self.root, device.clone())?,
+                device,
+            },
+            GFP_KERNEL,
+        )?;
+        let mut entries = self.entries.lock();
+        // `stop()` was called with this lock held: the unload visits the devices that are listed
+        // by then, and waits for the lock of each.
+        if self.unloading.load(Relaxed) {
+            return Ok(None);
+        }
+        entries.push(entry.clone(), GFP_KERNEL)?;
+        self.seen.fetch_add(1, Relaxed);
+        Ok(Some(entry))
+    }
+
+    /// Handles a device that was there before the module.
+    pub(crate) fn late(&self, dev: &Locked) -> Then {
+        // The device, or its driver, came after the notifier was registered.
+        if self.knows(dev) {
+            return Then::Nothing;
+        }
+        let offered = Features(dev.offered_features());
+        let finding = region::find(dev);
+        if !policy::is_relevant(offered, finding) {
+            return Then::Nothing;
+        }
+        // The refusal of an earlier driver sticks to the device's status.
+        if dev.start_over() {
+            return Then::Bind;
+        }
+        // What is bound keeps working, unless it is to be taken over and can be.
+        let parameters = &self.common.parameters;
+        let reason = match decide(dev, offered, finding, parameters) {
+            Decision::Accept(_) | Decision::Hint(_) => {
+                (!parameters.takeover).then_some(Reason::NotTakenOver)
+            }
+            decision => decision.reason(),
+        };
+        match reason {
+            None => Then::Rebind,
+            Some(reason) => {
+                self.leave_alone(dev, offered, Decision::Ignore(reason));
+                Then::Nothing
+            }
+        }
+    }
+
+    /// Lists a device whose driver was bound before the module was loaded.
+    fn leave_alone(&self, dev: &Locked, offered: Features, decision: Decision) {
+        report::decision(dev, &decision);
+        match self.enter(dev) {
+            Ok(Some(entry)) => entry.device.leave_alone(dev, offered, decision),
+            Ok(None) => {}
+            Err(_) => report::not_listed(dev),
+        }
+    }
+
+    /// Whether `dev` is listed, and may have an override.
+    pub(crate) fn knows(&self, dev: &virtio::Device) -> bool {
+        self.find(dev.id()).is_some()
+    }
+
+    /// Takes the override from a device for good: the module is being unloaded.
+    pub(crate) fn release(&self, dev: &Locked) -> Then {
+        if let Some(entry) = self.find(dev.id()) {
+            entry.ops.remove(dev);
+        }
+        Then::Nothing
+    }
+
+    /// Stops hooking: unknown devices now, known ones once their lock has been taken after this
+    /// call.
+    pub(crate) fn stop(&self) {
+        let _entries = self.entries.lock();
+        self.unloading.store(true, Relaxed);
+    }
+}
+
+impl bus::Events for Registry {
+    fn binding(&self, dev: &Locked) {
+        if self.unloading.load(Relaxed) {
+            return;
+        }
+        let offered = Features(dev.offered_features());
+        if !policy::is_relevant(offered, region::find(dev)) {
+            // If the device was relevant once, nothing of that holds for this driver.
+            if let Some(entry) = self.find(dev.id()) {
+                let decision = Decision::Ignore(Reason::NotConcerned);
+                entry.device.leave_alone(dev, offered, decision);
+                // With CONFIG_DEBUG_TEST_DRIVER_REMOVE the core does not notify of the end of the
+                // last driver.
+                entry.ops.remove(dev);
+            }
+            return;
+        }
+        let entry = match self.enter(dev) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return,
+            Err(_) => {
+                report::no_memory(dev);
+                return;
+            }
+        };
+        entry.device.begin(dev, offered);
+        // SAFETY: The override is the device's own, on the heap, and kept until the device has left
+        // the bus, or the module has taken it away and waited.
+        unsafe { entry.ops.install(dev) };
+    }
+
+    fn unbound(&self, dev: &Locked) {
+        if let Some(entry) = self.find(dev.id()) {
+            entry.ops.remove(dev);
+        }
+    }
+
+    fn removed(&self, dev: &virtio::Device) {
+        let gone = {
+            let mut entries = self.entries.lock();
+            let at = entries.iter().position(|e| e.id == dev.id());
+            at.and_then(|at| entries.remove(at).ok())
+        };
+        // Its files wait for readers, who may want the lock.
+        drop(gone);
+    }
+}
+
+/// The files that speak of all devices.
+pub(crate) struct Files {
+    _devices: File<Registry>,
+    _totals: File<Registry>,
+}
+
+impl Files {
+    /// Makes `devices` and `totals`.
+    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+        let dir = registry.root.dir();
+        Self {
+            _devices: File::text::<Devices>(dir, registry.clone()),
+            _totals: File::text::<Totals>(dir, registry.clone()),
+        }
+    }
+}
+
+enum Devices {}
+
+impl Text for Devices {
+    type Of = Registry;
+
+    const NAME: &'static CStr = c"devices";
+
+    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        registry.for_each(|device| debugfs::write_line(f, device))
+    }
+}
+
+enum Totals {}
+
+impl Text for Totals {
+    type Of = Registry;
+
+    const NAME: &'static CStr = c"totals";
+
+    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (counters, usage) = registry.totals();
+        debugfs::write_counters(f, &counters, &usage)?;
+        let outcomes = &registry.common.outcomes;
+        writeln!(f, "seen {}", registry.seen.load(Relaxed))?;
+        writeln!(f, "bounced {}", outcomes.bounced.load(Relaxed))?;
+        writeln!(f, "hint {}", outcomes.hint.load(Relaxed))?;
+        writeln!(f, "declined {}", outcomes.declined.load(Relaxed))?;
+        writeln!(f, "refused {}", outcomes.refused.load(Relaxed))
+    }
+}
