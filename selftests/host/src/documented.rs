@@ -3,7 +3,7 @@
 //! The capability of the wire format's example, as the module reads it. The device's side of
 //! this is in `device/swiotlb-rings/src/capability.rs`.
 
-use crate::wire::{Bar, ConfigSpace, Finding};
+use crate::wire::{capabilities::ConfigSpace, Bar, Finding};
 
 /// Where the BAR is that the example names.
 const BAR4: u64 = 0x38_0000_0000;
