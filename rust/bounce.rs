@@ -45,11 +45,11 @@ use kernel::{
     }, //
 };
 
-mod complaints;
+mod deferred_log;
 
-use self::complaints::{
+use self::deferred_log::{
     Bad,
-    Complaints,
+    DeferredLog,
     Full,
     TooLarge, //
 };
@@ -120,7 +120,7 @@ pub(crate) struct Bounce {
     // The most segments of a request, by the device; 1 as long as the driver has not asked.
     segments: Atomic<u32>,
     max_mapping: Atomic<usize>,
-    complaints: Pin<KBox<Work<Complaints>>>,
+    log: Pin<KBox<Work<DeferredLog>>>,
 }
 
 impl From<Direction> for pool::Direction {
@@ -158,7 +158,7 @@ impl Bounce {
             kind,
             segments: Atomic::new(1),
             max_mapping: Atomic::new(limits.max_mapping),
-            complaints: Complaints::new(dev)?,
+            log: DeferredLog::new(dev)?,
         })
     }
 
@@ -280,7 +280,7 @@ impl Bounce {
     #[cold]
     fn refused(&self, len: usize, refusal: Refusal) {
         let first = match refusal {
-            Refusal::Full | Refusal::HeldBack => self.complaints.full.note(|| {
+            Refusal::Full | Refusal::HeldBack => self.log.full.note(|| {
                 let usage = self.usage();
                 Full {
                     pool: usage.pool_bytes,
@@ -289,22 +289,22 @@ impl Bounce {
                     wanted: len,
                 }
             }),
-            Refusal::Empty | Refusal::TooLarge => self.complaints.too_large.note(|| TooLarge {
+            Refusal::Empty | Refusal::TooLarge => self.log.too_large.note(|| TooLarge {
                 pool: self.region.bytes(),
                 largest: self.pool.largest_mapping(),
                 wanted: len,
             }),
         };
         if first {
-            self.complaints.queue();
+            self.log.queue();
         }
     }
 
-    /// Complains that the driver gave back what it did not have.
+    /// Logs a handle that names no mapping.
     #[cold]
     fn bad(&self, handle: Handle, len: usize, why: pool::BadHandle) {
-        if self.complaints.bad.note(|| Bad { handle, len, why }) {
-            self.complaints.queue();
+        if self.log.bad.note(|| Bad { handle, len, why }) {
+            self.log.queue();
         }
     }
 

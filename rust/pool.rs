@@ -440,12 +440,13 @@ impl<P: Platform> Pool<P> {
     /// Ends the mapping of `len` bytes that begins at `offset`.
     ///
     /// If it is `wanted`, and the device may have written it, `copy` has it before, in chunks as in
-    /// [`Pool::sync_with`]. From the first on the handle is refused to everybody else, until after
-    /// the last the room is nobody else's.
+    /// [`Pool::sync_with`]. From the first chunk on every other use of the handle is refused. The
+    /// room is free after the last.
     ///
-    /// Whoever is refused the handle of a mapping may rely on it that nothing is copied to its
-    /// buffer any more. By rewriting a ring a device can have the core end a mapping of another
-    /// queue, which does not know and gives the buffer away when it has ended it itself.
+    /// A caller that is refused the handle of a mapping may rely on it that nothing is copied to its
+    /// buffer any more. A device that rewrites a ring can have the core end a mapping of another
+    /// queue. That queue does not know, and its driver reuses the buffer once it has ended the
+    /// mapping itself.
     ///
     /// # Errors
     ///

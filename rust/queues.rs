@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's queues before the driver makes them: how long they are to be.
+//! Shortens a device's queues before the driver makes them.
 //!
 //! The core makes a ring as long as the device says that the queue is. A driver may write a lower
 //! number there, "to reduce memory requirements" (virtio 1.4, 4.1.4.3), which is then what the
@@ -57,7 +57,7 @@ impl Drop for Common {
 
 /// Makes those of the first `count` queues shorter that have more entries than `longest` says, and
 /// returns how many were, and the fewest entries that one has now. May sleep; none of the queues
-/// may exist yet, and nobody else may drive the device.
+/// may exist yet, and no other task may drive the device.
 pub(crate) fn shorten(
     dev: &Device,
     count: u32,

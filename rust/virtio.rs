@@ -217,7 +217,7 @@ impl Locked {
         Some(unsafe { CStr::from_char_ptr((*driver).name) })
     }
 
-    /// Whether the transport, or somebody else, has given the device mapping operations.
+    /// Whether the device has mapping operations, of the transport or of another module.
     pub(crate) fn has_mapping(&self) -> bool {
         // SAFETY: By the type invariant.
         unsafe { !(*self.as_raw()).map.is_null() }
@@ -316,12 +316,12 @@ impl Drop for ModuleReference {
     }
 }
 
-/// Waits until nobody uses hooks any more that were taken from their devices before. May sleep.
+/// Waits until no task uses an override that was taken from its device before this call. May sleep.
 ///
 /// sysfs reads `vdev->config` without a lock, and may be preempted between the load of the
 /// pointer and its use. Such a task has not gone to sleep by itself, which is what the tasks
-/// flavour of RCU waits for. What may sleep is called under a lock, which whoever removes the hooks
-/// has, too.
+/// flavour of RCU waits for. Operations that may sleep are called under a lock, and the caller that
+/// removes an override holds that lock, too.
 pub(crate) fn synchronize_hooks() {
     // SAFETY: No requirements; the callers may sleep.
     unsafe { bindings::virtio_swiotlb_synchronize_rcu_tasks() };

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What went wrong with a device's mappings, said in the log: each thing once while the driver is
-//! bound, and never by the call that met it.
+//! Log messages about a device's mappings: each once while the driver is bound, and never by the
+//! call that caused it.
 //!
 //! Mappings are made and ended with interrupts off, and a message waits for its console: one line
-//! on a serial port takes longer than ten thousand mappings. So the first of each kind is noted
-//! with the figures of that moment, and a work item says it.
+//! on a serial port takes longer than ten thousand mappings. So the first event of each kind is
+//! noted with the figures of that moment, and a work item writes the message.
 
 use super::super::{
     pool::BadHandle,
@@ -28,7 +28,7 @@ use kernel::{
     }, //
 };
 
-/// There was no room. All in bytes.
+/// The pool had no room. All in bytes.
 pub(super) struct Full {
     pub(super) pool: usize,
     pub(super) used: usize,
@@ -43,7 +43,7 @@ pub(super) struct TooLarge {
     pub(super) wanted: usize,
 }
 
-/// Something was given back that was not there.
+/// A handle names no mapping.
 pub(super) struct Bad {
     pub(super) handle: Handle,
     /// Bytes.
@@ -51,66 +51,66 @@ pub(super) struct Bad {
     pub(super) why: BadHandle,
 }
 
-/// The first of a kind.
-pub(super) struct Complaint<T> {
+/// The first event of a kind.
+pub(super) struct First<T> {
     noted: SetOnce<T>,
-    said: Atomic<bool>,
+    written: Atomic<bool>,
 }
 
-impl<T> Complaint<T> {
+impl<T> First<T> {
     fn new() -> Self {
         Self {
             noted: SetOnce::new(),
-            said: Atomic::new(false),
+            written: Atomic::new(false),
         }
     }
 
-    /// Notes what `complaint` returns if it is the first, and returns whether it is. Writes no
-    /// cache line after that. May be called in any context.
-    pub(super) fn note(&self, complaint: impl FnOnce() -> T) -> bool {
-        self.noted.as_ref().is_none() && self.noted.populate(complaint())
+    /// Notes the event that `first` returns if there was none before, and returns whether there was
+    /// none. Writes no cache line after that. May be called in any context.
+    pub(super) fn note(&self, first: impl FnOnce() -> T) -> bool {
+        self.noted.as_ref().is_none() && self.noted.populate(first())
     }
 
     /// What was noted, if it has not been returned before.
     fn take(&self) -> Option<&T> {
         self.noted
             .as_ref()
-            .filter(|_| !self.said.xchg(true, Relaxed))
+            .filter(|_| !self.written.xchg(true, Relaxed))
     }
 }
 
-/// The complaints about one binding of a device.
-pub(super) struct Complaints {
-    pub(super) full: Complaint<Full>,
-    pub(super) too_large: Complaint<TooLarge>,
-    pub(super) bad: Complaint<Bad>,
+/// What is to be logged about one binding of a device.
+pub(super) struct DeferredLog {
+    pub(super) full: First<Full>,
+    pub(super) too_large: First<TooLarge>,
+    pub(super) bad: First<Bad>,
     dev: ARef<device::Device>,
 }
 
-impl Complaints {
-    /// None so far; messages name `dev`. Whoever has noted one queues the work. May sleep.
+impl DeferredLog {
+    /// Nothing yet; messages name `dev`. The caller that notes an event queues the work. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
     pub(super) fn new(dev: &device::Device) -> Result<Pin<KBox<Work<Self>>>> {
-        let complaints = Self {
-            full: Complaint::new(),
-            too_large: Complaint::new(),
-            bad: Complaint::new(),
+        let log = Self {
+            full: First::new(),
+            too_large: First::new(),
+            bad: First::new(),
             dev: dev.into(),
         };
         let work = Work::new(
-            complaints,
-            c"virtio_swiotlb_complaints",
+            log,
+            c"virtio_swiotlb_deferred_log",
             kernel::static_lock_class!(),
         );
         KBox::pin_init(work, GFP_KERNEL)
     }
 }
 
-impl Task for Complaints {
-    /// Says what was noted.
+impl Task for DeferredLog {
+    /// Writes the messages.
     fn run(&self) {
         if let Some(full) = self.full.take() {
             dev_warn!(
@@ -143,34 +143,34 @@ impl Task for Complaints {
     }
 }
 
-impl Drop for Complaints {
-    /// The work was cancelled: what it had still to say is not lost.
+impl Drop for DeferredLog {
+    /// Writes what a cancelled work item had still to write.
     fn drop(&mut self) {
         self.run();
     }
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
-#[kernel::prelude::kunit_tests(virtio_swiotlb_complaints)]
+#[kernel::prelude::kunit_tests(virtio_swiotlb_deferred_log)]
 mod tests {
     use super::*;
 
     #[test]
     fn only_the_first_is_noted() {
-        let complaint = Complaint::new();
-        assert!(complaint.note(|| 1));
-        assert!(!complaint.note(|| 2));
-        assert_eq!(complaint.take(), Some(&1));
+        let first = First::new();
+        assert!(first.note(|| 1));
+        assert!(!first.note(|| 2));
+        assert_eq!(first.take(), Some(&1));
     }
 
     #[test]
     fn what_was_noted_is_said_once() {
-        let complaint = Complaint::new();
-        assert_eq!(complaint.take(), None);
-        assert!(complaint.note(|| 1));
-        assert_eq!(complaint.take(), Some(&1));
-        assert_eq!(complaint.take(), None);
-        assert!(!complaint.note(|| 2));
-        assert_eq!(complaint.take(), None);
+        let first = First::new();
+        assert_eq!(first.take(), None);
+        assert!(first.note(|| 1));
+        assert_eq!(first.take(), Some(&1));
+        assert_eq!(first.take(), None);
+        assert!(!first.note(|| 2));
+        assert_eq!(first.take(), None);
     }
 }

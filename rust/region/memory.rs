@@ -18,7 +18,7 @@ use kernel::{
 /// The bytes of a region, reachable for the CPU as long as this lives.
 pub(crate) struct Memory {
     base: NonNull<u8>,
-    // `None` if somebody else keeps the mapping.
+    // `None` if the mapping outlives the region.
     _mapping: Option<Mapping>,
 }
 

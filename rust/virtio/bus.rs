@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The virtio bus: who is bound to what, heard as it happens.
+//! Bus notifier for bind and unbind of virtio devices.
 
 use super::{
     bindings,
@@ -17,7 +17,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What happens on the bus. All may sleep.
+/// Events of the bus. All of them may sleep.
 pub(crate) trait Events: Send + Sync + 'static {
     /// A driver is about to be bound: the device has not been touched yet.
     fn binding(&self, dev: &Locked);
@@ -28,14 +28,14 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn removed(&self, dev: &Device);
 }
 
-/// What is to be done with a device after a visit.
+/// What to do with a device after a visit.
 #[must_use]
 pub(crate) enum Then {
-    /// It is left as it is.
+    /// Leave the device as it is.
     Nothing,
-    /// A driver is looked for.
+    /// Look for a driver.
     Bind,
-    /// Its driver is unbound, and one is looked for.
+    /// Unbind the driver, and look for one.
     Rebind,
 }
 
@@ -51,7 +51,7 @@ impl Then {
     }
 }
 
-/// Hears of what happens on the virtio bus, as long as it lives.
+/// Calls [`Events`] for what happens on the virtio bus, as long as it lives.
 ///
 /// # Invariants
 ///
@@ -100,7 +100,7 @@ impl<T: Events> Registration<T> {
 
     /// Visits the devices of the bus: calls `f` with the device lock held, and does what it says.
     /// May sleep, and so may `lock` and `f`. `lock` takes the lock, or says that the device is not
-    /// to be visited: whoever binds a driver has the lock, for as long as that takes.
+    /// to be visited: a task that binds a driver holds the lock for as long as that takes.
     ///
     /// # Errors
     ///

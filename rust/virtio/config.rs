@@ -233,7 +233,7 @@ fn operations(dev: &Device) -> *const bindings::virtio_config_ops {
     unsafe { atomic_load(&raw mut (*dev.as_raw()).config, Relaxed) }
 }
 
-/// Gives `dev` other operations. Whoever sees them sees what they were made of.
+/// Gives `dev` other operations. A reader that sees the pointer sees what it points to.
 ///
 /// # Safety
 ///

@@ -65,7 +65,7 @@ pub(crate) trait Map: Send + Sync + 'static {
     /// # Safety
     ///
     /// Until they are unmapped the bytes must be in the kernel's linear map, and be used by
-    /// nobody else where `direction` says that the device writes.
+    /// no other user where `direction` says that the device writes.
     unsafe fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
     /// Undoes `map`. With `discard` the buffer keeps what it has, whatever the device wrote.
     /// `false` if nothing is mapped so: then the core has lost track of its rings.
