@@ -201,6 +201,14 @@ impl Bounce {
         stats.live + stats.rings
     }
 
+    /// Ends the mappings of queues that are gone, without copying. Does nothing as long as there is
+    /// a ring. The device must be reset. May be called in any context: see [`Pool::unmap_all`].
+    pub(crate) fn end_orphans(&self) {
+        if self.pool.stats().rings == 0 {
+            self.pool.unmap_all();
+        }
+    }
+
     /// Lets the high-water mark start again.
     pub(crate) fn reset_hiwater(&self) {
         self.pool.reset_hiwater();

@@ -488,6 +488,30 @@ impl<P: Platform> Pool<P> {
         }
     }
 
+    /// Ends all mappings, without copying, and returns how many there were. Rings stay.
+    ///
+    /// This is for a moment when the device has no queue: after a reset, before a driver makes new
+    /// queues. Buffers that were posted when the queues were deleted are known to the pool alone
+    /// then, and their room would be lost.
+    ///
+    /// # Invariants
+    ///
+    /// - Before: the device is reset, and the core and the driver have ended, or will never end,
+    ///   each mapping. A driver that maps buffers by itself and keeps them beyond its queues breaks
+    ///   this.
+    /// - After: each handle from before is refused like any that was ended, until its room is
+    ///   taken again. No buffer from before is written any more; the exception are mappings whose
+    ///   end is under way, which are left to the caller that ends them.
+    ///
+    /// Each area is locked for as long as it takes to end its mappings: no device is slower for
+    /// that, as this one has nothing in flight.
+    pub(crate) fn unmap_all(&self) -> usize {
+        self.areas
+            .iter()
+            .map(|locked| locked.area.lock().unmap_all(&locked.counters))
+            .sum()
+    }
+
     /// Takes whole pages for a ring of `len` bytes, and returns their offset in the pool in bytes.
     /// What is in them is what was there before.
     ///
@@ -746,6 +770,50 @@ mod tests {
         assert!(pool.map(0, largest, 63, ToDevice).is_ok());
         assert_eq!(pool.stats().refused_empty, 1);
         assert_eq!(pool.stats().refused_too_large, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn all_mappings_end_at_once_and_rings_stay() -> Result<(), NoMemory> {
+        const LENGTHS: [usize; 9] = [64, 1, 5000, 2048, 65, 4096, 1536, 30_000, 200];
+        let pool = Pool::<Here>::new(1 << 20, 2)?;
+        let ring = pool.alloc(0, 3 * PAGE).unwrap_or(usize::MAX);
+        let mut first = 0;
+        // Twice the same: nothing is lost.
+        for round in 0..2 {
+            let mut handles = [(0, 0); 48];
+            let mut mapped = 0;
+            let mut step = 0;
+            while step < 20_000 {
+                let len = LENGTHS[step % LENGTHS.len()];
+                let direction = [ToDevice, FromDevice][step / 5 % 2];
+                if let Ok(offset) = pool.map(step % 2, len, 0x1000, direction) {
+                    handles[mapped % 48] = (offset, len);
+                    mapped += 1;
+                }
+                step += 1;
+            }
+            // Holes of all kinds between them, and runs that are cached.
+            for (offset, len) in handles.iter().step_by(3) {
+                assert_eq!(pool.unmap(*offset, *len), Ok(()));
+            }
+            let live = pool.stats().live;
+            assert_eq!(live, mapped - handles.len().div_ceil(3));
+            assert_eq!(pool.unmap_all(), live);
+            let stats = pool.stats();
+            assert_eq!((stats.live, stats.used_bytes), (0, 3 * PAGE));
+            assert_eq!((stats.rings, stats.reserved_bytes), (1, 3 * PAGE));
+            for (offset, len) in handles {
+                assert_eq!(pool.unmap(offset, len), Err(BadHandle::Unmapped));
+            }
+            assert_eq!(pool.unmap_all(), 0);
+            if round == 0 {
+                first = mapped;
+            }
+            assert_eq!(mapped, first);
+        }
+        assert_eq!(pool.free(ring, 3 * PAGE), Ok(()));
+        assert_eq!(pool.stats().largest_free_bytes, 512 << 10);
         Ok(())
     }
 

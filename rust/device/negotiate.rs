@@ -169,6 +169,9 @@ impl Device {
                 if bounced.moved {
                     return Err(ENODEV);
                 }
+                // The core has reset the device. Drivers of sound, input, scsi and vsock devices
+                // delete their queues at suspend with buffers posted, which nobody else ends.
+                bounced.bounce.inner().end_orphans();
                 bounced.decision
             }
             // The override was taken away while the core called it.

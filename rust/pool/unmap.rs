@@ -19,7 +19,10 @@ use super::{
         PageList,
         State, //
     },
-    slots::Record,
+    slots::{
+        Kind,
+        Record, //
+    },
     stats::Counters, //
 };
 
@@ -207,6 +210,69 @@ impl<P: Platform> Area<P> {
         let page = (mapping.offset / PAGE) as u32;
         self.release_run(page, pages, is_written(mapping.direction), counters);
         counters.unmapped(pages as usize * PAGE, bytes_out);
+    }
+
+    /// Ends all mappings without copying, and returns how many there were. Rings stay, and mappings
+    /// whose end is under way are left to the caller that ends them.
+    ///
+    /// Takes as many steps as there are mappings, rings and free runs.
+    pub(super) fn unmap_all(&mut self, counters: &Counters) -> usize {
+        // From here on the length of each stretch of pages is known from its first page: none is a
+        // cached run but those that are released below, which lie before `page`.
+        self.coalesce(counters);
+        let mut ended = 0;
+        let mut page = 0;
+        while let Some(at) = self.runs.pages.get_mut(page as usize) {
+            page += match at.state {
+                State::Mapping {
+                    pages, direction, ..
+                } => {
+                    at.state = State::Inside;
+                    self.release_run(page, pages, is_written(direction), counters);
+                    counters.unmapped(pages as usize * PAGE, 0);
+                    ended += 1;
+                    pages
+                }
+                State::Slots(slots) => {
+                    ended += self.unmap_slots(page, slots.kind(), counters);
+                    1
+                }
+                State::Free { pages } | State::Ring { pages } => pages,
+                State::Unmapping { orig, len, .. } => {
+                    (orig as usize % GRANULE + len as usize).div_ceil(PAGE) as u32
+                }
+                // A free run of one page, which a run that was released before it has taken in.
+                State::FreeEnd { .. } | State::Inside => 1,
+            };
+        }
+        self.coalesce(counters);
+        ended
+    }
+
+    /// Ends all mappings of a page of slots, which is a free page then.
+    fn unmap_slots(&mut self, page: u32, kind: Kind, counters: &Counters) -> usize {
+        let State::Slots(slots) = &mut self.runs.pages[page as usize].state else {
+            return 0;
+        };
+        let Some(Some(table)) = self.tables.get_mut(page as usize) else {
+            return 0;
+        };
+        let was_full = slots.is_full();
+        let mut ended = 0;
+        for (at, word) in table.iter_mut().enumerate() {
+            if !Record::from(*word).is_none() {
+                *word = Record::NONE.into();
+                slots.release(at as u32);
+                counters.unmapped(slots.bytes(), 0);
+                ended += 1;
+            }
+        }
+        let list = &mut self.partial[kind.index()];
+        if was_full && list.first() != Some(page) {
+            list.push(&mut self.runs.pages, page);
+        }
+        self.close(page, kind, counters);
+        ended
     }
 
     /// The mapping, with its offset in the area, that `len` bytes at `offset` lie in.

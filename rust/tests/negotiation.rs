@@ -809,6 +809,32 @@ mod cases {
         Ok(())
     }
 
+    #[cfg(CONFIG_PM_SLEEP)]
+    #[test]
+    fn buffers_that_were_posted_at_suspend_leave_their_room() -> Result {
+        let fake = Fake::new(&offering(BIT))?;
+        fake.change(|setup| setup.forgets = true);
+        fake.bind()?;
+        // The module has their addresses until their mappings are ended.
+        let mut out = ManuallyDrop::new(KVec::from_elem(0x11_u8, 100, GFP_KERNEL)?);
+        let mut into = ManuallyDrop::new(KVec::from_elem(0x77_u8, 50, GFP_KERNEL)?);
+        for _ in 0..3 {
+            fake.add(0, &mut out, &mut into)?;
+            assert_eq!(fake.bounce(|b| b.live()), Some(3));
+            fake.freeze()?;
+            assert_eq!(fake.bounce(|b| b.live()), Some(2));
+            fake.restore()?;
+            // All that is left is the ring.
+            assert_eq!(fake.bounce(|b| b.live()), Some(1));
+            works(&fake, 1, false)?;
+        }
+        assert!(into.iter().all(|b| *b == 0x77));
+        fake.unbind();
+        ManuallyDrop::into_inner(out);
+        ManuallyDrop::into_inner(into);
+        Ok(())
+    }
+
     #[test]
     fn region_that_moves_under_a_driver_is_refused() -> Result {
         // R19.

@@ -223,7 +223,7 @@ static void fake_stop(struct virtio_device *vdev)
 		if (!fake->log.queues[i].vq)
 			continue;
 		/* The core counts descriptors, and a device can make it miscount. */
-		if (virtqueue_is_broken(fake->log.queues[i].vq))
+		if (virtqueue_is_broken(fake->log.queues[i].vq) || fake->setup.forgets)
 			continue;
 		while (virtqueue_detach_unused_buf(fake->log.queues[i].vq))
 			;

@@ -56,6 +56,7 @@ struct virtio_swiotlb_fake_setup {
 	u64 unwanted;		/* the driver's validate() clears these */
 	int probe_error;	/* returned at the end of probe() */
 	bool managed;		/* the core frees the queues, not the driver */
+	bool forgets;		/* the driver deletes queues with buffers posted */
 };
 
 /* What the device saw. */

@@ -63,6 +63,7 @@ enum Op {
     /// Handles that are wrong in some way, made from the n-th mapping.
     Wrong(usize, usize),
     ResetHiwater,
+    UnmapAll,
 }
 
 struct Model<P: Platform> {
@@ -347,6 +348,22 @@ impl<P: Platform> Model<P> {
         self.bad += 1;
     }
 
+    fn unmap_all(&mut self) {
+        assert_eq!(self.pool.unmap_all(), self.mappings.len());
+        for mapping in std::mem::take(&mut self.mappings) {
+            let taken = self.release(mapping.offset / GRANULE);
+            self.used -= taken.n * GRANULE;
+            let again = self.pool.unmap(mapping.offset, mapping.len);
+            assert_eq!(again, Err(BadHandle::Unmapped));
+            self.bad += 1;
+        }
+        // Nothing is cached, so this is exact.
+        let longest = self.areas.iter().map(|area| self.longest(area)).max();
+        let stats = self.pool.stats();
+        assert_eq!(stats.largest_free_bytes, longest.unwrap() * PAGE);
+        self.check_all();
+    }
+
     fn alloc(&mut self, len: usize) {
         match self.pool.alloc(0, len) {
             Ok(offset) => {
@@ -504,6 +521,7 @@ impl<P: Platform> Model<P> {
             Op::Alloc { len } => self.alloc(len),
             Op::Free(i) => self.free(i),
             Op::Wrong(i, by) => self.wrong(i, by),
+            Op::UnmapAll => self.unmap_all(),
             Op::ResetHiwater => {
                 self.pool.reset_hiwater();
                 self.peak = self.used;
@@ -573,6 +591,7 @@ impl Random {
             },
             92..94 => Op::Free(self.next(64)),
             94..99 => Op::Wrong(self.next(1 << 20), self.next(1 << 20)),
+            _ if self.next(50) == 0 => Op::UnmapAll,
             _ => Op::ResetHiwater,
         }
     }
@@ -670,6 +689,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::Free),
         1 => (any::<usize>(), any::<usize>()).prop_map(|(i, by)| Op::Wrong(i, by >> 1)),
         1 => Just(Op::ResetHiwater),
+        1 => Just(Op::UnmapAll),
     ]
 }
 
