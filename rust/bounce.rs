@@ -2,10 +2,10 @@
 
 //! A region and a pool make map, unmap, sync, alloc and free, with copies.
 //!
-//! Copies cover exactly the mapped length (wire format, R20). Every byte of a mapping is written when
-//! it is made, whatever the direction ([`FromDevice`] says with what), so that no stale byte of the
-//! region reaches the caller. What is read back from the region is data and nothing else (R21):
-//! addresses and lengths come from the pool's records, which are in guest memory.
+//! Copies cover exactly the mapped length (wire format, R20). Every byte of a mapping is written
+//! when it is made, whatever the direction ([`FromDevice`] says with what), so that no stale byte
+//! of the region reaches the caller. What is read back from the region is data and nothing else
+//! (R21): addresses and lengths come from the pool's records, which are in guest memory.
 
 use super::{
     bindings,

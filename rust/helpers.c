@@ -7,6 +7,7 @@
 #include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
+#include <linux/pgtable.h>
 #include <linux/rcupdate.h>
 #include <linux/smp.h>
 #include <linux/spinlock.h>
@@ -18,7 +19,6 @@
 
 #ifdef CONFIG_X86
 #include <asm/memtype.h>
-#include <asm/pgtable.h>
 #endif
 
 #include "helpers.h"

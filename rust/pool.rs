@@ -443,10 +443,10 @@ impl<P: Platform> Pool<P> {
     /// [`Pool::sync_with`]. From the first chunk on every other use of the handle is refused. The
     /// room is free after the last.
     ///
-    /// A caller that is refused the handle of a mapping may rely on it that nothing is copied to its
-    /// buffer any more. A device that rewrites a ring can have the core end a mapping of another
-    /// queue. That queue does not know, and its driver reuses the buffer once it has ended the
-    /// mapping itself.
+    /// A caller that is refused the handle of a mapping may rely on it that nothing is copied to
+    /// its buffer any more. A device that rewrites a ring can have the core end a mapping of
+    /// another queue. That queue does not know, and its driver reuses the buffer once it has ended
+    /// the mapping itself.
     ///
     /// # Errors
     ///

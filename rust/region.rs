@@ -2,8 +2,8 @@
 
 //! A device's region: finds, checks, claims and maps it; gives base, length and bus address.
 //!
-//! The wire format's successor may change two things (wire format, R28): how a region is discovered,
-//! and the form of the addresses inside it. [`Source`] answers both, and nothing else does.
+//! The wire format's successor may change two things (wire format, R28): how a region is found, and
+//! the form of the addresses inside it. [`Source`] answers both, and nothing else does.
 
 mod memory;
 mod pci;

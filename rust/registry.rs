@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All devices that the module knows, kept up to date by the events of the virtio bus, and the files
-//! that speak of all of them.
+//! All devices that the module knows, kept up to date by events of the virtio bus, and the files
+//! that speak of all devices.
 //!
 //! All of it may sleep.
 

@@ -15,13 +15,6 @@ use super::super::{
 };
 use kernel::prelude::*;
 
-// The pure files have no other traits than those of core.
-impl kernel::fmt::Display for Reason {
-    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
-        core::fmt::Display::fmt(self, f)
-    }
-}
-
 /// Reports a decision.
 pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
     let dev = dev.as_device();
@@ -133,4 +126,11 @@ pub(crate) fn not_listed(dev: &virtio::Device) {
         dev.as_device(),
         "swiotlb: not enough memory to list the device\n"
     );
+}
+
+// The pure files have no other traits than those of core.
+impl kernel::fmt::Display for Reason {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
 }

@@ -84,14 +84,15 @@ pub fn features_to_mask_beyond(kind: u32, beyond: u64, bytes: u64) -> u64 {
 ///
 /// A driver posts receive buffers until the queue is full, and the buffers stay there. If the pool
 /// is full before the queue is, virtio-net of Linux 7.3 never stops trying: `virtnet_receive()` has
-/// itself called again at once, and each queue keeps a CPU busy. vsock and console stop, and no room
-/// is left for sent packets or other queues. So the receive buffers of all queues together get a
-/// third of the pool, each queue the same share, and one buffer at least.
+/// itself called again at once, and each queue keeps a CPU busy. vsock and console stop, and no
+/// room is left for sent packets or other queues. So the receive buffers of all queues together
+/// get a third of the pool, each queue the same share, and one buffer at least.
 ///
-/// virtiofs waits for room in its queue. A request for which the pool has no room fails, and so does
-/// the application's call (`virtio_fs_send_req()`). A request has as many pages as the queue has
-/// entries, less four, and 256 at most (FUSE_MAX_MAX_PAGES). Only the length of the queue bounds how
-/// many requests are under way: virtiofsd allows 65535. All of them together get half the pool.
+/// virtiofs waits for room in its queue. A request for which the pool has no room fails, and so
+/// does the application's call (`virtio_fs_send_req()`). A request has as many pages as the queue
+/// has entries, less four, and 256 at most (FUSE_MAX_MAX_PAGES). Only the length of the queue
+/// bounds how many requests are under way: virtiofsd allows 65535. All of them together get half
+/// the pool.
 pub fn longest_queue(
     kind: u32,
     features: Features,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a way to a region has to answer: how the region is found, and which form its addresses have.
+//! What a way to a region answers: how the region is found, and which form its addresses have.
 
 use super::{
     super::{
