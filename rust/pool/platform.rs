@@ -2,7 +2,7 @@
 
 //! What the pool needs of its environment: memory, and locks.
 //!
-//! `linux.rs` has it from the kernel, `selftests/host` from `std`.
+//! `linux.rs` has it from the kernel, the tests of the host have it from `std`.
 
 use core::ops::DerefMut;
 
