@@ -190,6 +190,63 @@ void virtio_swiotlb_break(struct virtio_device *vdev)
 MODULE_VERSION(VIRTIO_SWIOTLB_VERSION);
 #endif
 
+enum hint { NONE, POOL, ALL };
+
+/* sysfs shows the first three. The others are names of none and all, for a bool. */
+static const char * const hint_names[] = {
+	[NONE] = "none",
+	[POOL] = "pool",
+	[ALL] = "all",
+	"0", "n", "N", "1", "y", "Y",
+};
+
+static const enum hint hint_values[ARRAY_SIZE(hint_names)] = {
+	NONE, POOL, ALL,
+	NONE, NONE, NONE, ALL, ALL, ALL,
+};
+
+static enum hint hint = ALL;
+
+static int hint_set(const char *value, const struct kernel_param *param)
+{
+	int found = sysfs_match_string(hint_names, value);
+
+	if (found < 0) {
+		pr_err("hint is \"none\" (0, n), \"pool\" or \"all\" (1, y), not \"%s\"\n", value);
+		return found;
+	}
+	hint = hint_values[found];
+	return 0;
+}
+
+static int hint_get(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%s\n", hint_names[hint]);
+}
+
+static const struct kernel_param_ops hint_ops = {
+	.set = hint_set,
+	.get = hint_get,
+};
+
+module_param_cb(hint, &hint_ops, NULL, 0444);
+MODULE_PARM_DESC(hint,
+		 "Which regions are used that come without the feature bit: \"none\" (0), \"pool\" (none that a capability names), \"all\" (1) (default: all)");
+
+bool virtio_swiotlb_hint_all(void)
+{
+	return hint == ALL;
+}
+
+static bool takeover;
+module_param(takeover, bool, 0444);
+MODULE_PARM_DESC(takeover, "Bind drivers of restricted devices anew at load (default: 0)");
+
+bool virtio_swiotlb_takeover(void)
+{
+	return takeover;
+}
+
 enum from_device { PRESERVE, CLEAR };
 
 static const char * const from_device_names[] = {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * C that Rust cannot call: static inlines and macros of the kernel, wrapped
- * one by one without logic of their own; what needs C's view of a ring; and a
- * parameter that is a word.
+ * one by one without logic of their own; what needs C's view of a ring; and the
+ * module's parameters.
  */
 #ifndef _VIRTIO_SWIOTLB_HELPERS_H
 #define _VIRTIO_SWIOTLB_HELPERS_H
@@ -31,9 +31,11 @@ void virtio_swiotlb_synchronize_rcu_tasks(void);
 void virtio_swiotlb_break(struct virtio_device *vdev);
 
 /*
- * The module parameter "from_device", which is a word: parameters of Rust modules
- * are numbers. It does not change once the module is loaded.
+ * The module's parameters: those of Rust modules are numbers, and sysfs does not
+ * show them. They do not change once the module is loaded.
  */
+bool virtio_swiotlb_hint_all(void);
+bool virtio_swiotlb_takeover(void);
 bool virtio_swiotlb_from_device_clear(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

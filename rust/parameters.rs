@@ -7,7 +7,7 @@ use super::bindings;
 /// All parameters.
 #[derive(Clone, Copy)]
 pub(crate) struct Parameters {
-    /// Whether a region that comes without the bit is used.
+    /// Whether a region that a capability names is used if it comes without the bit.
     pub(crate) hint: bool,
     /// Whether devices that had a driver when the module was loaded are bound anew.
     pub(crate) takeover: bool,
@@ -25,14 +25,21 @@ pub(crate) enum FromDevice {
     Clear,
 }
 
-impl FromDevice {
+impl Parameters {
     /// As the module was loaded.
-    pub(crate) fn parameter() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: No requirements.
-        if unsafe { bindings::virtio_swiotlb_from_device_clear() } {
-            Self::Clear
-        } else {
-            Self::Preserve
+        let clear = unsafe { bindings::virtio_swiotlb_from_device_clear() };
+        Self {
+            // SAFETY: No requirements.
+            hint: unsafe { bindings::virtio_swiotlb_hint_all() },
+            // SAFETY: No requirements.
+            takeover: unsafe { bindings::virtio_swiotlb_takeover() },
+            from_device: if clear {
+                FromDevice::Clear
+            } else {
+                FromDevice::Preserve
+            },
         }
     }
 }

@@ -34,7 +34,7 @@ pub struct Facts {
     pub names_regions: bool,
     /// Whether the transport maps buffers in a way of its own (vDPA).
     pub own_mapping: bool,
-    /// Parameter `hint`: whether a region that comes without the bit is used.
+    /// Parameter `hint`: whether a region that a capability names is used without the bit.
     pub hint: bool,
 }
 
@@ -53,7 +53,7 @@ pub enum Reason {
     /// maps what the device writes more than once in a request: of the copies that come back
     /// the last one wins, and it may be the one that was not written.
     Type(u32),
-    /// There is a region without the bit, and parameter `hint` is off.
+    /// There is a region without the bit, and parameter `hint` is not `all`.
     HintOff,
     /// No capability names a usable region (R14).
     Malformed(Fault),
@@ -91,7 +91,7 @@ impl fmt::Display for Reason {
                 "a {} device uses guest addresses that are no buffers",
                 type_name(*kind)
             ),
-            Self::HintOff => f.write_str("a region without the feature bit, and hint=0"),
+            Self::HintOff => f.write_str("a region without the feature bit, and no hint=all"),
             Self::Malformed(fault) => fault.fmt(f),
             Self::Claimed => f.write_str("the region's addresses are in use, see /proc/iomem"),
             Self::NoMemory => f.write_str("not enough memory to map the region"),

@@ -31,7 +31,6 @@ use kernel::{
 
 mod bindings;
 mod bounce;
-#[macro_use]
 mod compat;
 mod debugfs;
 mod device;
@@ -53,28 +52,14 @@ mod pool;
 #[allow(unreachable_pub)]
 mod wire;
 
-macro_rules! declare {
-    ($flag:ident, $on:tt, $off:tt) => {
-        module! {
-            type: VirtioSwiotlb,
-            name: "virtio_swiotlb",
-            authors: ["The virtio_swiotlb authors"],
-            description: "VIRTIO_F_SWIOTLB: bounce buffers in a region that the device brings",
-            license: "GPL",
-            params: {
-                hint: $flag {
-                    default: $on,
-                    description: "Use a region that comes without the feature bit (default: 1)",
-                },
-                takeover: $flag {
-                    default: $off,
-                    description: "Bind drivers of restricted devices anew at load (default: 0)",
-                },
-            },
-        }
-    };
+// The parameters are in `helpers.c`.
+module! {
+    type: VirtioSwiotlb,
+    name: "virtio_swiotlb",
+    authors: ["The virtio_swiotlb authors"],
+    description: "VIRTIO_F_SWIOTLB: bounce buffers in a region that the device brings",
+    license: "GPL",
 }
-with_flag!(declare);
 
 #[pin_data(PinnedDrop)]
 struct VirtioSwiotlb {
@@ -86,11 +71,7 @@ struct VirtioSwiotlb {
 
 impl kernel::InPlaceModule for VirtioSwiotlb {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let parameters = parameters::Parameters {
-            hint: compat::is_on(&module_parameters::hint),
-            takeover: compat::is_on(&module_parameters::takeover),
-            from_device: parameters::FromDevice::parameter(),
-        };
+        let parameters = parameters::Parameters::new();
         pin_init::pin_init_scope(move || {
             let registry = Arc::pin_init(registry::Registry::new(module, parameters), GFP_KERNEL)?;
             Ok(try_pin_init!(Self {

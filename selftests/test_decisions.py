@@ -130,10 +130,10 @@ def test_hint_can_be_turned_off(boot: Boot) -> None:
     late = key_values(boot.fact("hint0-state"))
     assert (late["mode"], late["reason"]) == (
         "ignored",
-        "a region without the feature bit, and hint=0",
+        "a region without the feature bit, and no hint=all",
     )
     assert boot.fact("hint0_driver") == "virtio_rng"
-    assert the_line(boot, "hint", "not bounced: a region without the feature bit, and hint=0")
+    assert the_line(boot, "hint", "not bounced: a region without the feature bit, and no hint=all")
     last = events(boot.report(NAMES["hint"]), "driver_ok")[-1]["negotiation"]
     outside = {e["negotiation"] for e in events(boot.report(NAMES["hint"]), "violation")}
     assert outside == {last}
@@ -228,4 +228,4 @@ def test_modinfo(kernel: str) -> None:
     parameters = dict(line.split(":", 1) for line in field("parm").splitlines())
     assert set(parameters) == {"hint", "takeover", "from_device"}
     assert "(default: preserve)" in parameters["from_device"]
-    assert "(default: 1)" in parameters["hint"] and "(default: 0" in parameters["takeover"]
+    assert "(default: all)" in parameters["hint"] and "(default: 0" in parameters["takeover"]
