@@ -58,6 +58,8 @@ pub(crate) struct Outcomes {
     pub(crate) hint: Atomic<u64>,
     pub(crate) declined: Atomic<u64>,
     pub(crate) refused: Atomic<u64>,
+    /// Devices that had a driver before the module came, though confinement is required.
+    pub(crate) unconfined: Atomic<u64>,
 }
 
 impl Outcomes {
@@ -66,7 +68,7 @@ impl Outcomes {
             Decision::Accept(_) => &self.bounced,
             Decision::Hint(_) => &self.hint,
             Decision::Decline(_) => &self.declined,
-            Decision::Refuse(_) => &self.refused,
+            Decision::Refuse(_) | Decision::Bar(_) => &self.refused,
             Decision::Ignore(_) => return,
         };
         counter.fetch_add(1, Relaxed);
@@ -77,7 +79,7 @@ impl Outcomes {
 #[pin_data]
 pub(crate) struct Common {
     module: &'static ThisModule,
-    pub(crate) parameters: Parameters,
+    parameters: Parameters,
     pub(crate) outcomes: Outcomes,
     /// What was counted in bindings that are over.
     #[pin]
@@ -98,9 +100,22 @@ impl Common {
                 hint: Atomic::new(0),
                 declined: Atomic::new(0),
                 refused: Atomic::new(0),
+                unconfined: Atomic::new(0),
             },
             retired <- new_mutex!(Counters::default()),
         })
+    }
+
+    /// As the module was loaded.
+    pub(crate) fn parameters(&self) -> Parameters {
+        #[cfg(CONFIG_KUNIT = "y")]
+        if crate::tests::fake::requires() {
+            return Parameters {
+                require: true,
+                ..self.parameters
+            };
+        }
+        self.parameters
     }
 
     /// What was counted in bindings that are over, of all devices.

@@ -247,6 +247,25 @@ bool virtio_swiotlb_takeover(void)
 	return takeover;
 }
 
+static bool require;
+module_param(require, bool, 0444);
+MODULE_PARM_DESC(require, "Bind no virtio device that is not bounced (default: 0)");
+
+bool virtio_swiotlb_require(void)
+{
+	return require;
+}
+
+static char *except = "";
+module_param(except, charp, 0444);
+MODULE_PARM_DESC(except,
+		 "Device types that require=1 leaves alone: names or numbers, with commas (default: none)");
+
+const char *virtio_swiotlb_except(void)
+{
+	return except;
+}
+
 enum from_device { PRESERVE, CLEAR };
 
 static const char * const from_device_names[] = {

@@ -36,6 +36,8 @@ void virtio_swiotlb_break(struct virtio_device *vdev);
  */
 bool virtio_swiotlb_hint_all(void);
 bool virtio_swiotlb_takeover(void);
+bool virtio_swiotlb_require(void);
+const char *virtio_swiotlb_except(void);
 bool virtio_swiotlb_from_device_clear(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

@@ -2,7 +2,17 @@
 
 //! The module's parameters, as it was loaded. They do not change afterwards.
 
-use super::bindings;
+use super::{
+    bindings,
+    policy::types::{
+        Names,
+        Types, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    str::CStr, //
+};
 
 /// All parameters.
 #[derive(Clone, Copy)]
@@ -11,6 +21,10 @@ pub(crate) struct Parameters {
     pub(crate) hint: bool,
     /// Whether devices that had a driver when the module was loaded are bound anew.
     pub(crate) takeover: bool,
+    /// Whether no driver is bound to a device that is not bounced.
+    pub(crate) require: bool,
+    /// The device types that `require` leaves alone.
+    pub(crate) except: Types,
     /// What a mapping that the device only writes begins with.
     pub(crate) from_device: FromDevice,
 }
@@ -27,19 +41,57 @@ pub(crate) enum FromDevice {
 
 impl Parameters {
     /// As the module was loaded.
-    pub(crate) fn new() -> Self {
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an unknown device type, after a message.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: No requirements.
+        let except = unsafe { bindings::virtio_swiotlb_except() };
+        // SAFETY: The parameter is a string, and does not change.
+        let except = unsafe { CStr::from_char_ptr(except) };
         // SAFETY: No requirements.
         let clear = unsafe { bindings::virtio_swiotlb_from_device_clear() };
-        Self {
+        Ok(Self {
             // SAFETY: No requirements.
             hint: unsafe { bindings::virtio_swiotlb_hint_all() },
             // SAFETY: No requirements.
             takeover: unsafe { bindings::virtio_swiotlb_takeover() },
+            // SAFETY: No requirements.
+            require: unsafe { bindings::virtio_swiotlb_require() },
+            except: device_types("except", except)?,
             from_device: if clear {
                 FromDevice::Clear
             } else {
                 FromDevice::Preserve
             },
-        }
+        })
+    }
+
+    /// Whether a device of type `kind` may have no driver unless it is bounced.
+    pub(crate) fn requires(&self, kind: u32) -> bool {
+        self.require && !self.except.has(kind)
+    }
+}
+
+/// The device types that the parameter `name` lists.
+fn device_types(name: &str, list: &CStr) -> Result<Types> {
+    let parsed = match list.to_str() {
+        Ok(list) => Types::parse(list),
+        Err(_) => Err("..."),
+    };
+    parsed.map_err(|word| {
+        pr_err!(
+            "{name} lists {}, or numbers from 1 to 255, with commas; not \"{word}\"\n",
+            Names
+        );
+        EINVAL
+    })
+}
+
+// The pure files have no other traits than those of core.
+impl kernel::fmt::Display for Names {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        core::fmt::Display::fmt(self, f)
     }
 }

@@ -11,6 +11,8 @@
 pub mod limits;
 #[path = "policy/plan.rs"]
 pub mod plan;
+#[path = "policy/types.rs"]
+pub mod types;
 
 use super::wire::{
     device_type,
@@ -36,6 +38,9 @@ pub struct Facts {
     pub own_mapping: bool,
     /// Parameter `hint`: whether a region that a capability names is used without the bit.
     pub hint: bool,
+    /// Parameters `require` and `except`: whether no driver may be bound unless the device is
+    /// bounced.
+    pub required: bool,
 }
 
 /// Why a device is not bounced.
@@ -133,6 +138,9 @@ pub enum Decision {
     Decline(Reason),
     /// The driver may not bind: confinement was asked for and cannot be had.
     Refuse(Reason),
+    /// The driver may not bind: the guest requires confinement, which the device does not ask for,
+    /// or which cannot be had.
+    Bar(Reason),
     /// Left alone.
     Ignore(Reason),
 }
@@ -144,7 +152,7 @@ impl Decision {
             Self::Accept(_) => "bounced",
             Self::Hint(_) => "hint",
             Self::Decline(_) => "declined",
-            Self::Refuse(_) => "refused",
+            Self::Refuse(_) | Self::Bar(_) => "refused",
             Self::Ignore(_) => "ignored",
         }
     }
@@ -153,7 +161,10 @@ impl Decision {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Accept(_) | Self::Hint(_) => None,
-            Self::Decline(reason) | Self::Refuse(reason) | Self::Ignore(reason) => Some(*reason),
+            Self::Decline(reason)
+            | Self::Refuse(reason)
+            | Self::Bar(reason)
+            | Self::Ignore(reason) => Some(*reason),
         }
     }
 
@@ -166,11 +177,21 @@ impl Decision {
     }
 
     /// What becomes of the decision when bouncing turned out to be impossible: with the bit
-    /// offered the device stays unbound, a mere hint is forgone (R7).
-    pub fn failed(self, reason: Reason) -> Self {
+    /// offered the device stays unbound, a mere hint is forgone (R7), unless the guest has
+    /// `required` confinement.
+    pub fn failed(self, reason: Reason, required: bool) -> Self {
         match self {
             Self::Accept(_) => Self::Refuse(reason),
-            Self::Hint(_) => Self::Ignore(reason),
+            Self::Hint(_) => Self::Ignore(reason).enforced(required),
+            other => other,
+        }
+    }
+
+    /// The decision in a guest that has `required` confinement of the device: no driver is bound
+    /// unless the device is bounced (R40).
+    fn enforced(self, required: bool) -> Self {
+        match self {
+            Self::Decline(reason) | Self::Ignore(reason) if required => Self::Bar(reason),
             other => other,
         }
     }
@@ -186,6 +207,11 @@ pub fn is_relevant(offered: Features, finding: Finding) -> bool {
 
 /// Decides what is done with a device.
 pub fn decide(facts: &Facts) -> Decision {
+    decide_by_offer(facts).enforced(facts.required)
+}
+
+/// Decides what is done with a device in a guest that does not require confinement.
+fn decide_by_offer(facts: &Facts) -> Decision {
     let bit = facts.offered.has(Features::SWIOTLB);
     if !facts.offered.has(Features::VERSION_1) {
         return Decision::Ignore(Reason::Legacy);
@@ -273,6 +299,7 @@ mod tests {
             names_regions: true,
             own_mapping: false,
             hint: true,
+            required: false,
         }
     }
 
@@ -382,14 +409,75 @@ mod tests {
 
     #[test]
     fn failure_to_bounce() {
-        assert_eq!(
-            Decision::Accept(REGION).failed(Reason::Claimed),
-            Decision::Refuse(Reason::Claimed)
-        );
-        assert_eq!(
-            Decision::Hint(REGION).failed(Reason::Claimed),
-            Decision::Ignore(Reason::Claimed)
-        );
+        const WHY: Reason = Reason::Claimed;
+        for required in [false, true] {
+            let failed = Decision::Accept(REGION).failed(WHY, required);
+            assert_eq!(failed, Decision::Refuse(WHY));
+        }
+        let hint = Decision::Hint(REGION);
+        assert_eq!(hint.failed(WHY, false), Decision::Ignore(WHY));
+        assert_eq!(hint.failed(WHY, true), Decision::Bar(WHY));
+    }
+
+    /// What is decided, by another way of thinking: what is bounced, what is kept from its driver,
+    /// and what has one.
+    fn mode(f: &Facts) -> &'static str {
+        let modern = f.offered.has(Features::VERSION_1);
+        let asks = modern && f.offered.has(Features::SWIOTLB);
+        let can = modern && !f.own_mapping && f.device_type == NET;
+        let usable = matches!(f.finding, Finding::Usable(_));
+        match (asks, can && usable) {
+            (true, true) => "bounced",
+            (false, true) if f.hint => "hint",
+            _ if f.required => "refused",
+            (true, false) if can && f.finding == BROKEN => "refused",
+            (true, _) => "declined",
+            (false, _) => "ignored",
+        }
+    }
+
+    #[test]
+    fn every_combination() {
+        const EITHER: [bool; 2] = [false, true];
+        for bits in 0..256_u32 {
+            let on = |bit: u32| EITHER[(bits >> bit & 1) as usize];
+            let mut offered = Features(0);
+            for (bit, feature) in [
+                (0, Features::VERSION_1),
+                (1, Features::SWIOTLB),
+                (2, Features::ACCESS_PLATFORM),
+            ] {
+                if on(bit) {
+                    offered = offered.with(feature);
+                }
+            }
+            for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
+                let facts = Facts {
+                    device_type: if on(3) { NET } else { device_type::BALLOON },
+                    offered,
+                    finding,
+                    names_regions: on(4),
+                    own_mapping: on(5),
+                    hint: on(6),
+                    required: on(7),
+                };
+                let decision = decide(&facts);
+                assert_eq!(decision.mode(), mode(&facts));
+                // Neither asked for nor required: never refused.
+                let asked = offered.has(BIT);
+                assert!(asked || facts.required || decision.mode() != "refused");
+                // R40: required and not bounced, never bound.
+                let bounced = decision.extent().is_some();
+                assert!(!facts.required || bounced || decision.mode() == "refused");
+                // A refusal that the device has asked for is told as such.
+                let refused = matches!(decision, Decision::Refuse(_));
+                let alone = Facts {
+                    required: false,
+                    ..facts
+                };
+                assert_eq!(refused, matches!(decide(&alone), Decision::Refuse(_)));
+            }
+        }
     }
 
     #[test]
@@ -400,6 +488,7 @@ mod tests {
             (Decision::Hint(REGION), "hint", None, Some(REGION)),
             (Decision::Decline(WHY), "declined", Some(WHY), None),
             (Decision::Refuse(WHY), "refused", Some(WHY), None),
+            (Decision::Bar(WHY), "refused", Some(WHY), None),
             (Decision::Ignore(WHY), "ignored", Some(WHY), None),
         ] {
             assert_eq!(decision.mode(), mode);
@@ -408,7 +497,7 @@ mod tests {
         }
         // What is not bounced anyway has not failed.
         let declined = Decision::Decline(Reason::NoRegion);
-        assert_eq!(declined.failed(WHY), declined);
+        assert_eq!(declined.failed(WHY, false), declined);
     }
 
     #[test]

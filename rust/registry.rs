@@ -132,6 +132,12 @@ impl Registry {
             outcomes.declined.load(Relaxed),
             outcomes.refused.load(Relaxed)
         );
+        let unconfined = outcomes.unconfined.load(Relaxed);
+        if unconfined != 0 {
+            pr_err!(
+                "the guest requires confinement (require=1), and {unconfined} devices are not confined: see above\n"
+            );
+        }
     }
 
     fn find(&self, id: DeviceId) -> Option<Arc<Entry>> {
@@ -143,6 +149,10 @@ impl Registry {
     fn enter(&self, dev: &Locked) -> Result<Option<Arc<Entry>>> {
         if let Some(entry) = self.find(dev.id()) {
             return Ok(Some(entry));
+        }
+        #[cfg(CONFIG_KUNIT = "y")]
+        if crate::tests::fake::is_without_memory() {
+            return Err(ENOMEM);
         }
         let device = Arc::pin_init(Device::new(dev, self.common.clone())?, GFP_KERNEL)?;
         let entry = Arc::new(
@@ -173,7 +183,10 @@ impl Registry {
         }
         let offered = Features(dev.offered_features());
         let finding = region::find(dev);
-        if !policy::is_relevant(offered, finding) {
+        let parameters = self.common.parameters();
+        let required = parameters.requires(dev.device_type());
+        let relevant = policy::is_relevant(offered, finding);
+        if !relevant && (!required || dev.driver_name().is_none()) {
             return Then::Nothing;
         }
         // The refusal of an earlier driver sticks to the device's status.
@@ -181,8 +194,7 @@ impl Registry {
             return Then::Bind;
         }
         // What is bound keeps working, unless it is to be taken over and can be.
-        let parameters = &self.common.parameters;
-        let reason = match decide(dev, offered, finding, parameters) {
+        let reason = match decide(dev, offered, finding, &parameters) {
             Decision::Accept(_) | Decision::Hint(_) => {
                 (!parameters.takeover).then_some(Reason::NotTakenOver)
             }
@@ -191,6 +203,12 @@ impl Registry {
         match reason {
             None => Then::Rebind,
             Some(reason) => {
+                if required {
+                    report::unconfined(dev, reason);
+                    self.common.outcomes.unconfined.fetch_add(1, Relaxed);
+                } else {
+                    report::decision(dev, &Decision::Ignore(reason));
+                }
                 self.leave_alone(dev, offered, Decision::Ignore(reason));
                 Then::Nothing
             }
@@ -199,7 +217,6 @@ impl Registry {
 
     /// Lists a device whose driver was bound before the module was loaded.
     fn leave_alone(&self, dev: &Locked, offered: Features, decision: Decision) {
-        report::decision(dev, &decision);
         match self.enter(dev) {
             Ok(Some(entry)) => entry.device.leave_alone(dev, offered, decision),
             Ok(None) => {}
@@ -212,11 +229,18 @@ impl Registry {
         self.find(dev.id()).is_some()
     }
 
+    /// Whether the unload has to see `dev`: it is listed, or a driver is just being kept from it
+    /// without an entry in the list.
+    pub(crate) fn is_concerned(&self, dev: &virtio::Device) -> bool {
+        self.common.parameters().require || self.knows(dev)
+    }
+
     /// Takes the override from a device for good: the module is being unloaded.
     pub(crate) fn release(&self, dev: &Locked) -> Then {
         if let Some(entry) = self.find(dev.id()) {
             entry.ops.remove(dev);
         }
+        dev.unbar();
         Then::Nothing
     }
 
@@ -234,7 +258,8 @@ impl bus::Events for Registry {
             return;
         }
         let offered = Features(dev.offered_features());
-        if !policy::is_relevant(offered, region::find(dev)) {
+        let required = self.common.parameters().requires(dev.device_type());
+        if !required && !policy::is_relevant(offered, region::find(dev)) {
             // If the device was relevant once, nothing of that holds for this driver.
             if let Some(entry) = self.find(dev.id()) {
                 let decision = Decision::Ignore(Reason::NotConcerned);
@@ -249,7 +274,11 @@ impl bus::Events for Registry {
             Ok(Some(entry)) => entry,
             Ok(None) => return,
             Err(_) => {
-                report::no_memory(dev);
+                report::no_memory(dev, required);
+                if required {
+                    dev.bar();
+                    self.common.outcomes.refused.fetch_add(1, Relaxed);
+                }
                 return;
             }
         };
@@ -260,6 +289,7 @@ impl bus::Events for Registry {
     }
 
     fn unbound(&self, dev: &Locked) {
+        dev.unbar();
         if let Some(entry) = self.find(dev.id()) {
             entry.ops.remove(dev);
         }
@@ -320,6 +350,7 @@ impl Text for Totals {
         writeln!(f, "bounced {}", outcomes.bounced.load(Relaxed))?;
         writeln!(f, "hint {}", outcomes.hint.load(Relaxed))?;
         writeln!(f, "declined {}", outcomes.declined.load(Relaxed))?;
-        writeln!(f, "refused {}", outcomes.refused.load(Relaxed))
+        writeln!(f, "refused {}", outcomes.refused.load(Relaxed))?;
+        writeln!(f, "unconfined {}", outcomes.unconfined.load(Relaxed))
     }
 }

@@ -12,9 +12,9 @@
 //! |---|---|
 //! | `compat.rs` | what differs between kernel series |
 //! | `lock.rs`, `work.rs` | what the kernel crate lacks |
-//! | `parameters.rs` | the module's parameters |
 //! | `wire.rs` | numbers on the wire; configuration space to a region |
 //! | `policy.rs` | what is done with a device, and why; limits; the plan of its features |
+//! | `parameters.rs` | the module's parameters |
 //! | `virtio.rs` | safe layer over the C side of virtio |
 //! | `pool.rs` | the allocator of a region |
 //! | `region.rs` | a device's region: found, checked, claimed, mapped |
@@ -71,8 +71,8 @@ struct VirtioSwiotlb {
 
 impl kernel::InPlaceModule for VirtioSwiotlb {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let parameters = parameters::Parameters::new();
         pin_init::pin_init_scope(move || {
+            let parameters = parameters::Parameters::new()?;
             let registry = Arc::pin_init(registry::Registry::new(module, parameters), GFP_KERNEL)?;
             Ok(try_pin_init!(Self {
                 _files: registry::Files::new(&registry),
@@ -106,7 +106,7 @@ impl PinnedDrop for VirtioSwiotlb {
         self.registry.stop();
         // A lock that is waited for in this way cannot fail to be taken.
         let _ = self.registration.for_each(
-            |dev| Ok(self.registry.knows(dev).then(|| dev.lock())),
+            |dev| Ok(self.registry.is_concerned(dev).then(|| dev.lock())),
             |dev| self.registry.release(dev),
         );
         virtio::synchronize_hooks();

@@ -17,7 +17,7 @@ COUNTERS = [
     *("full", "too_large", "bad_handle"),
     *("pool_bytes", "used_bytes", "hiwater_bytes", "largest_free_bytes"),
 ]
-OUTCOMES = ["seen", "bounced", "hint", "declined", "refused"]
+OUTCOMES = ["seen", "bounced", "hint", "declined", "refused", "unconfined"]
 
 SCRIPT = """
 load

@@ -226,6 +226,6 @@ def test_modinfo(kernel: str) -> None:
     assert field("license").strip() == "GPL"
     assert "VIRTIO_F_SWIOTLB" in field("description")
     parameters = dict(line.split(":", 1) for line in field("parm").splitlines())
-    assert set(parameters) == {"hint", "takeover", "from_device"}
+    assert set(parameters) == {"hint", "takeover", "require", "except", "from_device"}
     assert "(default: preserve)" in parameters["from_device"]
     assert "(default: all)" in parameters["hint"] and "(default: 0" in parameters["takeover"]

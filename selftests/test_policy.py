@@ -5,7 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 from guestlib.result import key_values
-from testlib.harness import Boot, booted, entropy
+from testlib.harness import (
+    Boot,
+    booted,
+    disk,
+    entropy,
+    events,
+    numbers,
+    ordinary_disk,
+)
 
 #: What `hint` is given as, and what sysfs shows then.
 HINTS = {
@@ -19,10 +27,13 @@ HINTS = {
     "Y": "all",
     "pool": "pool",
 }
-#: Neither is a word of its parameter.
-WRONG = ("hint=some", "hint=nonsense", "hint=2", "hint=", "takeover=perhaps")
+#: None is a value of its parameter.
+WRONG = (
+    *("hint=some", "hint=nonsense", "hint=2", "hint=", "takeover=perhaps"),
+    *("require=perhaps", "except=rgn", "except=net,,blk", "except=256"),
+)
 
-SCRIPT = f"""
+WORDS = f"""
 wrong=0
 for parameter in {" ".join(WRONG)}; do
 	fact wrong$wrong insmod "$MODULE" $parameter
@@ -37,17 +48,52 @@ rmmod virtio_swiotlb
 for hint in {" ".join(HINTS)}; do
 	insmod "$MODULE" hint=$hint
 	fact hint-$hint cat $parameters/hint
-	[ $hint = pool ] || rmmod virtio_swiotlb
+	rmmod virtio_swiotlb
 done
+insmod "$MODULE" hint=pool
 modprobe virtio_rng
 fact pool cat "$debugfs/$(virtio restricted0)/state"
+unbind_driver restricted0 virtio_rng
+modprobe -r virtio_rng
+rmmod virtio_swiotlb
+"""
+
+# Then, with require=1: a device that is bounced on a hint, one that is bounced, one that offers
+# nothing at all, and a disk that QEMU itself provides. The guest's own root file system is a
+# device that had its driver before.
+REQUIRE = """
+insmod "$MODULE" require=1
+fact require cat $parameters/require
+drivers
+for device in restricted0 restricted1 restricted2 ordinary0; do
+	fact required-$device driver $device
+	keep $device required-$device
+done
+fact totals cat "$debugfs/totals"
+data restricted1 1048576 65536
+unbind_driver restricted0 virtio_rng
+unbind_driver restricted1
+rmmod virtio_swiotlb
+
+insmod "$MODULE" require=1 except=rng,blk
+fact except cat $parameters/except
+bind_driver restricted2 virtio_rng
+bind_driver ordinary0
+fact excepted driver restricted2
+data ordinary0 1048576 65536
+fact listed cat "$debugfs/devices"
 """
 
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
-    hinted = entropy(offer_swiotlb=False, mode="optional")
-    with booted("stock", [hinted], SCRIPT) as boot:
+    devices = [
+        entropy(offer_swiotlb=False, mode="optional"),
+        disk(),
+        entropy(offer_swiotlb=False, capability=False, mode="optional"),
+        ordinary_disk(),
+    ]
+    with booted("stock", devices, WORDS + REQUIRE) as boot:
         yield boot
 
 
@@ -57,13 +103,17 @@ def test_another_word_fails_the_load(boot: Boot, parameter: str) -> None:
 
 
 def test_message_lists_the_words(boot: Boot) -> None:
-    """One for each load that hint has failed."""
+    """One for each load that failed for hint or except."""
     lines = [line for line in boot.result.kernel_log.splitlines() if "hint is " in line]
     given = [word.removeprefix("hint=") for word in WRONG if word.startswith("hint")]
     assert len(lines) == len(given)
     for line, word in zip(lines, given, strict=True):
         message = f'hint is "none" (0, n), "pool" or "all" (1, y), not "{word}"'
         assert f"virtio_swiotlb: {message}" in line
+    lines = [line for line in boot.result.kernel_log.splitlines() if "except lists " in line]
+    for line, word in zip(lines, ("rgn", "", "256"), strict=True):
+        assert "virtio_swiotlb: except lists net, blk, console, rng, balloon, " in line
+        assert f', or numbers from 1 to 255, with commas; not "{word}"' in line
 
 
 def test_defaults(boot: Boot) -> None:
@@ -86,3 +136,48 @@ def test_pool_uses_no_region_of_a_capability(boot: Boot) -> None:
         "ignored",
         "a region without the feature bit, and no hint=all",
     )
+
+
+def test_required_confinement_is_what_bounced_devices_have(boot: Boot) -> None:
+    assert boot.fact("require") == "Y"
+    assert boot.fact("required-restricted0") == "virtio_rng"
+    assert boot.fact("required-restricted1") == "virtio_blk"
+    modes = [boot.fact(f"required-restricted{index}-state") for index in range(3)]
+    assert [key_values(mode)["mode"] for mode in modes] == ["hint", "bounced", "refused"]
+
+
+@pytest.mark.parametrize(("device", "kind"), [("restricted2", "rng"), ("ordinary0", "blk")])
+def test_other_devices_are_refused(boot: Boot, device: str, kind: str) -> None:
+    """What offers nothing is no way around it."""
+    assert boot.fact(f"required-{device}") == ""
+    assert key_values(boot.fact(f"required-{device}-state"))["mode"] == "refused"
+    (line,) = boot.log(device, "no driver is bound: ")
+    reason = "neither the feature bit nor a region"
+    assert f"the guest requires confinement (require=1): {reason}" in line
+    assert line.endswith(f"load the module with except={kind}")
+
+
+def test_a_refused_device_was_told_nothing(boot: Boot) -> None:
+    """It had a driver twice: before, and when its type was excepted."""
+    report = boot.report("restricted2")
+    assert len(events(report, "driver_ok")) == 2
+    assert len(events(report, "accepted")) == 2
+
+
+def test_device_that_had_a_driver_is_an_error(boot: Boot) -> None:
+    totals = numbers(boot.fact("totals"))
+    assert (totals["bounced"], totals["hint"], totals["refused"]) == (1, 1, 2)
+    assert totals["unconfined"] >= 1
+    log = boot.result.kernel_log.splitlines()
+    lines = [line for line in log if "not confined, though the guest requires" in line]
+    assert [line for line in lines if line.endswith("or with except=9p")]
+    told = [line for line in log if "devices are not confined: see above" in line]
+    assert len(told) == 2
+    assert f"and {totals['unconfined']} devices are not confined" in told[0]
+
+
+def test_excepted_types_are_as_without_the_module(boot: Boot) -> None:
+    assert boot.fact("except") == "rng,blk"
+    assert boot.fact("excepted") == "virtio_rng"
+    assert [block for block in boot.blocks if block.device == "ordinary0"]
+    assert boot.virtio("ordinary0") not in boot.fact("listed").split()

@@ -77,6 +77,7 @@ pub(crate) fn decide(
         names_regions: region::can_be_named(dev),
         own_mapping: dev.has_mapping(),
         hint: parameters.hint,
+        required: parameters.requires(dev.device_type()),
     })
 }
 
@@ -90,10 +91,11 @@ impl Device {
     fn negotiate(self: &Arc<Self>, first: &First<'_>) -> Result {
         let dev = first.locked();
         let found = region::find(dev);
-        let wanted = decide(dev, self.offered_features(), found, &self.common.parameters);
+        let parameters = self.common.parameters();
+        let wanted = decide(dev, self.offered_features(), found, &parameters);
         let made = wanted.extent().map(|extent| self.bounce(first, &extent));
         let decision = match made {
-            Some(Err(reason)) => wanted.failed(reason),
+            Some(Err(reason)) => wanted.failed(reason, parameters.requires(self.device_type)),
             _ => wanted,
         };
         report::decision(dev, &decision);
@@ -104,7 +106,7 @@ impl Device {
                 bounce,
                 moved: false,
             }),
-            (Decision::Refuse(reason), _) => State::Refused(reason),
+            (Decision::Refuse(reason) | Decision::Bar(reason), _) => State::Refused(reason),
             _ => State::LeftAlone(decision),
         };
         match decision {
@@ -113,7 +115,7 @@ impl Device {
                 first.remove_override();
                 self.tell_without(first)
             }
-            Decision::Refuse(_) => {
+            Decision::Refuse(_) | Decision::Bar(_) => {
                 // A transport would act on features that were never agreed on: look for an admin
                 // queue, at hibernation or at a reset of the function.
                 first.set_features(0);
@@ -135,7 +137,7 @@ impl Device {
         let mapper = Bounce::new(
             region,
             self.device_type,
-            self.common.parameters.from_device,
+            self.common.parameters().from_device,
             dev.as_device(),
         )
         .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))

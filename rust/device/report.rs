@@ -7,6 +7,7 @@
 use super::super::{
     policy::{
         plan::Plan,
+        types::Name,
         Decision,
         Reason, //
     },
@@ -17,6 +18,7 @@ use kernel::prelude::*;
 
 /// Reports a decision.
 pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
+    let kind = dev.device_type();
     let dev = dev.as_device();
     match decision {
         Decision::Accept(extent) => dev_info!(
@@ -46,6 +48,11 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
         Decision::Refuse(reason) => dev_err!(
             dev,
             "swiotlb: no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB, so it is not used without\n"
+        ),
+        Decision::Bar(reason) => dev_err!(
+            dev,
+            "swiotlb: no driver is bound: the guest requires confinement (require=1): {reason}. Use a device that offers VIRTIO_F_SWIOTLB and brings a region, or load the module with except={}\n",
+            Name(kind)
         ),
         Decision::Ignore(reason @ Reason::NotTakenOver) => dev_warn!(
             dev,
@@ -112,8 +119,26 @@ pub(super) fn leaked(dev: &virtio::Device, live: usize) {
     );
 }
 
-/// Reports that the device could not be recorded, and so is not bounced.
-pub(crate) fn no_memory(dev: &virtio::Device) {
+/// Reports that a driver was bound to the device before the module was loaded, though the guest
+/// requires confinement.
+pub(crate) fn unconfined(dev: &virtio::Device, reason: Reason) {
+    dev_err!(
+        dev.as_device(),
+        "swiotlb: not confined, though the guest requires confinement (require=1): {reason}. A driver was bound before the module was loaded: unbind it, and load the module before the drivers, or with except={}\n",
+        Name(dev.device_type())
+    );
+}
+
+/// Reports that the device could not be recorded, and so is not bounced. No driver is bound if
+/// confinement is `required`.
+pub(crate) fn no_memory(dev: &virtio::Device, required: bool) {
+    if required {
+        dev_err!(
+            dev.as_device(),
+            "swiotlb: no driver is bound: the guest requires confinement (require=1), and there is not enough memory; bind the driver when there is\n"
+        );
+        return;
+    }
     dev_err!(
         dev.as_device(),
         "swiotlb: not bounced: not enough memory; unbind and bind the driver when there is\n"
@@ -130,6 +155,12 @@ pub(crate) fn not_listed(dev: &virtio::Device) {
 
 // The pure files have no other traits than those of core.
 impl kernel::fmt::Display for Reason {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+impl kernel::fmt::Display for Name {
     fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
         core::fmt::Display::fmt(self, f)
     }

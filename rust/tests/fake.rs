@@ -499,6 +499,35 @@ pub(crate) fn module_users() -> i32 {
     unsafe { bindings::virtio_swiotlb_fake_module_users() }
 }
 
+static REQUIRES: Atomic<bool> = Atomic::new(false);
+static WITHOUT_MEMORY: Atomic<bool> = Atomic::new(false);
+
+/// Whether the module is to act as if it had been loaded with `require=1`.
+pub(crate) fn requires() -> bool {
+    REQUIRES.load(Relaxed)
+}
+
+/// Whether there is to be no memory to record a device.
+pub(crate) fn is_without_memory() -> bool {
+    WITHOUT_MEMORY.load(Relaxed)
+}
+
+/// Calls `f` as if the module had been loaded with `require=1`. Nothing may be asserted in `f`.
+pub(crate) fn with_require<R>(f: impl FnOnce() -> R) -> R {
+    REQUIRES.store(true, Relaxed);
+    let result = f();
+    REQUIRES.store(false, Relaxed);
+    result
+}
+
+/// Calls `f` while there is no memory to record a device. Nothing may be asserted in `f`.
+pub(crate) fn without_memory<R>(f: impl FnOnce() -> R) -> R {
+    WITHOUT_MEMORY.store(true, Relaxed);
+    let result = f();
+    WITHOUT_MEMORY.store(false, Relaxed);
+    result
+}
+
 static REGISTRY: Atomic<*const Registry> = Atomic::new(ptr::null());
 
 /// Tells the tests the registry of the module, which keeps it while suites can run.

@@ -283,6 +283,97 @@ mod cases {
     }
 
     #[test]
+    fn required_confinement_bars_all_that_is_not_bounced() -> Result {
+        // R40: also legacy devices, types that cannot be bounced, and what offers nothing.
+        let users = fake::module_users();
+        for (kind, offered, capability) in [
+            (fake::TYPE, Features(0), false),
+            (fake::TYPE, Features::SWIOTLB, true),
+            (fake::TYPE, MODERN, false),
+            (fake::TYPE, MODERN.with(PLATFORM).with(PACKED), false),
+            (fake::TYPE, BIT, false),
+            (device_type::BALLOON, MODERN, false),
+            (device_type::BALLOON, BIT, true),
+        ] {
+            let fake = Fake::new(&Plan {
+                kind,
+                capability,
+                ..offering(offered)
+            })?;
+            let before = fake.sight();
+            let bound = fake::with_require(|| fake.bind());
+            assert!(bound.is_err());
+            assert!(!fake.is_bound() && untouched(&fake, &before, users));
+            assert_eq!(fake.mode(), "refused");
+            // No features are left agreed on, and the device was told none.
+            assert_eq!(fake.sight().features, 0);
+            assert_eq!(fake.log().finalized, 0);
+            assert!(fake.log().status & STATUS_DRIVER_OK == 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn required_confinement_changes_nothing_for_what_is_bounced() -> Result {
+        for (offered, mode) in [(BIT, "bounced"), (MODERN, "hint")] {
+            let fake = Fake::new(&offering(offered))?;
+            let before = fake.sight();
+            fake::with_require(|| fake.bind())?;
+            assert!(bound_with(&fake, &before));
+            assert_eq!(fake.mode(), mode);
+            works(&fake, 1, false)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn required_confinement_needs_memory() -> Result {
+        let users = fake::module_users();
+        for offered in [MODERN, BIT] {
+            let fake = Fake::new(&offering(offered))?;
+            let before = fake.sight();
+            let bound = fake::with_require(|| fake::without_memory(|| fake.bind()));
+            assert!(bound.is_err());
+            assert!(!fake.is_bound() && untouched(&fake, &before, users));
+            assert_eq!(fake.mode(), "unseen");
+            assert_eq!(fake.log().finalized, 0);
+            // When there is memory again.
+            fake::with_require(|| fake.bind())?;
+            assert!(bound_with(&fake, &before));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn without_memory_a_driver_is_bound_all_the_same() -> Result {
+        let users = fake::module_users();
+        let fake = Fake::new(&offering(MODERN))?;
+        let before = fake.sight();
+        fake::without_memory(|| fake.bind())?;
+        assert!(bound_without(&fake, &before, users));
+        Ok(())
+    }
+
+    #[test]
+    fn device_with_a_driver_is_unconfined() -> Result {
+        let fake = Fake::new(&Plan {
+            capability: false,
+            ..offering(MODERN)
+        })?;
+        fake.bind()?;
+        let unconfined = &fake::registry().common.outcomes.unconfined;
+        let before = unconfined.load(Relaxed);
+        fake.late();
+        assert_eq!(unconfined.load(Relaxed), before);
+        assert_eq!(fake.mode(), "unseen");
+        fake::with_require(|| fake.late());
+        assert_eq!(unconfined.load(Relaxed), before + 1);
+        assert_eq!(fake.mode(), "ignored");
+        assert!(fake.is_bound());
+        Ok(())
+    }
+
+    #[test]
     fn region_without_bit_is_a_hint() -> Result {
         let users = fake::module_users();
         let fake = Fake::new(&offering(MODERN))?;

@@ -243,6 +243,70 @@ unsafe fn set_operations(dev: &Locked, ops: *const bindings::virtio_config_ops) 
     unsafe { atomic_store(&raw mut (*dev.as_raw()).config, ops, Release) };
 }
 
+/// Operations of a device to which no driver can be bound. They are for one that is about to be
+/// bound, when there is no memory for a copy of the device's own operations.
+///
+/// The core calls these only until `finalize_features` fails, and sysfs calls `get_status`.
+struct Barred(bindings::virtio_config_ops);
+
+// SAFETY: Never written.
+unsafe impl Sync for Barred {}
+
+static BARRED: Barred = {
+    extern "C" fn get_status(_: *mut bindings::virtio_device) -> u8 {
+        0
+    }
+    extern "C" fn set_status(_: *mut bindings::virtio_device, _: u8) {}
+    extern "C" fn reset(_: *mut bindings::virtio_device) {}
+    extern "C" fn get_features(_: *mut bindings::virtio_device) -> u64 {
+        0
+    }
+    extern "C" fn finalize_features(_: *mut bindings::virtio_device) -> c_int {
+        ENODEV.to_errno()
+    }
+
+    // SAFETY: All-zero is what C code leaves of the members that it does not name.
+    let mut ops = unsafe { core::mem::zeroed::<bindings::virtio_config_ops>() };
+    ops.get_status = Some(get_status);
+    ops.set_status = Some(set_status);
+    ops.reset = Some(reset);
+    ops.get_features = Some(get_features);
+    ops.finalize_features = Some(finalize_features);
+    Barred(ops)
+};
+
+impl Locked {
+    /// Keeps the driver that is about to be bound from it, without any memory. The caller must
+    /// undo that with [`Locked::unbar`] when binding has failed, and before the module is unloaded.
+    pub(crate) fn bar(&self) {
+        let original = operations(self);
+        if ptr::eq(original, &raw const BARRED.0) {
+            return;
+        }
+        // SAFETY: A device is valid. `priv` belongs to the driver, whose probe is not called; it is
+        // where the original operations are until then.
+        unsafe { (*self.as_raw()).priv_ = original.cast_mut().cast() };
+        // SAFETY: A static lives as long as the module, which takes it from the device.
+        unsafe { set_operations(self, &raw const BARRED.0) };
+    }
+
+    /// Gives the device the operations back that it had before [`Locked::bar`], if it was called.
+    pub(crate) fn unbar(&self) {
+        if !ptr::eq(operations(self), &raw const BARRED.0) {
+            return;
+        }
+        // SAFETY: A device is valid, and no driver has been bound since `bar()`, which left the
+        // original operations there.
+        let original = unsafe {
+            let original = (*self.as_raw()).priv_;
+            (*self.as_raw()).priv_ = ptr::null_mut();
+            original
+        };
+        // SAFETY: The original operations are valid as long as the device.
+        unsafe { set_operations(self, original.cast()) };
+    }
+}
+
 /// A device's own copy of its configuration operations, and what hooks them.
 ///
 /// The copy must outlive not only the binding but the device: sysfs reads the pointer to it

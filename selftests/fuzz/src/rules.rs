@@ -96,6 +96,7 @@ pub fn policy(data: &[u8]) {
         names_regions: flags & 8 != 0,
         own_mapping: flags & 16 != 0,
         hint: flags & 32 != 0,
+        required: flags & 64 != 0,
     };
     let bit = facts.offered.has(Features::SWIOTLB);
     let decision = decide(&facts);
@@ -110,8 +111,10 @@ pub fn policy(data: &[u8]) {
             queues(&mut input, &facts, extent.bytes as usize);
         }
         // Without the bit nothing may fail because of a region.
-        Decision::Decline(_) | Decision::Refuse(_) => assert!(bit),
-        Decision::Ignore(_) => {}
+        Decision::Decline(_) => assert!(bit && !facts.required),
+        Decision::Refuse(_) => assert!(bit),
+        Decision::Bar(_) => assert!(facts.required),
+        Decision::Ignore(_) => assert!(!facts.required),
     }
     assert_eq!(decision.extent().is_none(), decision.reason().is_some());
     if let Some(reason) = decision.reason() {
