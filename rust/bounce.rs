@@ -119,6 +119,8 @@ pub(crate) struct Bounce {
     kind: u32,
     // The most segments of a request, by the device; 1 as long as the driver has not asked.
     segments: Atomic<u32>,
+    // The most that its queue can hold; 0 as long as the driver has not asked.
+    most_segments: Atomic<u32>,
     max_mapping: Atomic<usize>,
     log: Pin<KBox<Work<DeferredLog>>>,
 }
@@ -157,6 +159,7 @@ impl Bounce {
             },
             kind,
             segments: Atomic::new(1),
+            most_segments: Atomic::new(0),
             max_mapping: Atomic::new(limits.max_mapping),
             log: DeferredLog::new(dev)?,
         })
@@ -217,6 +220,15 @@ impl Bounce {
     /// Draws the pool for a person.
     pub(crate) fn picture(&self, f: &mut impl core::fmt::Write) -> core::fmt::Result {
         self.pool.picture(f)
+    }
+
+    /// The most segments of a request that its queue can hold, which `find` finds out if it is not
+    /// known yet. Not while another task does the same.
+    pub(crate) fn most_segments(&self, find: impl FnOnce() -> u32) -> u32 {
+        if self.most_segments.load(Relaxed) == 0 {
+            self.most_segments.store(find(), Relaxed);
+        }
+        self.most_segments.load(Relaxed)
     }
 
     /// What the driver reads instead of `value` in a field that bounds its requests. Keeps the

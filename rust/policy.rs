@@ -62,6 +62,14 @@ pub enum Reason {
     HintOff,
     /// No capability names a usable region (R14).
     Malformed(Fault),
+    /// A block, or what else a request carries whole, has `bytes` bytes, and no request in the
+    /// region carries so many: a region of `needed` bytes is needed.
+    Unit {
+        /// Length of the block.
+        bytes: u32,
+        /// Length of the smallest region that will do; a power of two.
+        needed: u64,
+    },
     /// The region could not be claimed: something else uses its addresses.
     Claimed,
     /// The region could not be mapped, or there was no memory for the pool's records.
@@ -98,6 +106,10 @@ impl fmt::Display for Reason {
             ),
             Self::HintOff => f.write_str("a region without the feature bit, and no hint=all"),
             Self::Malformed(fault) => fault.fmt(f),
+            Self::Unit { bytes, needed } => write!(
+                f,
+                "no request carries a block of {bytes} bytes, a region of at least {needed} bytes is needed"
+            ),
             Self::Claimed => f.write_str("the region's addresses are in use, see /proc/iomem"),
             Self::NoMemory => f.write_str("not enough memory to map the region"),
             Self::Moved => f.write_str("the region moved while the driver was bound"),
@@ -518,6 +530,13 @@ mod tests {
                 "the driver of crypto devices maps twice what the device writes",
             ),
             (Reason::NoDriver, "no driver is bound"),
+            (
+                Reason::Unit {
+                    bytes: 16384,
+                    needed: 262144,
+                },
+                "no request carries a block of 16384 bytes, a region of at least 262144 bytes is needed",
+            ),
         ] {
             assert!(is_shown_as(reason, text));
         }

@@ -15,7 +15,10 @@ use super::{
         COMMON_QUEUE_SIZE, //
     }, //
 };
-use core::ptr::NonNull;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     prelude::*, //
@@ -53,6 +56,24 @@ impl Drop for Common {
         // SAFETY: By the type invariant.
         unsafe { bindings::iounmap(self.0.as_ptr()) };
     }
+}
+
+/// The fewest entries of those of `queues` that the device has; `None` if that cannot be known. May
+/// sleep; none of the queues may exist yet, and nobody else may drive the device.
+pub(crate) fn shortest(dev: &Device, queues: Range<u32>) -> Option<u16> {
+    #[cfg(CONFIG_KUNIT = "y")]
+    if let Some(fake) = crate::tests::fake::Region::of(dev) {
+        return fake.shortest_queue(queues);
+    }
+    let common = Common::new(dev)?;
+    queues
+        .map(|index| {
+            common.write(COMMON_QUEUE_SELECT, index as u16);
+            common.read(COMMON_QUEUE_SIZE)
+        })
+        // There is no such queue.
+        .filter(|entries| *entries != 0)
+        .min()
 }
 
 /// Makes those of the first `count` queues shorter that have more entries than `longest` says, and

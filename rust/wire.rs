@@ -71,6 +71,13 @@ impl Features {
     /// ... there are several pairs of queues, and ways to spread packets over them.
     pub const NET_PAIRS: Self = Self((1 << 22) | (1 << 57) | (1 << 60));
 
+    /// Of block devices (virtio 1.4, 5.2.3): the device says how many segments a request has.
+    pub const BLK_SEG_MAX: Self = Self(1 << 2);
+    /// ... there are several queues.
+    pub const BLK_MQ: Self = Self(1 << 12);
+    /// Of SCSI hosts (virtio 1.4, 5.6.3): requests have protection information beside their data.
+    pub const SCSI_T10_PI: Self = Self(1 << 3);
+
     /// Whether all of `other` is in the set.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -254,18 +261,32 @@ pub enum Bound {
     Sectors,
 }
 
+/// Where `struct virtio_blk_config` has `seg_max` (virtio 1.4, 5.2.4).
+pub const BLK_SEG_MAX: u32 = 12;
+
 /// Where the configuration of a device type has such fields: their offset and length in bytes.
 /// They are little-endian.
 pub fn bounds(kind: u32) -> &'static [(u32, usize, Bound)] {
     match kind {
         // struct virtio_blk_config (virtio 1.4, 5.2.4): seg_max, num_queues.
-        device_type::BLK => &[(12, 4, Bound::Segments), (34, 2, Bound::Queues)],
+        device_type::BLK => &[(BLK_SEG_MAX, 4, Bound::Segments), (34, 2, Bound::Queues)],
         // struct virtio_scsi_config (virtio 1.4, 5.6.4): num_queues, seg_max, max_sectors.
         device_type::SCSI => &[
             (0, 4, Bound::Queues),
             (4, 4, Bound::Segments),
             (8, 4, Bound::Sectors),
         ],
+        _ => &[],
+    }
+}
+
+/// Where the configuration of a device type has lengths in bytes of what a request carries whole or
+/// not at all, as le32, and the features without which these fields mean nothing.
+pub fn units(kind: u32) -> &'static [(u32, Features)] {
+    match kind {
+        // struct virtio_blk_config (virtio 1.4, 5.2.4): blk_size, zoned.write_granularity;
+        // VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_ZONED.
+        device_type::BLK => &[(20, Features(1 << 6)), (88, Features(1 << 17))],
         _ => &[],
     }
 }
@@ -401,5 +422,10 @@ mod tests {
             ]
         );
         assert_eq!(bounds(device_type::NET), []);
+        assert_eq!(
+            units(device_type::BLK),
+            [(20, Features(1 << 6)), (88, Features(1 << 17))]
+        );
+        assert_eq!(units(device_type::SCSI), []);
     }
 }

@@ -45,6 +45,7 @@ use super::{
         },
         wire::{
             self,
+            Bound,
             Extent,
             Features,
             Finding, //
@@ -79,6 +80,16 @@ pub(crate) fn decide(
         hint: parameters.hint,
         required: parameters.requires(dev.device_type()),
     })
+}
+
+/// The most segments of a request that the queues of `dev` can hold, whose region has `bytes`
+/// bytes. May sleep; none of the queues may exist yet.
+fn most_segments(dev: &virtio::Device, features: Features, bytes: usize) -> u32 {
+    let kind = dev.device_type();
+    let cpus = kernel::cpu::nr_cpu_ids();
+    let queues = limits::request_queues(kind, features, cpus, bytes);
+    let entries = queues::shortest(dev, queues);
+    limits::most_segments(kind, features, entries, cpus, bytes)
 }
 
 /// The override of a device's configuration operations.
@@ -125,6 +136,29 @@ impl Device {
         }
     }
 
+    /// Whether there is room in a region of `bytes` bytes for a request that carries a block of the
+    /// device, or what else it takes whole.
+    fn carries_units(&self, first: &First<'_>, bytes: u64) -> Result<(), Reason> {
+        let agreed = Features(first.features());
+        for &(at, feature) in wire::units(self.device_type) {
+            if !agreed.has(feature) {
+                continue;
+            }
+            let segments = match agreed.has(Features::BLK_SEG_MAX) {
+                true => first.read_le32(wire::BLK_SEG_MAX),
+                false => 1,
+            };
+            let unit = first.read_le32(at);
+            if let Some(needed) = limits::needed(self.device_type, bytes, unit, segments) {
+                return Err(Reason::Unit {
+                    bytes: unit,
+                    needed,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Maps the region, makes the pool, and gives the device its mapping operations.
     fn bounce(
         self: &Arc<Self>,
@@ -132,6 +166,7 @@ impl Device {
         extent: &Extent,
     ) -> Result<Installed<Bounce>, Reason> {
         let dev = first.locked();
+        self.carries_units(first, extent.bytes)?;
         let module = ModuleReference::get(self.common.module).ok_or(Reason::Unloading)?;
         let region = Region::new(dev, extent)?;
         let mapper = Bounce::new(
@@ -295,7 +330,7 @@ impl Hooks for Arc<Device> {
         generation
     }
 
-    fn read(&self, dev: &virtio::Device, offset: u32, bytes: &mut [u8]) {
+    fn read(&self, dev: &virtio::Device, features: u64, offset: u32, bytes: &mut [u8]) {
         let bounds = wire::bounds(dev.device_type());
         if bounds.is_empty() {
             return;
@@ -316,7 +351,15 @@ impl Hooks for Arc<Device> {
             for (to, from) in value.iter_mut().zip(&*field) {
                 *to = *from;
             }
-            let value = bounce.clamp(bound, u32::from_le_bytes(value));
+            let mut value = u32::from_le_bytes(value);
+            if bound == Bound::Segments {
+                let most = bounce.most_segments(|| {
+                    let bytes = bounce.region().bytes();
+                    most_segments(dev, Features(features), bytes)
+                });
+                value = value.min(most);
+            }
+            let value = bounce.clamp(bound, value);
             for (to, from) in field.iter_mut().zip(value.to_le_bytes()) {
                 *to = from;
             }

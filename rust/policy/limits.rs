@@ -10,8 +10,11 @@ use super::super::wire::{
     bounds,
     device_type,
     Bound,
-    Features, //
+    Features,
+    MIN_REGION_BYTES, //
 };
+
+use core::ops::Range;
 
 /// Regions of fewer bytes are full as a matter of course when a device is busy.
 const SMALL_BYTES: u64 = 4 << 20;
@@ -158,6 +161,93 @@ pub fn longest_queue(
     (entries < 1 << 15).then(|| 1 << entries.ilog2())
 }
 
+/// Which queues of a disk take requests at most, if there are `cpus` CPUs. The driver makes no more
+/// of them than that.
+pub fn request_queues(kind: u32, features: Features, cpus: u32, pool_bytes: usize) -> Range<u32> {
+    let queues = match kind {
+        device_type::BLK if !features.has(Features::BLK_MQ) => 1,
+        _ => Limits::most_queues(kind, pool_bytes).min(cpus.max(1)),
+    };
+    let others = Limits::other_queues(kind);
+    others..others + queues
+}
+
+/// The most segments of a disk's request that its queue can hold, if the shortest queue of the
+/// device has `entries` entries (`None` if that is not known) and there are `cpus` CPUs.
+///
+/// Without indirect tables a request takes an entry for each segment, one for its header and one
+/// for its status. If there are not so many at all, the core warns, and the driver puts the request
+/// back without end. The module itself shortens queues ([`longest_queue`]), and the more so the
+/// more of them there are.
+///
+/// A request with protection information has as many segments of that as of data at most.
+///
+/// One segment is always allowed, though a queue of two entries cannot hold it.
+pub fn most_segments(
+    kind: u32,
+    features: Features,
+    entries: Option<u16>,
+    cpus: u32,
+    pool_bytes: usize,
+) -> u32 {
+    const HEADER_AND_STATUS: u32 = 2;
+
+    if bounds(kind).is_empty() || features.has(Features::INDIRECT_DESC) {
+        return u32::MAX;
+    }
+    let queues = request_queues(kind, features, cpus, pool_bytes).end;
+    let entries = [
+        entries,
+        longest_queue(kind, features, queues, queues - 1, pool_bytes),
+    ]
+    .into_iter()
+    .flatten()
+    .min();
+    let Some(entries) = entries else {
+        return u32::MAX;
+    };
+    let segments = u32::from(entries).saturating_sub(HEADER_AND_STATUS);
+    let protects = kind == device_type::SCSI && features.has(Features::SCSI_T10_PI);
+    (if protects { segments / 2 } else { segments }).max(1)
+}
+
+/// The bytes of the smallest region, a power of two, in which a request of a disk carries `unit`
+/// bytes, if the device takes `segments` segments. `None` if no region is large enough.
+fn smallest_region(kind: u32, unit: u32, segments: u32) -> Option<u64> {
+    const LARGEST_LOG2: u32 = 40;
+
+    (MIN_REGION_BYTES.ilog2()..=LARGEST_LOG2)
+        .map(|log2| 1 << log2)
+        .find(|&bytes| carries(kind, bytes, unit, segments))
+}
+
+/// Whether a request carries `unit` bytes in a region of `bytes` bytes.
+///
+/// A block that is longer than a page lies in pages that have nothing to do with each other, and
+/// begins within the first of them if it is an application's (O_DIRECT). A device that takes fewer
+/// segments than that gets blocks that lie in one piece.
+fn carries(kind: u32, bytes: u64, unit: u32, segments: u32) -> bool {
+    let Ok(pool) = usize::try_from(bytes) else {
+        return false;
+    };
+    // As the pool has it: lengths are 32-bit numbers.
+    let largest = (pool / 4).min(u32::MAX as usize / Limits::PAGE * Limits::PAGE);
+    let limits = Limits::new(kind, pool, largest, segments);
+    let pages = unit.div_ceil(Limits::PAGE as u32) + 1;
+    limits.max_segments >= pages.min(segments.max(1))
+        && u64::from(limits.max_segments) * limits.max_mapping as u64 >= u64::from(unit)
+}
+
+/// The bytes of the region that is needed for a disk whose requests carry `unit` bytes whole or not
+/// at all, and have up to `segments` segments. `None` if `bytes` bytes are enough, or if no region
+/// is: the driver refuses a disk whose blocks are that long by itself.
+pub fn needed(kind: u32, bytes: u64, unit: u32, segments: u32) -> Option<u64> {
+    match bounds(kind).is_empty() || carries(kind, bytes, unit, segments) {
+        true => None,
+        false => smallest_region(kind, unit, segments),
+    }
+}
+
 /// Limits that a disk's driver is told, so that every request it can build fits an empty pool.
 ///
 /// virtio-blk and virtio-scsi requeue a request that could not be mapped, without end. The data of
@@ -197,8 +287,6 @@ impl Limits {
                 max_queues: u32::MAX,
             };
         }
-        // A queue for control, and one for events.
-        let others = if kind == device_type::SCSI { 2 } else { 0 };
         let share = pool_bytes / 4;
         let fit = share / (Self::PAGE + Self::SEGMENT_OVERHEAD);
         let segments = (segments.max(1) as usize).min(fit.max(1));
@@ -208,8 +296,22 @@ impl Limits {
             max_mapping: each.min(largest).max(Self::PAGE),
             max_segments: segments as u32,
             max_sectors: (bytes / 512) as u32,
-            max_queues: (share / Self::PAGE).saturating_sub(others).max(1) as u32,
+            max_queues: Self::most_queues(kind, pool_bytes),
         }
+    }
+
+    /// Queues of a disk that take no requests: with SCSI one for control, and one for events.
+    fn other_queues(kind: u32) -> u32 {
+        if kind == device_type::SCSI {
+            2
+        } else {
+            0
+        }
+    }
+
+    fn most_queues(kind: u32, pool_bytes: usize) -> u32 {
+        let rings = (pool_bytes / 4 / Self::PAGE) as u32;
+        rings.saturating_sub(Self::other_queues(kind)).max(1)
     }
 
     /// What the driver reads instead of `value`.
@@ -226,10 +328,7 @@ impl Limits {
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_limits))]
 mod tests {
-    use super::{
-        super::super::wire::MIN_REGION_BYTES,
-        *, //
-    };
+    use super::*;
 
     const NET: u32 = device_type::NET;
     const BIT: Features = Features::VERSION_1.with(Features::SWIOTLB);
@@ -448,6 +547,109 @@ mod tests {
         assert_eq!(limits(16 << 20, 1 << 16, 3), (1 << 16, 3, 8168));
         // A device that says nothing has one.
         assert_eq!(limits(16 << 20, 4 << 20, 0), (1023 * 4096, 1, 8184));
+    }
+
+    #[test]
+    fn a_request_fits_its_queue_as_the_device_has_it() {
+        let mq = BIT.with(Features::BLK_MQ);
+        for entries in 2..=1024_u16 {
+            let room = u32::from(entries);
+            for packed in [Features(0), Features::RING_PACKED] {
+                let blk = |features: Features, kind| {
+                    most_segments(kind, features.with(packed), Some(entries), 2, 64 << 20)
+                };
+                for features in [BIT, mq] {
+                    let segments = blk(features, device_type::BLK);
+                    assert_eq!(segments, room.saturating_sub(2).max(1));
+                    assert!(segments + 2 <= room || entries < 3);
+                }
+                assert_eq!(blk(BIT, device_type::SCSI), room.saturating_sub(2).max(1));
+                let protected = blk(BIT.with(Features::SCSI_T10_PI), device_type::SCSI);
+                assert!(2 * protected + 2 <= room || protected == 1);
+                assert!(2 * (protected + 1) + 2 > room);
+                for kind in [device_type::BLK, device_type::SCSI] {
+                    assert_eq!(blk(BIT.with(Features::INDIRECT_DESC), kind), u32::MAX);
+                }
+                assert_eq!(blk(BIT, NET), u32::MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_fits_its_queue_as_it_is_shortened() {
+        let mut bytes = MIN_REGION_BYTES as usize;
+        while bytes <= 64 << 20 {
+            for kind in [device_type::BLK, device_type::SCSI] {
+                for packed in [Features(0), Features::RING_PACKED] {
+                    let features = BIT.with(packed).with(Features::BLK_MQ);
+                    for (cpus, offered) in [(1, 1), (2, 64), (4, 2), (64, 64), (512, 512)] {
+                        let most = most_segments(kind, features, Some(1024), cpus, bytes);
+                        let told = Limits::new(kind, bytes, bytes / 4, 1);
+                        let queues = told.clamp(Bound::Queues, offered).min(cpus);
+                        let queues = queues + Limits::other_queues(kind);
+                        assert!(queues <= request_queues(kind, features, cpus, bytes).end);
+                        for index in 0..queues {
+                            let entries = longest_queue(kind, features, queues, index, bytes);
+                            assert!(most + 2 <= u32::from(entries.unwrap_or(1024)));
+                        }
+                        // The shortest ring that the module asks for takes a page.
+                        assert!(most >= 126);
+                    }
+                }
+            }
+            bytes = bytes * 3 / 2;
+        }
+        // Nothing is known, and no ring is too long.
+        assert_eq!(
+            most_segments(device_type::BLK, BIT, None, 1, 4 << 30),
+            u32::MAX
+        );
+    }
+
+    #[test]
+    fn blocks_that_no_request_carries() {
+        const BLK: u32 = device_type::BLK;
+        for (bytes, unit, segments, region) in [
+            (64 << 10, 512, 126, None),
+            (64 << 10, 4096, 126, None),
+            (64 << 10, 4096, 1, None),
+            (64 << 10, 8192, 126, Some(128 << 10)),
+            (64 << 10, 16 << 10, 126, Some(256 << 10)),
+            (128 << 10, 16 << 10, 126, Some(256 << 10)),
+            (256 << 10, 16 << 10, 126, None),
+            (160 << 10, 16 << 10, 126, None),
+            (64 << 10, 64 << 10, 126, Some(1 << 20)),
+            (1 << 20, 64 << 10, 126, None),
+            // In one piece, of which the first page may not be whole.
+            (64 << 10, 16 << 10, 1, Some(128 << 10)),
+            (64 << 10, 16 << 10, 0, Some(128 << 10)),
+            (64 << 10, u32::MAX, 1, None),
+        ] {
+            assert_eq!(needed(BLK, bytes, unit, segments), region);
+            if let Some(region) = region {
+                assert!(region > bytes);
+                assert_eq!(needed(BLK, region, unit, segments), None);
+                assert!(needed(BLK, region / 2, unit, segments).is_some());
+            }
+        }
+        assert_eq!(needed(NET, 64 << 10, 1 << 20, 1), None);
+    }
+
+    #[test]
+    fn a_region_that_is_larger_carries_no_less() {
+        for unit in (9..=17).map(|log2| 1 << log2) {
+            for segments in [0, 1, 2, 3, 16, 17, 126, 1024] {
+                let mut fits = false;
+                let mut bytes = MIN_REGION_BYTES;
+                while bytes <= 16 << 20 {
+                    let now = needed(device_type::BLK, bytes, unit, segments).is_none();
+                    assert!(now || !fits);
+                    fits = now;
+                    bytes += 4096;
+                }
+                assert!(fits);
+            }
+        }
     }
 
     #[test]

@@ -26,9 +26,12 @@ use crate::{
         CONFIG_SPACE_BYTES, //
     }, //
 };
-use core::ptr::{
-    self,
-    NonNull, //
+use core::{
+    ops::Range,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 use kernel::{
     error::to_result,
@@ -433,6 +436,15 @@ impl Region {
                 .cast::<Self>()
                 .as_ref()
         }
+    }
+
+    /// The fewest entries of those of `queues` that the device has.
+    pub(crate) fn shortest_queue(&self, queues: Range<u32>) -> Option<u16> {
+        let sizes = self.setup().queue_sizes;
+        queues
+            .filter_map(|index| sizes.get(index as usize).copied())
+            .filter(|entries| *entries != 0)
+            .min()
     }
 
     fn setup(&self) -> Setup {

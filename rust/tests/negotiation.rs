@@ -491,7 +491,7 @@ mod cases {
     #[test]
     fn configuration_that_never_stands_still() -> Result {
         let fake = Fake::new(&offering(BIT))?;
-        fake.change(|setup| setup.config = [0x11; 64]);
+        fake.change(|setup| setup.config.fill(0x11));
         fake.bind()?;
         let before = fake.log().generations;
         assert_eq!(fake.read_long(8), 0x1111_1111_1111_1111);
@@ -1080,6 +1080,98 @@ mod cases {
         assert!(fake.read_config(4) < 126);
         assert!((fake.read_config(8) as usize) * 512 <= PLAN.region_bytes / 2);
         assert_eq!(fake.read_config(12), 0xffff);
+        Ok(())
+    }
+
+    #[test]
+    fn requests_fit_the_queues_of_a_disk() -> Result {
+        let disk = |kind, features, sizes, at: usize| -> Result<u32> {
+            let fake = Fake::new(&Plan {
+                kind,
+                region_bytes: 16 << 20,
+                ..offering(BIT.with(features))
+            })?;
+            fake.change(|setup| {
+                setup.config[at..at + 4].copy_from_slice(&254_u32.to_le_bytes());
+                setup.queue_sizes = sizes;
+            });
+            fake.bind()?;
+            let segments = fake.read_config(at as u32);
+            // It is found out once: afterwards there are queues.
+            fake.change(|setup| setup.queue_sizes = [4; 4]);
+            assert_eq!(fake.read_config(at as u32), segments);
+            fake.unbind();
+            // And anew for the next driver.
+            fake.bind()?;
+            let then = match features {
+                INDIRECT => 254,
+                Features::SCSI_T10_PI => 1,
+                _ => 2,
+            };
+            assert_eq!(fake.read_config(at as u32), then);
+            Ok(segments)
+        };
+        let none = Features(0);
+        let protected = Features::SCSI_T10_PI;
+        const BLK: u32 = device_type::BLK;
+        const SCSI: u32 = device_type::SCSI;
+        // One queue of requests, and for SCSI two others before it.
+        assert_eq!(disk(BLK, none, [64, 8, 0, 0], 12)?, 62);
+        assert_eq!(disk(BLK, none, [256, 8, 0, 0], 12)?, 254);
+        assert_eq!(disk(BLK, INDIRECT, [64, 8, 0, 0], 12)?, 254);
+        assert_eq!(disk(BLK, PACKED, [64, 8, 0, 0], 12)?, 62);
+        assert_eq!(disk(SCSI, none, [8, 8, 64, 0], 4)?, 62);
+        assert_eq!(disk(SCSI, none, [8, 8, 3, 0], 4)?, 1);
+        assert_eq!(disk(SCSI, INDIRECT, [8, 8, 64, 0], 4)?, 254);
+        assert_eq!(disk(SCSI, protected, [8, 8, 66, 0], 4)?, 32);
+        Ok(())
+    }
+
+    #[test]
+    fn blocks_that_do_not_fit_are_refused() -> Result {
+        // blk_size and write_granularity of struct virtio_blk_config.
+        for (at, feature) in [(20, Features(1 << 6)), (88, Features(1 << 17))] {
+            let features = feature.with(Features::BLK_SEG_MAX);
+            let disk = |offered: Features| -> Result<Fake> {
+                let fake = Fake::new(&Plan {
+                    kind: device_type::BLK,
+                    region_bytes: 64 << 10,
+                    ..offering(offered)
+                })?;
+                fake.change(|setup| {
+                    setup.config[12..16].copy_from_slice(&126_u32.to_le_bytes());
+                    setup.config[at..at + 4].copy_from_slice(&16384_u32.to_le_bytes());
+                });
+                Ok(fake)
+            };
+            let users = fake::module_users();
+            let fake = disk(BIT.with(features))?;
+            let before = fake.sight();
+            assert!(fake.bind() == Err(ENODEV));
+            assert!(!fake.is_bound());
+            assert!(untouched(&fake, &before, users));
+            assert_eq!(fake.mode(), "refused");
+            assert_eq!(
+                fake.reason(),
+                Some(Reason::Unit {
+                    bytes: 16384,
+                    needed: 256 << 10
+                })
+            );
+            // The same device with other blocks.
+            fake.change(|setup| setup.config[at..at + 4].copy_from_slice(&4096_u32.to_le_bytes()));
+            fake.bind()?;
+            assert_eq!(fake.mode(), "bounced");
+            // A hint is not worth a disk.
+            let fake = disk(MODERN.with(features))?;
+            fake.bind()?;
+            assert_eq!(fake.mode(), "ignored");
+            assert!(fake.bounce(|_| ()).is_none());
+            // Without the feature the field means nothing.
+            let fake = disk(BIT)?;
+            fake.bind()?;
+            assert_eq!(fake.mode(), "bounced");
+        }
         Ok(())
     }
 

@@ -8,8 +8,10 @@
 #include <linux/module.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
+#include <linux/virtio_blk.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
+#include <linux/virtio_scsi.h>
 #include <linux/vmalloc.h>
 
 #include "transport.h"
@@ -282,6 +284,13 @@ static const unsigned int fake_features[] = {
 	/* Of network devices. */
 	VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO,
 	VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO,
+	/* Of block devices. */
+	VIRTIO_BLK_F_SEG_MAX,
+	VIRTIO_BLK_F_BLK_SIZE,
+	VIRTIO_BLK_F_MQ,
+	VIRTIO_BLK_F_ZONED,
+	/* Of SCSI hosts. */
+	VIRTIO_SCSI_F_T10_PI,
 };
 
 static struct virtio_driver fake_driver = {

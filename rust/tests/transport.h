@@ -14,7 +14,7 @@
 #include <linux/virtio_config.h>
 
 #define VIRTIO_SWIOTLB_FAKE_QUEUES	2
-#define VIRTIO_SWIOTLB_FAKE_CONFIG	64
+#define VIRTIO_SWIOTLB_FAKE_CONFIG	96
 #define VIRTIO_SWIOTLB_FAKE_FEATURE	5	/* the driver's only own feature */
 
 /* What the device was told of a queue. */
@@ -49,6 +49,7 @@ struct virtio_swiotlb_fake_setup {
 	bool refuses;		/* the device does not keep FEATURES_OK */
 	u8 config_space[256];
 	u8 config[VIRTIO_SWIOTLB_FAKE_CONFIG];
+	u16 queue_sizes[4];	/* that the device says, of the first queues */
 	u64 start;		/* of the BAR, for the guest */
 	u64 bus;		/* of the BAR, for the device */
 

@@ -72,9 +72,9 @@ pub(crate) trait Hooks: Send + Sync + Sized + 'static {
     /// The device reports `generation` of its configuration. Returns what the core is told.
     fn generation(&self, dev: &Device, generation: u32) -> u32;
 
-    /// The driver has read `bytes` of the configuration at byte `offset`. virtio-can does that with
-    /// interrupts off.
-    fn read(&self, dev: &Device, offset: u32, bytes: &mut [u8]);
+    /// The driver, which agreed on `features`, has read `bytes` of the configuration at byte
+    /// `offset`. virtio-can does that with interrupts off.
+    fn read(&self, dev: &Device, features: u64, offset: u32, bytes: &mut [u8]);
 }
 
 /// The type of `finalize_features` in `struct virtio_config_ops`.
@@ -213,6 +213,17 @@ impl<'a> Again<'a> {
     pub(crate) fn set_features_beyond(&self, features: u64) {
         // SAFETY: As above.
         unsafe { (*(*self.dev.as_raw()).__bindgen_anon_1.features_array)[1] = features };
+    }
+
+    /// What the device itself says in the le32 at byte `offset` of its configuration, which must
+    /// have such a field.
+    pub(crate) fn read_le32(&self, offset: u32) -> u32 {
+        let mut field = [0; 4];
+        if let Some(get) = self.ops.get {
+            // SAFETY: The operation belongs to this device, and fills the field.
+            unsafe { get(self.dev.as_raw(), offset, field.as_mut_ptr().cast(), 4) };
+        }
+        u32::from_le_bytes(field)
     }
 
     /// Tells the device the features as they are now.
@@ -456,7 +467,8 @@ impl<T: Hooks> ConfigOverride<T> {
             if let Some((this, dev)) = copy {
                 // SAFETY: The caller's buffer has `len` bytes, which the original has filled.
                 let bytes = unsafe { slice::from_raw_parts_mut(buf.cast::<u8>(), len as usize) };
-                this.hooks.read(dev, offset, bytes);
+                this.hooks
+                    .read(dev, dev.agreed_features()[0], offset, bytes);
             }
         }
     }

@@ -3,7 +3,9 @@
 //! What is read of a device, and what is decided.
 
 use crate::input::Input;
-use crate::policy::limits::{features_to_mask, longest_queue, may_pack, Limits};
+use crate::policy::limits::{
+    features_to_mask, longest_queue, may_pack, most_segments, needed, request_queues, Limits,
+};
 use crate::policy::{decide, is_relevant, Decision, Facts};
 use crate::wire::capabilities::{ConfigSpace, COMMON_BYTES};
 use crate::wire::{
@@ -109,6 +111,8 @@ pub fn policy(data: &[u8]) {
             assert!(bit || facts.hint);
             limits(&mut input, facts.device_type, extent.bytes as usize);
             queues(&mut input, &facts, extent.bytes as usize);
+            requests(&mut input, &facts, extent.bytes as usize);
+            units(&mut input, facts.device_type, extent.bytes);
         }
         // Without the bit nothing may fail because of a region.
         Decision::Decline(_) => assert!(bit && !facts.required),
@@ -138,6 +142,40 @@ fn limits(input: &mut Input<'_>, kind: u32, pool: usize) {
             Bound::Sectors => assert!(clamped as usize * 512 <= pool),
             Bound::Queues => assert!(clamped as usize * PAGE_BYTES as usize <= pool / 4),
         }
+    }
+}
+
+/// A request without a table fits each queue of requests, however short the device or the module
+/// makes it.
+fn requests(input: &mut Input<'_>, facts: &Facts, pool: usize) {
+    let kind = facts.device_type;
+    let features = facts.offered;
+    let entries = input.u16() % 1023 + 2;
+    let cpus = u32::from(input.u8()) + 1;
+    let most = most_segments(kind, features, Some(entries), cpus, pool);
+    assert!(most >= 1);
+    if bounds(kind).is_empty() || features.has(Features::INDIRECT_DESC) {
+        assert_eq!(most, u32::MAX);
+        return;
+    }
+    let queues = request_queues(kind, features, cpus, pool);
+    let longest = longest_queue(kind, features, queues.end, queues.start, pool);
+    let entries = u32::from(longest.map_or(entries, |longest| longest.min(entries)));
+    assert!(most + 2 <= entries || most == 1);
+    // No fewer queues are shortened more.
+    for end in queues.start + 1..queues.end {
+        let longer = longest_queue(kind, features, end, queues.start, pool);
+        assert!(longer.is_none_or(|longer| u32::from(longer) >= entries));
+    }
+}
+
+/// A region that is said to be needed is larger, and enough.
+fn units(input: &mut Input<'_>, kind: u32, bytes: u64) {
+    let unit = input.u32();
+    let segments = input.u32();
+    if let Some(region) = needed(kind, bytes, unit, segments) {
+        assert!(region > bytes && region.is_power_of_two());
+        assert_eq!(needed(kind, region, unit, segments), None);
     }
 }
 
