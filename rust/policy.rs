@@ -108,7 +108,7 @@ impl fmt::Display for Reason {
             Self::Malformed(fault) => fault.fmt(f),
             Self::Unit { bytes, needed } => write!(
                 f,
-                "no request carries a block of {bytes} bytes, a region of at least {needed} bytes is needed"
+                "no request carries a block of {bytes} bytes: that needs a region of {needed}"
             ),
             Self::Claimed => f.write_str("the region's addresses are in use, see /proc/iomem"),
             Self::NoMemory => f.write_str("not enough memory to map the region"),
@@ -452,7 +452,7 @@ mod tests {
     fn every_combination() {
         const EITHER: [bool; 2] = [false, true];
         for bits in 0..256_u32 {
-            let on = |bit: u32| EITHER[(bits >> bit & 1) as usize];
+            let on = |bit: u32| EITHER[((bits >> bit) & 1) as usize];
             let mut offered = Features(0);
             for (bit, feature) in [
                 (0, Features::VERSION_1),
@@ -535,7 +535,7 @@ mod tests {
                     bytes: 16384,
                     needed: 262144,
                 },
-                "no request carries a block of 16384 bytes, a region of at least 262144 bytes is needed",
+                "no request carries a block of 16384 bytes: that needs a region of 262144",
             ),
         ] {
             assert!(is_shown_as(reason, text));

@@ -134,9 +134,7 @@ impl Registry {
         );
         let unconfined = outcomes.unconfined.load(Relaxed);
         if unconfined != 0 {
-            pr_err!(
-                "the guest requires confinement (require=1), and {unconfined} devices are not confined: see above\n"
-            );
+            pr_err!("require=1, and {unconfined} devices are not confined: see above\n");
         }
     }
 
