@@ -1,744 +1,159 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The vhost-user backend: somebody else's device model. It is given the
-//! region, and has no way to ask for more.
+//! The device model behind the device: what serves its queues.
+//!
+//! The device has the registers, checks the rings and counts; a [`Backend`] does what the
+//! driver asks for. [`vhost_user`](crate::vhost_user) has those in other processes.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{channel, RecvTimeoutError};
-use std::sync::Arc;
-use std::thread;
+use std::error::Error;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::fs::{fcntl_setfl, OFlags};
-use rustix::net::{connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
-use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
-};
-use vhost::vhost_user::Error::BackendInternalError as Refused;
-use vhost::vhost_user::{self, Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::notify;
-use crate::region::{self, Region};
-use crate::requests::{Requests, RequestsError};
+use crate::mappings::Mapping;
 use crate::ring::{RingAddresses, Window};
-use crate::virtio::{self, bit, F_PROTOCOL_FEATURES, F_VERSION_1};
 
-/// How long the backend may take for all that one message of a client asks of it. The guest
+/// How long a backend may take for all that one message of a client asks of it. The guest
 /// waits meanwhile, and QEMU no longer than 5 s (`x-msg-timeout`): an answer that comes later
 /// ends its connection.
 pub const ANSWER: Duration = Duration::from_secs(3);
 
-/// How long it may go on reading notifications of its own making.
-const SETTLE: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Error)]
-pub enum BackendError {
-    #[error("cannot connect to the backend at {path}: {source}")]
-    Connect { path: PathBuf, source: io::Error },
-    #[error("the backend failed at {request}: {source}")]
-    Request {
-        request: &'static str,
-        source: vhost::Error,
-    },
-    #[error("the backend does not offer VIRTIO_F_VERSION_1")]
-    Legacy,
-    #[error("the backend does not offer {0}")]
-    Missing(&'static str),
-    #[error("--queues {wanted} is more than the {offered} of the backend")]
-    Queues { wanted: u16, offered: u64 },
-    #[error("it closed the connection")]
-    HungUp,
-    #[error("the backend does not answer")]
-    Silent,
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
-    #[error("the backend: {0}")]
-    Requests(#[from] RequestsError),
-}
-
-/// Names the request in an error.
-trait At<T> {
-    fn at(self, request: &'static str) -> Result<T, BackendError>;
-}
-
-impl<T> At<T> for Result<T, vhost::Error> {
-    fn at(self, request: &'static str) -> Result<T, BackendError> {
-        self.map_err(|source| BackendError::Request { request, source })
-    }
-}
-
-/// Entries that every backend takes in its memory table.
+/// Entries that every vhost-user backend takes in its memory table.
 pub const MAX_SHARES: usize = 8;
 
-/// Memory that the backend is to map: one entry of its table.
+/// Why there is no backend, or no longer one.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// There is none now, but one may come.
+    #[error(transparent)]
+    Absent(Box<dyn Error + Send + Sync>),
+    /// It lacks a feature that the device is to offer.
+    #[error("the backend does not offer {0}")]
+    Missing(&'static str),
+    /// It has ended ([`Backend::is_gone`]).
+    #[error("it closed the connection")]
+    HungUp,
+    /// It took longer than it may. It may still be at work on what it took.
+    #[error("the backend does not answer")]
+    Silent,
+    /// All else that can be wrong with it.
+    #[error(transparent)]
+    Failed(Box<dyn Error + Send + Sync>),
+}
+
+/// Memory that the backend may access: the region. Guest memory is only there if that is
+/// allowed explicitly.
 #[derive(Clone, Copy)]
 pub struct Share<'a> {
+    /// Where the guest sees it.
     pub window: Window,
+    /// The file to map.
     pub file: BorrowedFd<'a>,
-    /// Where in the file the window begins.
+    /// Where in the file the window begins, in bytes.
     pub offset: u64,
+    /// The file's inode, by which its mappings are known.
     pub inode: u64,
-    /// Where it begins in this process.
+    /// Where a vhost-user backend is told that it begins in this process.
     pub host: u64,
-}
-
-impl Share<'_> {
-    fn table_entry(&self) -> VhostUserMemoryRegionInfo {
-        VhostUserMemoryRegionInfo {
-            guest_phys_addr: self.window.base,
-            memory_size: self.window.len,
-            userspace_addr: self.host,
-            mmap_offset: self.offset,
-            mmap_handle: self.file.as_raw_fd(),
-        }
-    }
-}
-
-/// Where this process sees a guest address.
-fn host_address(shares: &[Share<'_>], addr: u64) -> Option<u64> {
-    let here = |share: &Share<'_>| Some(share.host + share.window.offset(addr, 1)?);
-    shares.iter().find_map(here)
 }
 
 /// One queue as the backend is to run it.
 pub struct QueueSetup<'a> {
+    /// Its number.
     pub index: u16,
+    /// Where it lies: inside the shares, and aligned.
     pub ring: RingAddresses,
+    /// The device raises it when the queue has something new, which it has checked.
     pub kick: &'a EventFd,
+    /// The backend raises it to interrupt the driver.
     pub call: &'a EventFd,
 }
 
-/// Where iconv() keeps its table, which every process that uses it maps read-only.
-const ICONV_CACHE: &str = "/gconv/gconv-modules.cache";
+/// Serves the queues of one device.
+///
+/// All methods are called with the device locked, while the guest waits. One that takes a
+/// time `by` returns [`BackendError::Silent`] if it cannot be done by then. After any error
+/// the device drops the backend.
+pub trait Backend: Send {
+    /// The feature bits that it has. The device offers those, except for what it answers for
+    /// itself (VIRTIO_F_SWIOTLB, ACCESS_PLATFORM) and what its configuration hides.
+    fn features(&self) -> u64;
 
-/// A mapping of a process that may show the memory of others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    pub name: String,
-    pub bytes: u64,
-    pub offset: u64,
-    pub inode: u64,
-}
+    /// Its configuration space, `length` bytes at most.
+    fn config(&mut self, length: u32, by: Instant) -> Result<Vec<u8>, BackendError>;
 
-pub struct Backend {
-    frontend: Frontend,
-    stream: Arc<UnixStream>,
-    features: u64,
-    protocol: VhostUserProtocolFeatures,
-    /// None if it does not announce anything.
-    requests: Option<Requests>,
-    pid: Option<i32>,
-    /// What it has mapped. Opened when it connects: a sandbox lets the device look
-    /// at what is open, and open no other.
-    maps: io::Result<File>,
-}
-
-impl Backend {
-    /// Connects, negotiates what concerns only the two of us, and checks that
-    /// the backend can do what is wanted. Waits up to `patience` for somebody
-    /// to listen, and for answers until `by`.
-    pub fn connect(
-        path: &Path,
-        queues: u16,
-        patience: Duration,
-        by: Instant,
-    ) -> Result<Self, BackendError> {
-        let failed = |source| BackendError::Connect {
-            path: path.into(),
-            source,
-        };
-        let stream = open(path, patience).map_err(failed)?;
-        let ours = Arc::new(stream.try_clone().map_err(failed)?);
-        in_time(&Arc::clone(&ours), by, || {
-            Self::negotiate(stream, ours, queues)
-        })
-    }
-
-    fn negotiate(
-        stream: UnixStream,
-        ours: Arc<UnixStream>,
-        queues: u16,
-    ) -> Result<Self, BackendError> {
-        let pid = peer_pid(&stream);
-        let mut frontend = Frontend::from_stream(stream, queues.into());
-        frontend.set_owner().at("SET_OWNER")?;
-        let features = frontend.get_features().at("GET_FEATURES")?;
-        if features & bit(F_VERSION_1) == 0 {
-            return Err(BackendError::Legacy);
-        }
-        let mut protocol = VhostUserProtocolFeatures::empty();
-        let mut requests = None;
-        if features & bit(F_PROTOCOL_FEATURES) != 0 {
-            // Without VERSION_1 some backends take this for a legacy driver.
-            let first = bit(F_PROTOCOL_FEATURES) | bit(F_VERSION_1);
-            frontend.set_features(first).at("SET_FEATURES")?;
-            protocol = frontend
-                .get_protocol_features()
-                .at("GET_PROTOCOL_FEATURES")?
-                & (VhostUserProtocolFeatures::BACKEND_REQ
-                    | VhostUserProtocolFeatures::CONFIG
-                    | VhostUserProtocolFeatures::MQ
-                    | VhostUserProtocolFeatures::REPLY_ACK);
-            if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
-                // It would have nothing to announce.
-                protocol.remove(VhostUserProtocolFeatures::BACKEND_REQ);
-            }
-            frontend
-                .set_protocol_features(protocol)
-                .at("SET_PROTOCOL_FEATURES")?;
-            if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-                frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-            }
-            if protocol.contains(VhostUserProtocolFeatures::MQ) {
-                let offered = frontend.get_queue_num().at("GET_QUEUE_NUM")?;
-                if u64::from(queues) > offered {
-                    return Err(BackendError::Queues {
-                        wanted: queues,
-                        offered,
-                    });
-                }
-            }
-            if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
-                let answers = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
-                let give = |end| frontend.set_backend_request_fd(&end);
-                requests = Some(Requests::new(answers, give).at("SET_BACKEND_REQ_FD")?);
-            }
-        }
-        Ok(Self {
-            frontend,
-            stream: ours,
-            features,
-            protocol,
-            requests,
-            pid,
-            maps: open_maps(pid),
-        })
-    }
-
-    /// Asks, and hangs up if there is no answer by then.
-    fn in_time<T>(
+    /// Writes `data` at an offset into the configuration space. Returns whether it takes it.
+    fn set_config(
         &mut self,
-        by: Instant,
-        ask: impl FnOnce(&mut Self) -> Result<T, BackendError>,
-    ) -> Result<T, BackendError> {
-        let stream = Arc::clone(&self.stream);
-        in_time(&stream, by, || ask(self))
-    }
-
-    /// As the backend offers them, unfiltered.
-    pub fn features(&self) -> u64 {
-        self.features
-    }
-
-    pub fn has_config(&self) -> bool {
-        self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
-    }
-
-    pub fn pid(&self) -> Option<i32> {
-        self.pid
-    }
-
-    /// Whether the backend has hung up. Does not block.
-    pub fn is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
-        match poll(&mut fds, Some(&Timespec::default())) {
-            Ok(0) => false,
-            Ok(_) => true,
-            Err(error) => error != rustix::io::Errno::INTR,
-        }
-    }
-
-    pub fn config(&mut self, length: u32, by: Instant) -> Result<Vec<u8>, BackendError> {
-        if length == 0 || !self.has_config() {
-            return Ok(Vec::new());
-        }
-        let blank = vec![0; length as usize];
-        let flags = VhostUserConfigFlags::empty();
-        let config = self.in_time(by, |backend| {
-            let frontend = &mut backend.frontend;
-            let config = frontend.get_config(0, length, flags, &blank);
-            config.at("GET_CONFIG")
-        });
-        Ok(config?.1)
-    }
-
-    /// Returns whether the backend takes it.
-    pub fn set_config(
-        &mut self,
-        offset: u32,
-        data: &[u8],
-        by: Instant,
+        _offset: u32,
+        _data: &[u8],
+        _by: Instant,
     ) -> Result<bool, BackendError> {
-        // VHOST_SET_CONFIG_TYPE_FRONTEND: by the driver. The crate has other names for what
-        // is 1 in the protocol, which is for migration, and refused.
-        let flags = VhostUserConfigFlags::empty();
-        self.in_time(by, |backend| {
-            match backend.frontend.set_config(offset, flags, data) {
-                Ok(()) => Ok(true),
-                Err(vhost::Error::VhostUserProtocol(Refused)) => Ok(false),
-                Err(error) => Err(error).at("SET_CONFIG"),
-            }
-        })
+        Ok(false)
     }
 
-    /// Whether the backend has announced another configuration since this was
-    /// last asked. Does not block.
-    pub fn config_changed(&mut self) -> Result<bool, BackendError> {
-        match &mut self.requests {
-            Some(requests) => Ok(requests.config_changed()?),
-            None => Ok(false),
-        }
+    /// Whether its configuration space has changed by itself since this was last asked. Does
+    /// not block.
+    fn config_changed(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
     }
 
-    /// Hands over memory, and starts the queues, all of which lie in it. When
-    /// it returns, the backend sleeps until it is notified.
-    pub fn start(
+    /// Takes the features that the driver accepted and the memory, and starts queues. When it
+    /// returns, the backend sleeps until a queue is kicked.
+    fn start(
         &mut self,
         accepted: u64,
         shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
         by: Instant,
-    ) -> Result<(), BackendError> {
-        let mut features = virtio::backend_features(accepted, self.features);
-        let protocol = self.features & bit(F_PROTOCOL_FEATURES);
-        features |= protocol;
-        let table: Vec<_> = shares.iter().map(Share::table_entry).collect();
-        self.in_time(by, |backend| {
-            let frontend = &mut backend.frontend;
-            frontend.set_features(features).at("SET_FEATURES")?;
-            frontend.set_mem_table(&table).at("SET_MEM_TABLE")?;
-            backend.start_queues(shares, queues)
-        })
-    }
+    ) -> Result<(), BackendError>;
 
-    /// Starts queues, with others running or not. When it returns, the backend
-    /// sleeps until it is notified, unless others keep it awake.
-    pub fn add(
+    /// Starts queues of a device that has been started, with others running or not.
+    fn add(
         &mut self,
         shares: &[Share<'_>],
         queues: &[QueueSetup<'_>],
         by: Instant,
-    ) -> Result<(), BackendError> {
-        self.in_time(by, |backend| backend.start_queues(shares, queues))
+    ) -> Result<(), BackendError>;
+
+    /// Takes no more from these queues. What it has taken it goes on with: the device waits
+    /// for these requests before it calls [`Backend::stop`].
+    fn disable(&mut self, queues: &[u16], by: Instant) -> Result<(), BackendError>;
+
+    /// Stops these queues. When it returns, the backend does not touch them any more.
+    fn stop(&mut self, queues: &[u16], by: Instant) -> Result<(), BackendError>;
+
+    /// Where the interrupts of a queue go from now on.
+    fn set_call(&mut self, index: u16, call: &EventFd, by: Instant) -> Result<(), BackendError>;
+
+    /// Whether it has ended by itself: it will touch neither queues nor memory again. Does not
+    /// block.
+    fn is_gone(&self) -> bool {
+        false
     }
 
-    fn start_queues(
-        &mut self,
-        shares: &[Share<'_>],
-        queues: &[QueueSetup<'_>],
-    ) -> Result<(), BackendError> {
-        for queue in queues {
-            self.start_queue(queue, shares)?;
-        }
-        if self.features & bit(F_PROTOCOL_FEATURES) != 0 {
-            for queue in queues {
-                self.enable(queue.index, true)?;
-            }
-        }
-        self.settle(queues)
+    /// Its process, if it has one of its own.
+    fn pid(&self) -> Option<i32> {
+        None
     }
 
-    /// Waits until the backend sleeps.
+    /// What its process has mapped that may show the memory of others; an error if that is
+    /// not known.
+    fn mappings(&self) -> io::Result<Vec<Mapping>> {
+        Err(io::Error::other("it is in the device's own process"))
+    }
+}
+
+/// Where backends come from: the first, and another in the place of one that is gone.
+pub trait Backends: Send + Sync {
+    /// A backend that is there now. The device may be at work meanwhile.
     ///
-    /// Some wake themselves when they are given a queue: libvhost-user writes
-    /// into the eventfd that it has just got, in case that a connection before
-    /// left something behind. It would look at the ring at some time after the
-    /// last answer, and might take the driver's first chains before we did.
-    fn settle(&mut self, queues: &[QueueSetup<'_>]) -> Result<(), BackendError> {
-        let deadline = Instant::now() + SETTLE;
-        loop {
-            let awake = queues.iter().any(|queue| notify::is_raised(queue.kick));
-            // It may have read, and not yet looked. An answer tells that it
-            // has, where one thread does both.
-            self.frontend.get_features().at("GET_FEATURES")?;
-            if !awake {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                log::warn!("the backend does not read its notifications");
-                return Ok(());
-            }
-            thread::sleep(Duration::from_micros(50));
-        }
-    }
-
-    fn start_queue(
-        &mut self,
-        queue: &QueueSetup<'_>,
-        shares: &[Share<'_>],
-    ) -> Result<(), BackendError> {
-        let index = usize::from(queue.index);
-        let ring = &queue.ring;
-        // What lies nowhere would be refused by the backend.
-        let host = |addr: u64| host_address(shares, addr).unwrap_or(0);
-        let data = VringConfigData {
-            queue_max_size: ring.size,
-            queue_size: ring.size,
-            flags: 0,
-            desc_table_addr: host(ring.desc),
-            used_ring_addr: host(ring.device),
-            avail_ring_addr: host(ring.driver),
-            log_addr: None,
-        };
-        let f = &self.frontend;
-        f.set_vring_num(index, ring.size).at("SET_VRING_NUM")?;
-        if ring.packed {
-            self.set_packed_base(queue.index).at("SET_VRING_BASE")?;
-        } else {
-            f.set_vring_base(index, 0).at("SET_VRING_BASE")?;
-        }
-        f.set_vring_addr(index, &data).at("SET_VRING_ADDR")?;
-        f.set_vring_call(index, queue.call).at("SET_VRING_CALL")?;
-        f.set_vring_kick(index, queue.kick).at("SET_VRING_KICK")
-    }
-
-    /// Where a packed ring begins. The vhost crate has room for half of that.
-    fn set_packed_base(&self, index: u16) -> Result<(), vhost::Error> {
-        let answers = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
-        exchange_packed_base(&self.stream, index, answers)
-            .map_err(|error| vhost::Error::VhostUserProtocol(vhost_user::Error::SocketError(error)))
-    }
-
-    fn enable(&mut self, index: u16, enable: bool) -> Result<(), BackendError> {
-        self.frontend
-            .set_vring_enable(index.into(), enable)
-            .at("SET_VRING_ENABLE")
-    }
-
-    /// Tells the backend to take no more from the queues. What it took it goes on with, and
-    /// has to, for [`Backend::stop`] does not wait for it everywhere: qemu-storage-daemon goes
-    /// on after that, but for the used elements, so that nobody can tell when it is done.
-    pub fn disable(
-        &mut self,
-        queues: impl Iterator<Item = u16>,
-        by: Instant,
-    ) -> Result<(), BackendError> {
-        if self.features & bit(F_PROTOCOL_FEATURES) == 0 {
-            // Nothing else has it than to stop.
-            return Ok(());
-        }
-        self.in_time(by, |backend| {
-            for index in queues {
-                backend.enable(index, false)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Stops the queues; when it returns, the backend takes no more from them.
-    pub fn stop(
-        &mut self,
-        queues: impl Iterator<Item = u16>,
-        by: Instant,
-    ) -> Result<(), BackendError> {
-        self.in_time(by, |backend| {
-            for index in queues {
-                let base = backend.frontend.get_vring_base(index.into());
-                base.at("GET_VRING_BASE")?;
-            }
-            Ok(())
-        })
-    }
-
-    pub fn set_call(
-        &mut self,
-        index: u16,
-        call: &EventFd,
-        by: Instant,
-    ) -> Result<(), BackendError> {
-        self.in_time(by, |backend| {
-            let frontend = &mut backend.frontend;
-            let set = frontend.set_vring_call(index.into(), call);
-            set.at("SET_VRING_CALL")
-        })
-    }
-
-    /// What the backend's process has mapped that may show the memory of others; an error
-    /// if it cannot be known.
-    pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
-        let mut maps = match &self.maps {
-            Ok(maps) => maps,
-            Err(error) => return Err(io::Error::new(error.kind(), error.to_string())),
-        };
-        let mut text = String::new();
-        maps.rewind()?;
-        maps.read_to_string(&mut text)?;
-        Ok(shared_mappings(&text))
-    }
-}
-
-fn open_maps(pid: Option<i32>) -> io::Result<File> {
-    let pid = pid.ok_or_else(|| io::Error::other("the backend's process ID is not known"))?;
-    File::open(format!("/proc/{pid}/maps"))
-}
-
-/// SET_VRING_BASE: header and body, and the answer, which is 0 if all is well.
-fn exchange_packed_base(mut stream: &UnixStream, index: u16, answers: bool) -> io::Result<()> {
-    const VERSION: u32 = 1;
-    const REPLY: u32 = 1 << 2;
-    const NEED_REPLY: u32 = 1 << 3;
-    // The next available descriptor and the next used one: index 0, wrap counter 1.
-    const BASE: u32 = (1 << 31) | (1 << 15);
-    let request = u32::from(FrontendReq::SET_VRING_BASE);
-    let flags = VERSION | if answers { NEED_REPLY } else { 0 };
-    let words = [request, flags, 8, index.into(), BASE];
-    stream.write_all(&words.map(u32::to_ne_bytes).concat())?;
-    if !answers {
-        return Ok(());
-    }
-    let mut answer = [0; 20];
-    stream.read_exact(&mut answer)?;
-    let want = [request, VERSION | REPLY, 8, 0, 0];
-    if answer[..] != want.map(u32::to_ne_bytes).concat() {
-        return Err(io::Error::other("it is refused"));
-    }
-    Ok(())
-}
-
-/// Waits up to `patience` for somebody to listen.
-fn open(path: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match try_open(path) {
-            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(50)),
-            other => return other,
-        }
-    }
-}
-
-/// Who has more clients waiting than it wants, and takes none, is not there.
-fn try_open(path: &Path) -> io::Result<UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    fcntl_setfl(&socket, OFlags::empty())?;
-    Ok(socket.into())
-}
-
-/// Asks the backend behind `stream`, and hangs up if there is no answer by then. A time
-/// limit of the socket itself would not do: the vhost crate asks again then, and a backend
-/// may answer byte by byte.
-fn in_time<T>(
-    stream: &UnixStream,
-    by: Instant,
-    ask: impl FnOnce() -> Result<T, BackendError>,
-) -> Result<T, BackendError> {
-    // A thread for each time: one that is there for longer would be outside of the sandbox.
-    thread::scope(|scope| {
-        let (asking, asked) = channel::<()>();
-        let watch = thread::Builder::new().name("answer".into());
-        let watch = watch.spawn_scoped(scope, move || {
-            let limit = by.saturating_duration_since(Instant::now());
-            let late = asked.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
-            if late {
-                let _ = stream.shutdown(Shutdown::Both);
-            }
-            late
-        });
-        let watch = watch.map_err(BackendError::Thread)?;
-        let outcome = ask();
-        drop(asking);
-        match watch.join() {
-            Ok(true) => Err(BackendError::Silent),
-            _ => outcome,
-        }
-    })
-}
-
-/// The process that listened. None if it lives in another PID namespace.
-#[allow(unsafe_code)]
-fn peer_pid(stream: &UnixStream) -> Option<i32> {
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    let mut length = size_of_val(&peer) as libc::socklen_t;
-    // Not rustix's: its process IDs are never 0, which is what the kernel says of a process
-    // that cannot be named here.
-    // SAFETY: `peer` has room for `length` bytes, which is all that the kernel writes.
-    let failed = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &mut length,
-        )
-    };
-    (failed == 0 && peer.pid > 0).then_some(peer.pid)
-}
-
-/// The lines of a /proc/PID/maps that may show the memory of others: shared mappings,
-/// whatever may be done with them now, and all of memory files.
-fn shared_mappings(maps: &str) -> Vec<Mapping> {
-    maps.lines().filter_map(shared_mapping).collect()
-}
-
-fn shared_mapping(line: &str) -> Option<Mapping> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let mode = fields.next()?;
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let end = u64::from_str_radix(end, 16).ok()?;
-    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-    let inode = fields.nth(1)?.parse().ok()?;
-    let name = fields.collect::<Vec<_>>().join(" ");
-    let is_memory_file = ["/memfd:", "/dev/shm/"]
-        .iter()
-        .any(|at| name.starts_with(at));
-    (mode.ends_with('s') || is_memory_file).then_some(Mapping {
-        name,
-        bytes: end.checked_sub(start)?,
-        offset,
-        inode,
-    })
-}
-
-impl Mapping {
-    /// Whether it could show somebody's memory. Rings of io_uring and the
-    /// like belong to the process and the kernel, and one file to the C library.
-    pub fn is_memory(&self) -> bool {
-        let is_cache = self.name.starts_with("/usr/lib") && self.name.ends_with(ICONV_CACHE);
-        !self.name.starts_with("anon_inode:") && !is_cache
-    }
-
-    /// Whether it shows the region and nothing else.
-    pub fn is_region(&self, region: &Region) -> bool {
-        self.inode == region.inode() && self.name.starts_with(&format!("/memfd:{}", region::NAME))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    use rustix::net::{bind, listen};
-
-    const SHORT: Duration = Duration::from_millis(200);
-    const LONG: Duration = Duration::from_secs(60);
-
-    /// All that comes until somebody hangs up.
-    fn read(mut from: &UnixStream) -> Result<usize, BackendError> {
-        from.read_to_end(&mut Vec::new())
-            .map_err(BackendError::Thread)
-    }
-
-    #[test]
-    fn answers_are_waited_for_no_longer_than_that() {
-        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
-        let silent = in_time(&ours, Instant::now() + SHORT, || read(&ours));
-        assert!(matches!(silent, Err(BackendError::Silent)));
-        assert!(theirs.write_all(&[0]).is_err(), "it was hung up on");
-
-        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
-        let dripping = thread::spawn(move || {
-            while theirs.write_all(&[0]).is_ok() {
-                thread::sleep(SHORT / 10);
-            }
-        });
-        let slow = in_time(&ours, Instant::now() + SHORT, || read(&ours));
-        assert!(matches!(slow, Err(BackendError::Silent)));
-        dripping.join().expect("it was hung up on");
-    }
-
-    #[test]
-    fn answers_that_come_in_time_are_taken() {
-        let (ours, mut theirs) = UnixStream::pair().expect("sockets");
-        theirs.write_all(b"yes").expect("write");
-        let mut answer = [0; 3];
-        let begin = Instant::now();
-        let ask = || {
-            (&ours)
-                .read_exact(&mut answer)
-                .map_err(BackendError::Thread)
-        };
-        assert!(in_time(&ours, begin + LONG, ask).is_ok());
-        assert!(begin.elapsed() < LONG);
-        theirs.write_all(b"more").expect("nobody has hung up");
-    }
-
-    #[test]
-    fn packed_rings_begin_with_both_wrap_counters() {
-        let want = [10, 9, 8, 5, 0x8000_8000].map(u32::to_ne_bytes).concat();
-        for (refused, outcome) in [(0u32, true), (1, false)] {
-            let (ours, mut theirs) = UnixStream::pair().expect("sockets");
-            let answer = [10, 5, 8, refused, 0].map(u32::to_ne_bytes).concat();
-            theirs.write_all(&answer).expect("write");
-            assert_eq!(exchange_packed_base(&ours, 5, true).is_ok(), outcome);
-            let mut request = [0; 20];
-            theirs.read_exact(&mut request).expect("a request");
-            assert_eq!(request[..], want);
-        }
-        let (ours, _theirs) = UnixStream::pair().expect("sockets");
-        exchange_packed_base(&ours, 5, false).expect("nobody is waited for");
-    }
-
-    #[test]
-    fn who_takes_no_client_is_not_there() {
-        let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("socket");
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        );
-        let socket = socket.expect("socket");
-        bind(&socket, &SocketAddrUnix::new(&path).expect("address")).expect("bind");
-        listen(&socket, 0).expect("listen");
-        let mut waiting = Vec::new();
-        let refused = loop {
-            match open(&path, Duration::ZERO) {
-                Ok(client) if waiting.len() < 10 => waiting.push(client),
-                other => break other,
-            }
-        };
-        let refused = refused.expect_err("nobody is there").kind();
-        assert_eq!(refused, io::ErrorKind::WouldBlock);
-        assert_eq!(waiting.len(), 1);
-    }
-
-    #[test]
-    fn the_peer_of_a_socket() {
-        let (ours, _theirs) = UnixStream::pair().expect("sockets");
-        assert_eq!(peer_pid(&ours), i32::try_from(std::process::id()).ok());
-    }
-
-    #[test]
-    fn maps() {
-        let text = "\
-55d0c0000000-55d0c0001000 rw-p 00000000 08:01 12 /usr/bin/x
-7f0000000000-7f0001000000 rw-s 00001000 00:01 4711                       /memfd:swiotlb-region (deleted)
-7f0002000000-7f0002001000 r--s 00000000 00:01 5 /dev/shm/read only
-7f0003000000-7f0003001000 rw-s 00000000 00:0f 7 anon_inode:[io_uring]
-7f0004000000-7f0004001000 rw-s 00000000 00:01 9
-7f0005000000-7f0005001000 ---s 00000000 00:01 6 /memfd:ram (deleted)
-7f0006000000-7f0006001000 r--p 00000000 00:01 6 /memfd:ram (deleted)
-7f0007000000-7f0007001000 r--s 00000000 08:01 8 /usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache
-nonsense
-";
-        let maps = shared_mappings(text);
-        let want = Mapping {
-            name: "/memfd:swiotlb-region (deleted)".into(),
-            bytes: 0x100_0000,
-            offset: 0x1000,
-            inode: 4711,
-        };
-        assert_eq!(maps[0], want);
-        let inodes = |list: Vec<&Mapping>| list.iter().map(|m| m.inode).collect::<Vec<_>>();
-        assert_eq!(inodes(maps.iter().collect()), [4711, 5, 7, 9, 6, 6, 8]);
-        assert_eq!(maps[3].name, "");
-        let memory = maps.iter().filter(|m| m.is_memory());
-        assert_eq!(inodes(memory.collect()), [4711, 5, 9, 6, 6]);
-    }
+    /// # Errors
+    ///
+    /// [`BackendError::Absent`] if it is worth asking again, [`BackendError::Silent`] if
+    /// it has not answered by then.
+    fn find(&self, by: Instant) -> Result<Box<dyn Backend>, BackendError>;
 }

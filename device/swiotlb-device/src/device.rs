@@ -18,10 +18,11 @@ use vfio_bindings::bindings::vfio::{
 use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
-use crate::backend::{Backend, BackendError, QueueSetup, Share, ANSWER, MAX_SHARES};
+use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
 use crate::limits;
+use crate::mappings;
 use crate::notify;
 use crate::options::{HexBytes, Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
@@ -106,7 +107,7 @@ pub struct Device {
     registers: Registers,
     isr: u8,
     config: Vec<u8>,
-    backend: Option<Backend>,
+    backend: Option<Box<dyn Backend>>,
     backend_features: u64,
     /// When the backend has to have done what is asked of it now.
     by: Instant,
@@ -125,8 +126,12 @@ pub struct Device {
 }
 
 impl Device {
-    /// Connects to the backend; it must be there.
-    pub fn new(options: Arc<Options>, report: Arc<Report>) -> Result<Self, DeviceError> {
+    /// Waits 5 s for the first backend to be there.
+    pub fn new(
+        options: Arc<Options>,
+        report: Arc<Report>,
+        backends: Box<dyn Backends>,
+    ) -> Result<Self, DeviceError> {
         let region = Region::new(options.region_offset, options.region_size)?;
         let mut vectors = Vec::new();
         vectors.resize_with(pci::vectors(&options).into(), || None);
@@ -145,7 +150,7 @@ impl Device {
             backend: None,
             backend_features: 0,
             by: Instant::now() + PATIENCE + ANSWER,
-            search: Arc::new(Search::new(Arc::clone(&options))),
+            search: Arc::new(Search::new(Arc::clone(&options), backends)),
             vectors,
             running: None,
             failing: None,
@@ -159,7 +164,7 @@ impl Device {
             report,
             options,
         };
-        let found = Found::find(&device.options, PATIENCE, device.by)?;
+        let found = device.search.first(PATIENCE, device.by)?;
         device.take_backend(found);
         device.begin_session();
         Ok(device)
@@ -246,7 +251,7 @@ impl Device {
     /// What has to happen without the guest asking for it.
     pub fn tick(&mut self) {
         self.hurry(Instant::now());
-        if self.backend.as_ref().is_some_and(Backend::is_gone) {
+        if self.backend.as_ref().is_some_and(|b| b.is_gone()) {
             self.lose_backend(&BackendError::HungUp);
         }
         self.follow_config();
@@ -346,7 +351,7 @@ impl Device {
         let Some(mut backend) = self.backend.take() else {
             return false;
         };
-        let config = read_config(&self.options, &mut backend, self.by);
+        let config = read_config(&self.options, &mut *backend, self.by);
         self.backend = Some(backend);
         match config {
             Ok(config) => self.take_config(config),
@@ -391,7 +396,7 @@ impl Device {
     /// What the backend has announced of its configuration space is the
     /// driver's to know; a driver that is not ready will read it anyway.
     fn follow_config(&mut self) {
-        let announced = self.backend.as_mut().map(Backend::config_changed);
+        let announced = self.backend.as_mut().map(|b| b.config_changed());
         match announced {
             Some(Ok(true)) if self.options.config.is_none() => {}
             Some(Err(error)) => return self.lose_backend(&error),
@@ -505,10 +510,10 @@ impl Device {
         };
         queues.retain(|queue| self.is_served(queue.index));
         let indices: Vec<_> = queues.iter().map(|queue| queue.index).collect();
-        let disabled = backend.disable(indices.iter().copied(), self.by);
+        let disabled = backend.disable(&indices, self.by);
         let outcome = disabled.and_then(|()| {
             self.drain(queues, reach);
-            backend.stop(indices.into_iter(), self.by)
+            backend.stop(&indices, self.by)
         });
         self.backend = Some(backend);
         outcome
@@ -972,7 +977,7 @@ impl Device {
             Ok(mappings) => (Some(mappings), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let region = |m: &crate::backend::Mapping| m.is_region(&self.region);
+        let region = |m: &mappings::Mapping| m.is_region(&self.region);
         let list = mappings.as_ref().map(|list| {
             list.iter()
                 .map(|m| {
@@ -987,7 +992,7 @@ impl Device {
                 .collect::<Vec<_>>()
         });
         let foreign = mappings.map(|list| {
-            let is_foreign = |m: &&crate::backend::Mapping| m.is_memory() && !region(m);
+            let is_foreign = |m: &&mappings::Mapping| m.is_memory() && !region(m);
             list.iter().filter(is_foreign).count() as u64
         });
         if let Some(foreign) = foreign {
@@ -1249,7 +1254,7 @@ impl Device {
         if data.is_empty() || end > self.config.len() as u64 || self.options.config.is_some() {
             return;
         }
-        let Some(backend) = self.backend.as_mut().filter(|b| b.has_config()) else {
+        let Some(backend) = self.backend.as_mut() else {
             return;
         };
         match backend.set_config(offset as u32, data, self.by) {

@@ -4,8 +4,8 @@
 //!
 //! A virtio device of any type that has a region of its own and no access to
 //! guest memory. The guest's VMM is a vfio-user client (QEMU); the device model
-//! is a vhost-user backend (qemu-storage-daemon, virtiofsd...) that is given
-//! the region and nothing else. See README.md.
+//! is a [`backend`] that is given the region and nothing else: in the program a
+//! vhost-user backend (qemu-storage-daemon, virtiofsd...). See README.md.
 
 #![deny(unsafe_code)]
 
@@ -17,6 +17,7 @@ pub mod guest_memory;
 pub mod limits;
 pub mod lines;
 pub mod listen;
+pub mod mappings;
 pub mod notify;
 pub mod options;
 pub mod panics;
@@ -29,5 +30,6 @@ pub mod sandbox;
 pub mod search;
 pub mod server;
 pub mod types;
+pub mod vhost_user;
 pub mod virtio;
 pub mod watcher;

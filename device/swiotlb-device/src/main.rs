@@ -24,6 +24,7 @@ use swiotlb_device::listen::listen;
 use swiotlb_device::options::{HexBytes, Options};
 use swiotlb_device::report::Report;
 use swiotlb_device::server::{self, Shared};
+use swiotlb_device::vhost_user::VhostUser;
 use swiotlb_device::{panics, pci, sandbox, watcher};
 use thiserror::Error;
 
@@ -84,7 +85,12 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         let over = early.handle();
         let last = Arc::clone(&report);
         let waiting = on_signal(early, move || last.close()).map_err(SetupError::Threads)?;
-        let device = Device::new(Arc::clone(&options), Arc::clone(&report));
+        let backends = VhostUser::new(options.backend.clone(), options.served_queues());
+        let device = Device::new(
+            Arc::clone(&options),
+            Arc::clone(&report),
+            Box::new(backends),
+        );
         // It is not in the sandbox.
         over.close();
         let _ = waiting.join();

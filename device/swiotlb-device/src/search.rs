@@ -3,34 +3,25 @@
 //! The way to a backend: the first, and another in the place of one that went away.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Backends};
 use crate::options::Options;
 use crate::virtio::{bit, F_RING_PACKED};
 
+/// How often a backend is asked for that the device cannot start without.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// A backend, and what it says of its configuration space.
 pub struct Found {
-    pub backend: Backend,
+    pub backend: Box<dyn Backend>,
     pub config: Vec<u8>,
-}
-
-impl Found {
-    /// Waits up to `patience` for somebody to listen, and for answers until `by`.
-    pub fn find(options: &Options, patience: Duration, by: Instant) -> Result<Self, BackendError> {
-        let queues = options.served_queues();
-        let mut backend = Backend::connect(&options.backend, queues, patience, by)?;
-        if options.packed && backend.features() & bit(F_RING_PACKED) == 0 {
-            return Err(BackendError::Missing("VIRTIO_F_RING_PACKED"));
-        }
-        let config = read_config(options, &mut backend, by)?;
-        Ok(Self { backend, config })
-    }
 }
 
 pub fn read_config(
     options: &Options,
-    backend: &mut Backend,
+    backend: &mut dyn Backend,
     by: Instant,
 ) -> Result<Vec<u8>, BackendError> {
     match &options.config {
@@ -39,10 +30,11 @@ pub fn read_config(
     }
 }
 
-/// Who listens may take its time to answer, so a backend is looked for with the device
-/// unlocked, unless a driver waits for it.
+/// A backend may take its time to answer, so it is looked for with the device unlocked,
+/// unless a driver waits for it.
 pub struct Search {
     options: Arc<Options>,
+    backends: Box<dyn Backends>,
     state: Mutex<State>,
     attempted: Condvar,
 }
@@ -55,9 +47,10 @@ struct State {
 }
 
 impl Search {
-    pub fn new(options: Arc<Options>) -> Self {
+    pub fn new(options: Arc<Options>, backends: Box<dyn Backends>) -> Self {
         Self {
             options,
+            backends,
             state: Mutex::default(),
             attempted: Condvar::new(),
         }
@@ -65,6 +58,27 @@ impl Search {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first backend. Waits up to `patience` for one to be there, and for its answers
+    /// until `by`.
+    pub fn first(&self, patience: Duration, by: Instant) -> Result<Found, BackendError> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.find(by) {
+                Err(BackendError::Absent(_)) if Instant::now() < end => thread::sleep(LOOK),
+                other => return other,
+            }
+        }
+    }
+
+    fn find(&self, by: Instant) -> Result<Found, BackendError> {
+        let mut backend = self.backends.find(by)?;
+        if self.options.packed && backend.features() & bit(F_RING_PACKED) == 0 {
+            return Err(BackendError::Missing("VIRTIO_F_RING_PACKED"));
+        }
+        let config = read_config(&self.options, &mut *backend, by)?;
+        Ok(Found { backend, config })
     }
 
     /// Whatever comes of it by then waits to be taken. If another attempt is under way, that
@@ -84,7 +98,7 @@ impl Search {
         }
         state.under_way = true;
         drop(state);
-        let outcome = Found::find(&self.options, Duration::ZERO, by);
+        let outcome = self.find(by);
         let mut state = self.lock();
         state.under_way = false;
         match outcome {
@@ -96,5 +110,43 @@ impl Search {
 
     pub fn take(&self) -> Option<Found> {
         self.lock().found.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use clap::Parser;
+
+    use super::*;
+
+    /// Not there when it is asked for the first time, and lacking something the second.
+    struct Late(Arc<AtomicU32>);
+
+    impl Backends for Late {
+        fn find(&self, _by: Instant) -> Result<Box<dyn Backend>, BackendError> {
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(BackendError::Absent("it is late".into())),
+                _ => Err(BackendError::Missing("something")),
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_is_waited_for_only_while_it_is_absent() {
+        let args = ["swiotlb-device", "--socket", "a", "--backend", "b"];
+        let options = Arc::new(Options::try_parse_from(args).expect("options"));
+        let asked = Arc::new(AtomicU32::new(0));
+        let search = Search::new(options, Box::new(Late(Arc::clone(&asked))));
+        let first = |patience| search.first(patience, Instant::now()).err();
+        assert!(matches!(
+            first(Duration::ZERO),
+            Some(BackendError::Absent(_))
+        ));
+        asked.store(0, Ordering::Relaxed);
+        let long = Duration::from_secs(60);
+        assert!(matches!(first(long), Some(BackendError::Missing(_))));
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
     }
 }
