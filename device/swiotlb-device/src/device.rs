@@ -19,18 +19,18 @@ use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
+use crate::config::{ConfigError, DeviceConfig, Mode};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
 use crate::limits;
 use crate::mappings;
 use crate::notify;
-use crate::options::{HexBytes, Mode, Options};
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
-use crate::report::{features, hex, Report};
+use crate::report::{features, hex, hex_bytes, Report};
 use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
 use crate::search::{read_config, Found, Search};
-use crate::virtio::{self, Effect, Offer, Refusal, Registers, Rules};
+use crate::virtio::{self, Effect, Refusal, Registers, Rules};
 use crate::watcher::Watcher;
 
 /// Violations reported one by one in one negotiation; all are counted.
@@ -52,6 +52,8 @@ const BAD_CHAIN: &str = "the driver gave an address outside the region or a malf
 
 #[derive(Debug, Error)]
 pub enum DeviceError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error(transparent)]
     Region(#[from] RegionError),
     #[error(transparent)]
@@ -98,7 +100,7 @@ struct Running {
 }
 
 pub struct Device {
-    options: Arc<Options>,
+    config: Arc<DeviceConfig>,
     report: Arc<Report>,
     region: Region,
     /// Stays empty unless guest memory is allowed.
@@ -106,7 +108,7 @@ pub struct Device {
     pci: ConfigSpace,
     registers: Registers,
     isr: u8,
-    config: Vec<u8>,
+    config_space: Vec<u8>,
     backend: Option<Box<dyn Backend>>,
     backend_features: u64,
     /// When the backend has to have done what is asked of it now.
@@ -128,41 +130,42 @@ pub struct Device {
 impl Device {
     /// Waits 5 s for the first backend to be there.
     pub fn new(
-        options: Arc<Options>,
+        config: Arc<DeviceConfig>,
         report: Arc<Report>,
         backends: Box<dyn Backends>,
     ) -> Result<Self, DeviceError> {
-        let region = Region::new(options.region_offset, options.region_size)?;
+        config.validate()?;
+        let region = Region::new(config.region_offset, config.region_size)?;
         let mut vectors = Vec::new();
-        vectors.resize_with(pci::vectors(&options).into(), || None);
+        vectors.resize_with(config.vectors().into(), || None);
         let rules = Rules {
             offered: 0,
-            required: options.mode == Mode::Required,
-            queues: options.queue_count(),
-            queue_size: options.queue_size,
-            vectors: pci::vectors(&options),
+            required: config.mode == Mode::Required,
+            queues: config.queues,
+            queue_size: config.queue_size,
+            vectors: config.vectors(),
         };
         let mut device = Self {
-            pci: ConfigSpace::new(&Layout::new(&options)),
+            pci: ConfigSpace::new(&Layout::new(&config)),
             registers: Registers::new(rules),
             isr: 0,
-            config: Vec::new(),
+            config_space: Vec::new(),
             backend: None,
             backend_features: 0,
             by: Instant::now() + PATIENCE + ANSWER,
-            search: Arc::new(Search::new(Arc::clone(&options), backends)),
+            search: Arc::new(Search::new(Arc::clone(&config), backends)),
             vectors,
             running: None,
             failing: None,
             negotiation: 0,
             reported: 0,
             guest_memory: GuestMemory::default(),
-            faults: Faults::new(&options),
+            faults: Faults::new(&config.faults),
             attacks: Vec::new(),
             watcher: None,
             region,
             report,
-            options,
+            config,
         };
         let found = device.search.first(PATIENCE, device.by)?;
         device.take_backend(found);
@@ -192,7 +195,7 @@ impl Device {
         self.backend_features = backend.features();
         let mut fields = features(backend.features());
         fields["pid"] = json!(backend.pid());
-        fields["config_bytes"] = json!(self.config.len());
+        fields["config_bytes"] = json!(self.config_space.len());
         self.report.event("backend", fields);
         self.backend = Some(backend);
     }
@@ -274,18 +277,9 @@ impl Device {
     }
 
     fn reset_registers(&mut self) {
-        let offer = Offer {
-            added: self.options.add_features,
-            hidden: self.options.hide_features,
-            swiotlb: self.options.offer_swiotlb,
-            access_platform: self.options.access_platform,
-            packed: self.options.packed,
-            indirect: self.options.indirect,
-            event_idx: self.options.event_idx,
-        };
-        let mut features = offer.features(self.backend_features);
-        let (id, served) = (self.options.device_type.id, self.options.served_queues());
-        features &= !limits::unserved(id, features, served, &self.config);
+        let mut features = self.config.offer.features(self.backend_features);
+        let (id, served) = (self.config.device_type.id, self.config.served_queues());
+        features &= !limits::unserved(id, features, served, &self.config_space);
         let offered = self.faults.offer(features);
         self.registers.reset(offered);
         self.isr = 0;
@@ -338,7 +332,7 @@ impl Device {
         if let Err(error) = self.region.clear() {
             log::warn!("the region could not be cleared: {error}");
         }
-        self.region = Region::new(self.options.region_offset, self.options.region_size)?;
+        self.region = Region::new(self.config.region_offset, self.config.region_size)?;
         if let Some(watcher) = &self.watcher {
             watcher.follow(self.region.map_again()?);
         }
@@ -351,7 +345,7 @@ impl Device {
         let Some(mut backend) = self.backend.take() else {
             return false;
         };
-        let config = read_config(&self.options, &mut *backend, self.by);
+        let config = read_config(&self.config, &mut *backend, self.by);
         self.backend = Some(backend);
         match config {
             Ok(config) => self.take_config(config),
@@ -363,11 +357,11 @@ impl Device {
     }
 
     fn take_config(&mut self, config: Vec<u8>) -> bool {
-        let changes = self.config != config;
+        let changes = self.config_space != config;
         if changes {
             // A driver may be in the middle of reading it.
             self.registers.config_changed();
-            self.config = config;
+            self.config_space = config;
         }
         changes
     }
@@ -380,15 +374,15 @@ impl Device {
             true => self.registers.accepted(),
             false => self.registers.offered(),
         };
-        let id = self.options.device_type.id;
+        let id = self.config.device_type.id;
         let queues = self.registers.queues().iter().zip(0u16..);
         let room = queues
             .filter(|(_, index)| limits::has_segments(id, *index))
             .map(|(queue, _)| queue.size)
             .min()
             .filter(|_| features & virtio::bit(virtio::F_INDIRECT_DESC) == 0);
-        let mut config = self.config.clone();
-        let served = self.options.served_queues();
+        let mut config = self.config_space.clone();
+        let served = self.config.served_queues();
         limits::lower(id, &mut config, features, served, room);
         config
     }
@@ -398,7 +392,7 @@ impl Device {
     fn follow_config(&mut self) {
         let announced = self.backend.as_mut().map(|b| b.config_changed());
         match announced {
-            Some(Ok(true)) if self.options.config.is_none() => {}
+            Some(Ok(true)) if self.config.config_space.is_none() => {}
             Some(Err(error)) => return self.lose_backend(&error),
             _ => return,
         }
@@ -411,7 +405,7 @@ impl Device {
             self.registers.config_changed();
         }
         self.report.count(|c| c.config_changes += 1);
-        let config = HexBytes(self.config.clone()).hex();
+        let config = hex_bytes(&self.config_space);
         self.report.event(
             "config_changed",
             json!({ "config": config, "negotiation": self.negotiation }),
@@ -446,7 +440,7 @@ impl Device {
         // A second backend may go before the driver has done anything about the first.
         let queues = self.running.take().or_else(|| self.failing.take());
         self.fail(reason);
-        if self.faults.blinds() || self.options.device_type.failure.is_none() {
+        if self.faults.blinds() || self.config.device_type.failure.is_none() {
             return;
         }
         self.failing = queues;
@@ -458,7 +452,7 @@ impl Device {
     }
 
     fn answer_failing(&mut self) {
-        let Some(failure) = self.options.device_type.failure else {
+        let Some(failure) = self.config.device_type.failure else {
             return;
         };
         let Some(mut failing) = self.failing.take() else {
@@ -526,10 +520,13 @@ impl Device {
         if self.faults.blinds() {
             return;
         }
-        queues.retain(|queue| self.options.device_type.answers(queue.index));
+        queues.retain(|queue| self.config.device_type.answers(queue.index));
         let now = Instant::now();
-        let patience = Duration::from_millis(self.options.drain.into());
-        let limit = now + patience.min(self.by.saturating_duration_since(now) / 2);
+        let limit = now
+            + self
+                .config
+                .drain
+                .min(self.by.saturating_duration_since(now) / 2);
         let memory = reach.memory(&self.region);
         loop {
             queues.retain_mut(|queue| queue.walker.unanswered(&memory) != Some(0));
@@ -557,7 +554,7 @@ impl Device {
 
     fn start_queues(&mut self) {
         let region = self.place_region();
-        if region.is_none() && !self.options.allow_guest_memory {
+        if region.is_none() && !self.config.allow_guest_memory {
             self.fail("the BAR of the region has no address");
             return;
         }
@@ -616,7 +613,7 @@ impl Device {
     /// What there is of guest memory, in `limit` pieces at most; nothing
     /// unless it is allowed.
     fn map_guest_memory(&self, limit: usize) -> Result<Vec<Span>, MmapRegionError> {
-        if !self.options.allow_guest_memory {
+        if !self.config.allow_guest_memory {
             return Ok(Vec::new());
         }
         let (spans, left_out) = self.guest_memory.map(limit)?;
@@ -701,7 +698,7 @@ impl Device {
         };
         let lost = virtio::lost_features(
             self.registers.accepted(),
-            self.options.add_features,
+            self.config.offer.added,
             backend.features(),
         );
         if lost != 0 {
@@ -756,7 +753,7 @@ impl Device {
 
     /// Whether the backend knows the queue.
     fn is_served(&self, index: u16) -> bool {
-        index < self.options.served_queues()
+        index < self.config.served_queues()
     }
 
     fn setup<'a>(&'a self, queue: &'a RunningQueue, ring: RingAddresses) -> QueueSetup<'a> {
@@ -1155,7 +1152,7 @@ impl Device {
         });
         let Window { base, len } = mapping.window;
         let mut fields = json!({ "addr": hex(base), "size": hex(len), "fd": fd });
-        if self.options.allow_guest_memory {
+        if self.config.allow_guest_memory {
             let refused = self.guest_memory.add(mapping).err();
             fields["refused"] = json!(refused.map(|why| why.to_string()));
         }
@@ -1251,7 +1248,10 @@ impl Device {
 
     fn write_device_config(&mut self, offset: u64, data: &[u8]) {
         let end = offset.saturating_add(data.len() as u64);
-        if data.is_empty() || end > self.config.len() as u64 || self.options.config.is_some() {
+        if data.is_empty()
+            || end > self.config_space.len() as u64
+            || self.config.config_space.is_some()
+        {
             return;
         }
         let Some(backend) = self.backend.as_mut() else {

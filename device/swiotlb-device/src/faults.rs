@@ -17,7 +17,6 @@ mod thread;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::options::Options;
 use crate::pci::{Bar, ConfigSpace, BAR_COUNT};
 use crate::region::{Region, RegionError};
 use crate::report::Report;
@@ -232,6 +231,16 @@ const BEFORE_INTERRUPT: &[Fault] = &[
     Fault::IrqNever,
 ];
 
+/// What is to be wrong with a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FaultConfig {
+    pub set: Vec<Fault>,
+    /// The seed from which faults are drawn at each reset, instead of `set`.
+    pub chaos: Option<u64>,
+    /// Negotiations in which the device behaves.
+    pub after: u64,
+}
+
 /// What is wrong with a device at the moment.
 pub struct Faults {
     set: FaultSet,
@@ -247,14 +256,14 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub fn new(options: &Options) -> Self {
+    pub fn new(config: &FaultConfig) -> Self {
         let mut faults = Self {
-            set: options.fault.iter().copied().collect(),
-            chaos: options.chaos,
+            set: config.set.iter().copied().collect(),
+            chaos: config.chaos,
             draws: 0,
-            after: options.fault_after,
+            after: config.after,
             active: FaultSet::default(),
-            random: Random::new(options.chaos.unwrap_or_default()),
+            random: Random::new(config.chaos.unwrap_or_default()),
             bound: false,
             needs_reset_in: None,
         };

@@ -9,7 +9,9 @@
 
 #![deny(unsafe_code)]
 
+pub mod args;
 pub mod backend;
+pub mod config;
 pub mod device;
 pub mod failure;
 pub mod faults;
@@ -19,7 +21,6 @@ pub mod lines;
 pub mod listen;
 pub mod mappings;
 pub mod notify;
-pub mod options;
 pub mod panics;
 pub mod pci;
 pub mod region;

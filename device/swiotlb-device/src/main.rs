@@ -17,15 +17,16 @@ use clap::Parser;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use swiotlb_device::args::Args;
 use swiotlb_device::backend::ANSWER;
+use swiotlb_device::config::DeviceConfig;
 use swiotlb_device::device::Device;
 use swiotlb_device::faults::FaultSet;
 use swiotlb_device::listen::listen;
-use swiotlb_device::options::{HexBytes, Options};
-use swiotlb_device::report::Report;
+use swiotlb_device::report::{hex_bytes, Report};
 use swiotlb_device::server::{self, Shared};
 use swiotlb_device::vhost_user::VhostUser;
-use swiotlb_device::{panics, pci, sandbox, watcher};
+use swiotlb_device::{panics, sandbox, watcher};
 use thiserror::Error;
 
 /// How often the rings and the backend are looked at without a notification.
@@ -45,12 +46,12 @@ enum SetupError {
 
 fn main() -> ExitCode {
     panics::abort_on_panic();
-    let options = Options::parse();
-    let level = if options.verbose { "info" } else { "error" };
+    let args = Args::parse();
+    let level = if args.verbose { "info" } else { "error" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_timestamp(None)
         .init();
-    match run(options) {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("swiotlb-device: error: {error}");
@@ -59,53 +60,49 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    options.validate()?;
-    if options.allow_guest_memory {
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let config = Arc::new(DeviceConfig::try_from(args)?);
+    if config.allow_guest_memory {
         eprintln!(
             "swiotlb-device: warning: --allow-guest-memory: the device and its backend can reach \
              all guest memory that a client shares; this is for benchmarks, and nothing else"
         );
     }
-    if let Some(seed) = options.chaos {
+    if let Some(seed) = args.chaos {
         eprintln!("swiotlb-device: chaos: --chaos {seed} does it again");
     }
-    let options = Arc::new(options);
-    let report = Report::new(options.report.as_deref(), options.allow_guest_memory);
+    let report = Report::new(args.report.as_deref(), config.allow_guest_memory);
     let report = Arc::new(report.map_err(|source| SetupError::Report {
-        path: options.report.clone().unwrap_or_default(),
+        path: args.report.clone().unwrap_or_default(),
         source,
     })?);
     // From here on a signal ends the program in good order.
     let signals = Signals::new(ENDS).map_err(SetupError::Threads)?;
-    report.event("start", start(&options));
+    report.event("start", start(args, &config));
 
     let mut device = {
         let early = Signals::new(ENDS).map_err(SetupError::Threads)?;
         let over = early.handle();
         let last = Arc::clone(&report);
         let waiting = on_signal(early, move || last.close()).map_err(SetupError::Threads)?;
-        let backends = VhostUser::new(options.backend.clone(), options.served_queues());
-        let device = Device::new(
-            Arc::clone(&options),
-            Arc::clone(&report),
-            Box::new(backends),
-        );
+        let backends = VhostUser::new(args.backend.clone(), config.served_queues());
+        let device = Device::new(Arc::clone(&config), Arc::clone(&report), Box::new(backends));
         // It is not in the sandbox.
         over.close();
         let _ = waiting.join();
         device?
     };
-    let listener = listen(&options.socket)?;
+    let listener = listen(&args.socket)?;
     // Threads are in the sandbox if they are started in it.
-    if options.sandbox {
-        let directory = sandbox::parent(&options.socket);
-        let entered = sandbox::enter(directory, &options.backend)?;
+    if args.sandbox {
+        let directory = sandbox::parent(&args.socket);
+        let entered = sandbox::enter(directory, &args.backend)?;
         report.event("sandbox", entered);
     }
-    if !options.watch.is_empty() {
+    if !args.watch.is_empty() {
+        let patterns: Vec<_> = args.watch.iter().map(|bytes| bytes.0.clone()).collect();
         let memory = device.region().map_again()?;
-        let watcher = watcher::start(memory, &options.watch, Arc::clone(&report));
+        let watcher = watcher::start(memory, &patterns, Arc::clone(&report));
         device.set_watcher(watcher.map_err(SetupError::Threads)?);
     }
     // The thread that listens to the backend takes its memory before there is a client.
@@ -113,40 +110,40 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     // and lies elsewhere in this process, because something else came in between.
     device.tick();
     let device = Arc::new(Mutex::new(device));
-    let outcome = watch(signals, &options.socket, &device, &report)
+    let outcome = watch(signals, &args.socket, &device, &report)
         .map_err(|e| SetupError::Threads(e).into())
-        .and_then(|()| server::serve(&options, listener, &device).map_err(Into::into));
-    finish(&options.socket, &report);
+        .and_then(|()| server::serve(&config, args.once, listener, &device).map_err(Into::into));
+    finish(&args.socket, &report);
     outcome
 }
 
-fn start(options: &Options) -> serde_json::Value {
+fn start(args: &Args, config: &DeviceConfig) -> serde_json::Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": process::id(),
-        "socket": options.socket,
-        "backend": options.backend,
-        "type": options.device_type.name,
-        "virtio_id": options.device_type.id,
-        "region_bytes": options.region_size,
-        "region_offset": options.region_offset,
-        "bar_bytes": pci::bounce_bar_size(options),
-        "mode": format!("{:?}", options.mode).to_lowercase(),
-        "offer_swiotlb": options.offer_swiotlb,
-        "capability": options.capability,
-        "access_platform": options.access_platform,
-        "packed": options.packed,
-        "indirect": options.indirect,
-        "event_idx": options.event_idx,
-        "allow_guest_memory": options.allow_guest_memory,
-        "queues": options.queue_count(),
-        "queue_size": options.queue_size,
-        "faults": FaultSet::from_iter(options.fault.iter().copied()).names(),
-        "drain": options.drain,
-        "fault_after": options.fault_after,
-        "chaos": options.chaos,
-        "sandbox": options.sandbox,
-        "watch": options.watch.iter().map(HexBytes::hex).collect::<Vec<_>>(),
+        "socket": args.socket,
+        "backend": args.backend,
+        "type": config.device_type.name,
+        "virtio_id": config.device_type.id,
+        "region_bytes": config.region_size,
+        "region_offset": config.region_offset,
+        "bar_bytes": config.bounce_bar_size(),
+        "mode": format!("{:?}", config.mode).to_lowercase(),
+        "offer_swiotlb": config.offer.swiotlb,
+        "capability": config.capability,
+        "access_platform": config.offer.access_platform,
+        "packed": config.offer.packed,
+        "indirect": config.offer.indirect,
+        "event_idx": config.offer.event_idx,
+        "allow_guest_memory": config.allow_guest_memory,
+        "queues": config.queues,
+        "queue_size": config.queue_size,
+        "faults": FaultSet::from_iter(args.fault.iter().copied()).names(),
+        "drain": args.drain,
+        "fault_after": args.fault_after,
+        "chaos": args.chaos,
+        "sandbox": args.sandbox,
+        "watch": args.watch.iter().map(|bytes| hex_bytes(&bytes.0)).collect::<Vec<_>>(),
     })
 }
 

@@ -6,8 +6,8 @@
 //! What the device presents is first a list ([`capabilities`]), then bytes
 //! ([`ConfigSpace::new`]), so that a test can alter the list in between.
 
+use crate::config::DeviceConfig;
 use crate::faults;
-use crate::options::Options;
 
 /// Length of configuration space, in bytes. Conventional PCI: nothing here
 /// needs extended capabilities.
@@ -114,7 +114,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(options: &Options) -> Self {
+    pub fn new(config: &DeviceConfig) -> Self {
         let mut bars = [None; BAR_COUNT];
         bars[CONTROL_BAR] = Some(Bar {
             size: CONTROL_BAR_SIZE,
@@ -123,33 +123,23 @@ impl Layout {
             io: false,
         });
         bars[BOUNCE_BAR] = Some(Bar {
-            size: bounce_bar_size(options),
+            size: config.bounce_bar_size(),
             wide: true,
             prefetchable: true,
             io: false,
         });
-        faults::add_bars(&options.fault, &mut bars);
+        faults::add_bars(&config.faults.set, &mut bars);
         Self {
-            device_id: MODERN_DEVICE_ID + options.device_type.id,
-            class: options.device_type.class,
+            device_id: MODERN_DEVICE_ID + config.device_type.id,
+            class: config.device_type.class,
             bars,
-            capabilities: capabilities(options),
+            capabilities: capabilities(config),
         }
     }
 }
 
-/// Bytes of the BAR that holds the region.
-pub fn bounce_bar_size(options: &Options) -> u64 {
-    (options.region_offset + options.region_size).next_power_of_two()
-}
-
-/// Interrupt vectors: one a queue and one for configuration changes.
-pub fn vectors(options: &Options) -> u16 {
-    options.queue_count() + 1
-}
-
 /// The capabilities of a correct device, in the order of the list.
-fn capabilities(options: &Options) -> Vec<Capability> {
+fn capabilities(config: &DeviceConfig) -> Vec<Capability> {
     let virtio = |cfg_type, offset: u64, length: u64, more: Vec<u8>| Capability::Virtio {
         cfg_type,
         bar: CONTROL_BAR as u8,
@@ -159,7 +149,7 @@ fn capabilities(options: &Options) -> Vec<Capability> {
     };
     let mut list = vec![
         Capability::Msix {
-            vectors: vectors(options),
+            vectors: config.vectors(),
             bar: CONTROL_BAR as u8,
             table: MSIX_TABLE_OFFSET as u32,
             pba: MSIX_PBA_OFFSET as u32,
@@ -176,13 +166,13 @@ fn capabilities(options: &Options) -> Vec<Capability> {
         virtio(CAP_PCI_CFG, 0, 0, vec![0; 4]),
     ];
     // Both fields have 32 bits; a capability with 64 is not in the RFC. Of a region of
-    // 4 GiB all but the last page is named. No other ends beyond (`Options::validate`).
-    if options.capability {
+    // 4 GiB all but the last page is named. No other ends beyond (`DeviceConfig::validate`).
+    if config.capability {
         list.push(Capability::Virtio {
             cfg_type: CAP_SWIOTLB,
             bar: BOUNCE_BAR as u8,
-            offset: u32::try_from(options.region_offset).unwrap_or(u32::MAX),
-            length: u32::try_from(options.region_size).unwrap_or(0xffff_f000),
+            offset: u32::try_from(config.region_offset).unwrap_or(u32::MAX),
+            length: u32::try_from(config.region_size).unwrap_or(0xffff_f000),
             more: vec![],
         });
     }
@@ -421,17 +411,18 @@ impl Capability {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::types;
     use swiotlb_rings::{SwiotlbCapability, CAPABILITY_BYTES};
 
-    fn options(more: &[&str]) -> Options {
-        let mut args = vec!["swiotlb-device", "--socket", "a", "--backend", "b"];
-        args.extend(more);
-        Options::try_parse_from(args).expect("options")
+    fn space(kind: &str, change: impl FnOnce(&mut DeviceConfig)) -> ConfigSpace {
+        let mut config = DeviceConfig::new(types::lookup(kind).expect("a type"));
+        change(&mut config);
+        ConfigSpace::new(&Layout::new(&config))
     }
 
-    fn space(more: &[&str]) -> ConfigSpace {
-        ConfigSpace::new(&Layout::new(&options(more)))
+    /// A region of 3 MiB that begins 64 KiB into its BAR.
+    fn away(config: &mut DeviceConfig) {
+        (config.region_offset, config.region_size) = (64 << 10, 3 << 20);
     }
 
     fn dword(space: &ConfigSpace, at: u64) -> u32 {
@@ -463,7 +454,7 @@ mod tests {
 
     #[test]
     fn identity() {
-        let fs = space(&["--type", "fs"]);
+        let fs = space("fs", |_| {});
         assert_eq!(dword(&fs, 0), 0x105a_1af4);
         assert_eq!(dword(&fs, 8), 0x0180_0001);
         assert_eq!((dword(&fs, 4) >> 16) & 0x10, 0x10);
@@ -471,7 +462,7 @@ mod tests {
 
     #[test]
     fn bars_size_and_place() {
-        let mut pci = space(&["--region-size", "3M", "--region-offset", "64K"]);
+        let mut pci = space("blk", away);
         pci.write(0x10, &[0xff; 4]);
         assert_eq!(dword(&pci, 0x10), 0xffff_8000);
         pci.write(0x20, &[0xff; 8]);
@@ -491,7 +482,7 @@ mod tests {
 
     #[test]
     fn capability_names_the_window() {
-        let pci = space(&["--region-size", "3M", "--region-offset", "64K"]);
+        let pci = space("blk", away);
         let list = walk(&pci);
         let types: Vec<u8> = list.iter().filter(|c| c.1 == 9).map(|c| c.2).collect();
         assert_eq!(types, [1, 3, 4, 2, 5, 10]);
@@ -509,14 +500,14 @@ mod tests {
 
     #[test]
     fn capability_can_be_absent() {
-        assert!(walk(&space(&["--capability", "no"]))
+        assert!(walk(&space("blk", |c| c.capability = false))
             .iter()
             .all(|c| c.2 != 10));
     }
 
     #[test]
     fn msix_has_a_vector_more_than_queues() {
-        let pci = space(&["--queues", "4"]);
+        let pci = space("blk", |c| c.queues = 4);
         let msix = walk(&pci)[0];
         assert_eq!(msix.1, 0x11);
         assert_eq!(dword(&pci, msix.0) >> 16, 4);
@@ -524,7 +515,7 @@ mod tests {
 
     #[test]
     fn read_only_bytes_stay() {
-        let mut pci = space(&[]);
+        let mut pci = space("blk", |_| {});
         let before = dword(&pci, 0);
         pci.write(0, &[0; 4]);
         assert_eq!(dword(&pci, 0), before);
@@ -538,7 +529,7 @@ mod tests {
 
     #[test]
     fn outside_reads_ones_and_writes_nothing() {
-        let mut pci = space(&[]);
+        let mut pci = space("blk", |_| {});
         for at in [254, 256, u64::MAX - 1, u64::MAX] {
             let mut data = [0; 8];
             pci.read(at, &mut data);
@@ -549,7 +540,7 @@ mod tests {
 
     #[test]
     fn pci_cfg_access() {
-        let mut pci = space(&[]);
+        let mut pci = space("blk", |_| {});
         let at = walk(&pci)
             .iter()
             .find(|c| c.2 == 5)

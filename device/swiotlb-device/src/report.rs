@@ -4,6 +4,7 @@
 //! keys are described in README.md.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -164,6 +165,14 @@ impl Inner {
 /// Addresses and feature sets are strings: JSON numbers end at 2^53.
 pub fn hex(value: u64) -> String {
     format!("{value:#x}")
+}
+
+/// Bytes, two digits each.
+pub fn hex_bytes(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A feature set: mask and bit numbers.

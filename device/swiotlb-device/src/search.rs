@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, BackendError, Backends};
-use crate::options::Options;
+use crate::config::DeviceConfig;
 use crate::virtio::{bit, F_RING_PACKED};
 
 /// How often a backend is asked for that the device cannot start without.
@@ -20,20 +20,20 @@ pub struct Found {
 }
 
 pub fn read_config(
-    options: &Options,
+    config: &DeviceConfig,
     backend: &mut dyn Backend,
     by: Instant,
 ) -> Result<Vec<u8>, BackendError> {
-    match &options.config {
-        Some(bytes) => Ok(bytes.0.clone()),
-        None => backend.config(options.config_length(), by),
+    match &config.config_space {
+        Some(bytes) => Ok(bytes.clone()),
+        None => backend.config(config.config_space_size, by),
     }
 }
 
 /// A backend may take its time to answer, so it is looked for with the device unlocked,
 /// unless a driver waits for it.
 pub struct Search {
-    options: Arc<Options>,
+    config: Arc<DeviceConfig>,
     backends: Box<dyn Backends>,
     state: Mutex<State>,
     attempted: Condvar,
@@ -47,9 +47,9 @@ struct State {
 }
 
 impl Search {
-    pub fn new(options: Arc<Options>, backends: Box<dyn Backends>) -> Self {
+    pub fn new(config: Arc<DeviceConfig>, backends: Box<dyn Backends>) -> Self {
         Self {
-            options,
+            config,
             backends,
             state: Mutex::default(),
             attempted: Condvar::new(),
@@ -74,10 +74,10 @@ impl Search {
 
     fn find(&self, by: Instant) -> Result<Found, BackendError> {
         let mut backend = self.backends.find(by)?;
-        if self.options.packed && backend.features() & bit(F_RING_PACKED) == 0 {
+        if self.config.offer.packed && backend.features() & bit(F_RING_PACKED) == 0 {
             return Err(BackendError::Missing("VIRTIO_F_RING_PACKED"));
         }
-        let config = read_config(&self.options, &mut *backend, by)?;
+        let config = read_config(&self.config, &mut *backend, by)?;
         Ok(Found { backend, config })
     }
 
@@ -117,9 +117,8 @@ impl Search {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use clap::Parser;
-
     use super::*;
+    use crate::types;
 
     /// Not there when it is asked for the first time, and lacking something the second.
     struct Late(Arc<AtomicU32>);
@@ -135,10 +134,9 @@ mod tests {
 
     #[test]
     fn the_first_is_waited_for_only_while_it_is_absent() {
-        let args = ["swiotlb-device", "--socket", "a", "--backend", "b"];
-        let options = Arc::new(Options::try_parse_from(args).expect("options"));
+        let config = DeviceConfig::new(types::lookup("blk").expect("a type"));
         let asked = Arc::new(AtomicU32::new(0));
-        let search = Search::new(options, Box::new(Late(Arc::clone(&asked))));
+        let search = Search::new(Arc::new(config), Box::new(Late(Arc::clone(&asked))));
         let first = |patience| search.first(patience, Instant::now()).err();
         assert!(matches!(
             first(Duration::ZERO),

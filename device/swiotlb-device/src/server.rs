@@ -22,9 +22,9 @@ use vfio_user::{
     DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, ServerRegion, SparseArea,
 };
 
+use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::guest_memory::Mapping;
-use crate::options::Options;
 use crate::panics;
 use crate::pci::{self, Layout};
 use crate::region::{Region, RegionError};
@@ -126,9 +126,9 @@ impl ServerBackend for Session {
 }
 
 /// The nine regions of a VFIO PCI device, most of them empty.
-fn regions(options: &Options, region: &Region) -> Vec<ServerRegion> {
+fn regions(config: &DeviceConfig, region: &Region) -> Vec<ServerRegion> {
     let both = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
-    let bars = Layout::new(options).bars;
+    let bars = Layout::new(config).bars;
     let bar_size = |index| {
         let bar = bars.get(index as usize).copied().flatten();
         bar.map_or((0, 0), |bar| (both, bar.size))
@@ -170,13 +170,13 @@ fn regions(options: &Options, region: &Region) -> Vec<ServerRegion> {
 
 /// Interrupts: MSI-X. The error interrupt is there because QEMU warns when it
 /// is not; nothing ever raises it.
-fn irqs(options: &Options) -> Vec<IrqInfo> {
+fn irqs(config: &DeviceConfig) -> Vec<IrqInfo> {
     (0..VFIO_PCI_NUM_IRQS)
         .map(|index| {
             let (flags, count) = match index {
                 VFIO_PCI_MSIX_IRQ_INDEX => (
                     VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
-                    pci::vectors(options).into(),
+                    config.vectors().into(),
                 ),
                 VFIO_PCI_ERR_IRQ_INDEX => (VFIO_IRQ_INFO_EVENTFD, 1),
                 _ => (0, 0),
@@ -190,9 +190,10 @@ fn irqs(options: &Options) -> Vec<IrqInfo> {
         .collect()
 }
 
-/// Serves one client after the other; returns after the first with `--once`.
+/// Serves one client after the other; returns after the first if that is to be the only one.
 pub fn serve(
-    options: &Options,
+    config: &DeviceConfig,
+    once: bool,
     listener: UnixListener,
     device: &Shared,
 ) -> Result<(), ServerError> {
@@ -206,8 +207,8 @@ pub fn serve(
         lock(device).connected();
         // The region is another one for each client.
         let accepting = OwnedFd::from(listener.try_clone().map_err(ServerError::Wait)?);
-        let regions = regions(options, lock(device).region());
-        let server = Server::from_owned_fd(accepting, true, irqs(options), regions);
+        let regions = regions(config, lock(device).region());
+        let server = Server::from_owned_fd(accepting, true, irqs(config), regions);
         let mut session = Session(Arc::clone(device));
         // A thread of its own: the crate may panic on a message that makes no
         // sense, which is the end of that thread.
@@ -225,7 +226,7 @@ pub fn serve(
         left.hurry(now);
         left.disconnected()?;
         drop(left);
-        if options.once {
+        if once {
             return Ok(());
         }
     }

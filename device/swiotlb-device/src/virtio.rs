@@ -47,7 +47,7 @@ const PASSED: u64 = (bit(24) - 1)
     | bit(F_ORDER_PLATFORM);
 
 /// The offers that are the device's own to make.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Offered, whatever the backend offers, which is not told of them.
     pub added: u64,

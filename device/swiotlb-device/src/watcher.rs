@@ -16,7 +16,6 @@ use rustix::process::setpriority_process;
 use serde_json::json;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
 
-use crate::options::HexBytes;
 use crate::report::Report;
 
 /// It takes what others leave of a machine, and they are many: a guest and what
@@ -43,7 +42,7 @@ impl Watcher {
 
 pub fn start(
     mut memory: MmapRegion,
-    patterns: &[HexBytes],
+    patterns: &[Vec<u8>],
     report: Arc<Report>,
 ) -> io::Result<Watcher> {
     let (watcher, other) = channel();
@@ -103,10 +102,10 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new(patterns: &[HexBytes]) -> Self {
+    fn new(patterns: &[Vec<u8>]) -> Self {
         let finders: Vec<_> = patterns
             .iter()
-            .map(|bytes| Finder::new(&bytes.0).into_owned())
+            .map(|bytes| Finder::new(bytes).into_owned())
             .collect();
         let longest = finders.iter().map(|f| f.needle().len()).max();
         let overlap = longest.unwrap_or(1) - 1;
@@ -146,8 +145,8 @@ mod tests {
     const SHORT: &[u8] = b"abcd";
     const LONG: &[u8] = b"a canary of 24 bytes ...";
 
-    fn patterns() -> [HexBytes; 2] {
-        [HexBytes(SHORT.into()), HexBytes(LONG.into())]
+    fn patterns() -> [Vec<u8>; 2] {
+        [SHORT.into(), LONG.into()]
     }
 
     fn found(region: &Region) -> Vec<(usize, usize)> {
@@ -159,14 +158,14 @@ mod tests {
     fn put(region: &Region, pattern: usize, at: usize) {
         region
             .bytes()
-            .write_slice(&patterns()[pattern].0, at)
+            .write_slice(&patterns()[pattern], at)
             .expect("inside");
     }
 
     #[test]
     fn found_once_wherever_it_is() {
         let len = 2 * WINDOW + 8192;
-        let last = |pattern: usize| len - patterns()[pattern].0.len();
+        let last = |pattern: usize| len - patterns()[pattern].len();
         for pattern in [0, 1] {
             // Every place around the ends of the first two windows, and both ends of all.
             let around = (WINDOW - 30..WINDOW + 5).chain(2 * WINDOW - 30..2 * WINDOW + 5);

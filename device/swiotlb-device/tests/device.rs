@@ -1224,7 +1224,7 @@ fn errors_are_one_clear_message() {
     let mut machine = Machine::new();
     let said = machine.fail_device(&["--region-size", "5000"]);
     assert!(
-        said.contains("--region-size 5000 is not a multiple"),
+        said.contains("a region of 5000 bytes: its length has to be a multiple"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 1);

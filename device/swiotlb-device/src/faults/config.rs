@@ -185,15 +185,14 @@ impl Cap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Options;
+    use crate::config::DeviceConfig;
     use crate::pci::Layout;
-    use clap::Parser;
+    use crate::types;
 
     /// The SWIOTLB capabilities that a driver finds which takes `limit` steps.
     fn regions(fault: Fault, limit: usize) -> Vec<(u8, u32, u32)> {
-        let args = ["swiotlb-device", "--socket", "a", "--backend", "b"];
-        let options = Options::try_parse_from(args).expect("options");
-        let space = ConfigSpace::new(&Layout::new(&options));
+        let config = DeviceConfig::new(types::lookup("blk").expect("a type"));
+        let space = ConfigSpace::new(&Layout::new(&config));
         let faults = [fault].into_iter().collect();
         let bytes = view(faults, true, &space, &mut Random::new(1)).expect("a view");
         let mut found = vec![];

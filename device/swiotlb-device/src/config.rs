@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a device is: [`DeviceConfig`].
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::faults::{Fault, FaultConfig};
+use crate::limits;
+use crate::types::DeviceType;
+use crate::virtio::{bit, Offer, F_RING_RESET};
+
+/// Largest number of virtqueues: what fits the notify page and the MSI-X table.
+pub const MAX_QUEUES: u16 = 256;
+
+/// Bytes that are asked of a backend's configuration space at most: vhost-user has no more.
+pub const MAX_CONFIG_SPACE: u32 = 256;
+
+const PAGE: u64 = 4096;
+
+/// What a device type may have of feature bits (virtio 1.4, 2.2), and the reset
+/// of a queue.
+const ADDABLE: u64 = 0xfffc_0000_00ff_ffff | bit(F_RING_RESET);
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// What a driver takes it for.
+    pub device_type: DeviceType,
+    /// Bytes of the region, in whole pages.
+    pub region_size: u64,
+    /// Where in its BAR the region begins, in bytes, in whole pages.
+    pub region_offset: u64,
+    /// Whether there is a capability that names the region.
+    pub capability: bool,
+    /// What becomes of a driver that does not accept VIRTIO_F_SWIOTLB.
+    pub mode: Mode,
+    /// Which features are offered.
+    pub offer: Offer,
+    /// Takes guest memory that a client shares: for comparisons with direct DMA only.
+    pub allow_guest_memory: bool,
+    /// Number of virtqueues.
+    pub queues: u16,
+    /// How many of them, the last, the backend does not know.
+    pub idle_queues: u16,
+    /// Largest size of a virtqueue, a power of two.
+    pub queue_size: u16,
+    /// The configuration space, if the backend is not asked for it.
+    pub config_space: Option<Vec<u8>>,
+    /// Bytes of configuration space that the backend is asked for.
+    pub config_space_size: u32,
+    /// How long a reset waits for requests that the backend has taken.
+    pub drain: Duration,
+    /// What is wrong with the device.
+    pub faults: FaultConfig,
+}
+
+/// What becomes of a driver that does not accept VIRTIO_F_SWIOTLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is refused at FEATURES_OK.
+    Required,
+    /// It may go on, and fails at the first address outside the region.
+    Optional,
+}
+
+/// Why there can be no such device.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The region has no bytes, or a part of a page.
+    #[error("a region of {0} bytes: its length has to be a multiple of {PAGE} above zero")]
+    RegionSize(u64),
+    /// The region begins inside a page.
+    #[error("a region at {0} of its BAR: its offset has to be a multiple of {PAGE}")]
+    RegionOffset(u64),
+    /// No guest has addresses for such a BAR.
+    #[error("the region ends more than 1T into its BAR")]
+    BarSize,
+    /// The capability has 32 bits for the offset, and 32 for the length.
+    #[error("the region ends more than 4G into its BAR, where the capability ends")]
+    CapabilityRange,
+    /// A capability cannot name what lies behind the BAR.
+    #[error("fault {0} needs a region that ends within 2G of its BAR")]
+    FaultRange(String),
+    /// The same, for faults that may be drawn.
+    #[error("chaos needs a region that ends within 2G of its BAR")]
+    ChaosRange,
+    /// There are none, or more than [`MAX_QUEUES`].
+    #[error("{0} virtqueues: there can be 1 to {MAX_QUEUES}")]
+    Queues(u16),
+    /// No virtqueue has this size.
+    #[error("a queue size of {0} is not a power of two from 2 to 32768")]
+    QueueSize(u16),
+    /// No request fits into a virtqueue.
+    #[error("a queue size of {0} leaves no room for a request without indirect descriptors")]
+    QueueRoom(u16),
+    /// The backend has nothing to do.
+    #[error("{0} idle queues leave none to the backend")]
+    IdleQueues(u16),
+    /// More than [`MAX_CONFIG_SPACE`].
+    #[error("{0} bytes of configuration space are more than {MAX_CONFIG_SPACE}")]
+    ConfigSpace(usize),
+    /// Bits are added that are the transport's, or nobody's.
+    #[error("among the added features are bits that neither a device type nor this device has")]
+    AddedFeatures,
+}
+
+impl DeviceConfig {
+    /// A device of this type with a region of 16 MiB, which is required, and the fewest
+    /// virtqueues that the type can have.
+    pub fn new(device_type: DeviceType) -> Self {
+        Self {
+            device_type,
+            region_size: 16 << 20,
+            region_offset: 0,
+            capability: true,
+            mode: Mode::Required,
+            offer: Offer {
+                added: 0,
+                hidden: 0,
+                swiotlb: true,
+                access_platform: false,
+                packed: false,
+                indirect: true,
+                event_idx: true,
+            },
+            allow_guest_memory: false,
+            queues: device_type.queues,
+            idle_queues: 0,
+            queue_size: 256,
+            config_space: None,
+            config_space_size: device_type.config_size,
+            drain: Duration::from_secs(1),
+            faults: FaultConfig::default(),
+        }
+    }
+
+    /// Whether there can be such a device.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.region_size == 0 || self.region_size % PAGE != 0 {
+            return Err(ConfigError::RegionSize(self.region_size));
+        }
+        if self.region_offset % PAGE != 0 {
+            return Err(ConfigError::RegionOffset(self.region_offset));
+        }
+        let end = match self.region_offset.checked_add(self.region_size) {
+            Some(end) if end <= 1 << 40 => end,
+            _ => return Err(ConfigError::BarSize),
+        };
+        if self.capability && end > 1 << 32 {
+            return Err(ConfigError::CapabilityRange);
+        }
+        // What lies behind a BAR of 4 GiB cannot be named with 32 bits.
+        if self.capability && end.next_power_of_two() >= 1 << 32 {
+            let mut faults = self.faults.set.iter();
+            if let Some(fault) = faults.find(|fault| Fault::names_what_follows_bar(**fault)) {
+                return Err(ConfigError::FaultRange(fault.name()));
+            }
+            if self.faults.chaos.is_some() {
+                return Err(ConfigError::ChaosRange);
+            }
+        }
+        if !(1..=MAX_QUEUES).contains(&self.queues) {
+            return Err(ConfigError::Queues(self.queues));
+        }
+        if !self.queue_size.is_power_of_two() || self.queue_size < 2 {
+            return Err(ConfigError::QueueSize(self.queue_size));
+        }
+        let least = limits::least_queue_size(self.device_type.id);
+        if !self.offer.indirect && self.queue_size < least {
+            return Err(ConfigError::QueueRoom(self.queue_size));
+        }
+        if self.idle_queues >= self.queues {
+            return Err(ConfigError::IdleQueues(self.idle_queues));
+        }
+        let config_space = match &self.config_space {
+            Some(bytes) => bytes.len(),
+            None => self.config_space_size as usize,
+        };
+        if config_space > MAX_CONFIG_SPACE as usize {
+            return Err(ConfigError::ConfigSpace(config_space));
+        }
+        if self.offer.added & !ADDABLE != 0 {
+            return Err(ConfigError::AddedFeatures);
+        }
+        Ok(())
+    }
+
+    /// How many virtqueues the backend serves: they come first.
+    pub fn served_queues(&self) -> u16 {
+        self.queues - self.idle_queues
+    }
+
+    /// Bytes of the BAR that holds the region.
+    pub fn bounce_bar_size(&self) -> u64 {
+        (self.region_offset + self.region_size).next_power_of_two()
+    }
+
+    /// Number of interrupt vectors: one for each queue, and one for configuration changes.
+    pub fn vectors(&self) -> u16 {
+        self.queues + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types;
+
+    const PAGE: u64 = super::PAGE;
+    const M: u64 = 1 << 20;
+    const G: u64 = 1 << 30;
+
+    fn check(kind: &str, change: impl FnOnce(&mut DeviceConfig)) -> Result<(), ConfigError> {
+        let mut config = DeviceConfig::new(types::lookup(kind).expect("a type"));
+        change(&mut config);
+        config.validate()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        for kind in ["blk", "net", "fs", "63"] {
+            assert_eq!(check(kind, |_| {}), Ok(()), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_region_has_whole_pages() {
+        let region =
+            |offset, size| check("blk", |c| (c.region_offset, c.region_size) = (offset, size));
+        assert_eq!(region(0, 100), Err(ConfigError::RegionSize(100)));
+        assert_eq!(region(0, 0), Err(ConfigError::RegionSize(0)));
+        assert_eq!(region(1, M), Err(ConfigError::RegionOffset(1)));
+        assert_eq!(region(0, 2048 * G), Err(ConfigError::BarSize));
+        let wraps = region(u64::MAX & !(PAGE - 1), PAGE);
+        assert_eq!(wraps, Err(ConfigError::BarSize));
+    }
+
+    #[test]
+    fn the_region_lies_where_its_capability_can_name_it() {
+        let region = |offset, size, capability| {
+            check("blk", |c| {
+                (c.region_offset, c.region_size, c.capability) = (offset, size, capability);
+            })
+        };
+        let outside = Err(ConfigError::CapabilityRange);
+        assert_eq!(region(4 * G, 16 * M, true), outside);
+        assert_eq!(region(0, 8 * G, true), outside);
+        assert_eq!(region(PAGE, 4 * G, true), outside);
+        assert_eq!(region(4 * G, 16 * M, false), Ok(()));
+        assert_eq!(region(0, 4 * G, true), Ok(()));
+        assert_eq!(region(4 * G - PAGE, PAGE, true), Ok(()));
+    }
+
+    #[test]
+    fn a_request_fits_into_a_queue() {
+        assert_eq!(
+            check("blk", |c| c.queue_size = 100),
+            Err(ConfigError::QueueSize(100))
+        );
+        assert_eq!(
+            check("blk", |c| c.queue_size = 1),
+            Err(ConfigError::QueueSize(1))
+        );
+        let direct = |kind| {
+            check(kind, |c| {
+                c.queue_size = 2;
+                c.offer.indirect = false;
+            })
+        };
+        assert_eq!(direct("blk"), Err(ConfigError::QueueRoom(2)));
+        assert_eq!(direct("rng"), Ok(()));
+    }
+
+    #[test]
+    fn some_queues_are_served() {
+        let queues = |queues, idle| check("blk", |c| (c.queues, c.idle_queues) = (queues, idle));
+        assert_eq!(queues(3, 2), Ok(()));
+        assert_eq!(queues(3, 3), Err(ConfigError::IdleQueues(3)));
+        assert_eq!(queues(0, 0), Err(ConfigError::Queues(0)));
+        assert_eq!(queues(257, 0), Err(ConfigError::Queues(257)));
+    }
+
+    #[test]
+    fn configuration_space_has_an_end() {
+        assert_eq!(
+            check("blk", |c| c.config_space_size = 257),
+            Err(ConfigError::ConfigSpace(257))
+        );
+        assert_eq!(
+            check("blk", |c| c.config_space = Some(vec![0; 300])),
+            Err(ConfigError::ConfigSpace(300))
+        );
+    }
+
+    #[test]
+    fn added_features_are_the_device_types() {
+        let added = |bits| check("blk", |c| c.offer.added = bits);
+        assert_eq!(added(bit(5) | bit(F_RING_RESET)), Ok(()));
+        assert_eq!(added(bit(27)), Err(ConfigError::AddedFeatures));
+    }
+
+    #[test]
+    fn what_follows_a_bar_can_be_named() {
+        let region = |size, faults: FaultConfig| {
+            check("blk", |c| (c.region_size, c.faults) = (size, faults))
+        };
+        let fixed = |fault| FaultConfig {
+            set: vec![fault],
+            ..FaultConfig::default()
+        };
+        for fault in [Fault::CapNextDevice, Fault::CapExceedsBar] {
+            let refused = Err(ConfigError::FaultRange(fault.name()));
+            assert_eq!(region(4 * G, fixed(fault)), refused);
+            assert_eq!(region(2 * G + PAGE, fixed(fault)), refused);
+            assert_eq!(region(2 * G, fixed(fault)), Ok(()));
+        }
+        let chaos = FaultConfig {
+            chaos: Some(1),
+            ..FaultConfig::default()
+        };
+        assert_eq!(region(4 * G, chaos.clone()), Err(ConfigError::ChaosRange));
+        assert_eq!(region(2 * G, chaos), Ok(()));
+        assert_eq!(region(4 * G, fixed(Fault::CapEmpty)), Ok(()));
+    }
+}
