@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{json, Value};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_MSIX_IRQ_INDEX,
@@ -20,6 +19,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::config::{ConfigError, DeviceConfig, Mode};
+use crate::events::{BackendMapping, Event, Hex, ResetKind, TableEntry, When};
 use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
 use crate::limits;
@@ -27,7 +27,7 @@ use crate::mappings;
 use crate::notify;
 use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
-use crate::report::{features, hex, hex_bytes, Report};
+use crate::report::{hex_bytes, Report};
 use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
 use crate::search::{read_config, Found, Search};
 use crate::virtio::{self, Effect, Refusal, Registers, Rules};
@@ -193,10 +193,11 @@ impl Device {
         let Found { backend, config } = found;
         self.take_config(config);
         self.backend_features = backend.features();
-        let mut fields = features(backend.features());
-        fields["pid"] = json!(backend.pid());
-        fields["config_bytes"] = json!(self.config_space.len());
-        self.report.event("backend", fields);
+        self.report.event(Event::Backend {
+            features: backend.features().into(),
+            pid: backend.pid(),
+            config_bytes: self.config_space.len(),
+        });
         self.backend = Some(backend);
     }
 
@@ -244,10 +245,10 @@ impl Device {
         let backend = self.backend.take();
         let hung_up = backend.is_some_and(|backend| backend.is_gone());
         self.report.count(|c| c.backend_losses += 1);
-        self.report.event(
-            "backend_gone",
-            json!({ "reason": why.to_string(), "negotiation": self.negotiation }),
-        );
+        self.report.event(Event::BackendGone {
+            reason: why.to_string(),
+            negotiation: self.negotiation,
+        });
         hung_up
     }
 
@@ -291,10 +292,10 @@ impl Device {
         self.check_all();
         self.stop_queues();
         self.report.count(|c| c.resets += 1);
-        self.report.event(
-            "reset",
-            json!({ "kind": "status", "negotiation": self.negotiation }),
-        );
+        self.report.event(Event::Reset {
+            kind: ResetKind::Status,
+            negotiation: self.negotiation,
+        });
         if self.backend.is_none() {
             self.search.attempt(self.by);
             self.take_found();
@@ -308,10 +309,10 @@ impl Device {
         self.check_all();
         self.stop_queues();
         self.report.count(|c| c.resets += 1);
-        self.report.event(
-            "reset",
-            json!({ "kind": "function", "negotiation": self.negotiation }),
-        );
+        self.report.event(Event::Reset {
+            kind: ResetKind::Function,
+            negotiation: self.negotiation,
+        });
         self.pci.reset();
         self.begin_session();
     }
@@ -336,7 +337,7 @@ impl Device {
         if let Some(watcher) = &self.watcher {
             watcher.follow(self.region.map_again()?);
         }
-        self.report.event_with_counters("disconnect");
+        self.report.disconnected();
         Ok(())
     }
 
@@ -406,10 +407,10 @@ impl Device {
         }
         self.report.count(|c| c.config_changes += 1);
         let config = hex_bytes(&self.config_space);
-        self.report.event(
-            "config_changed",
-            json!({ "config": config, "negotiation": self.negotiation }),
-        );
+        self.report.event(Event::ConfigChanged {
+            config,
+            negotiation: self.negotiation,
+        });
         if self.registers.status() & virtio::STATUS_DRIVER_OK != 0 {
             self.interrupt_config();
         }
@@ -427,10 +428,10 @@ impl Device {
         self.registers.set_needs_reset();
         self.registers.config_changed();
         self.report.count(|c| c.needs_resets += 1);
-        self.report.event(
-            "needs_reset",
-            json!({ "reason": reason, "negotiation": self.negotiation }),
-        );
+        self.report.event(Event::NeedsReset {
+            reason: reason.into(),
+            negotiation: self.negotiation,
+        });
         self.interrupt_config();
     }
 
@@ -487,7 +488,7 @@ impl Device {
         let Some(running) = self.running.take() else {
             return;
         };
-        self.report_backend_memory(&running.reach, "stop");
+        self.report_backend_memory(&running.reach, When::Stop);
         if let Err(error) = self.release(running.queues, &running.reach) {
             self.drop_backend(&error);
         }
@@ -541,14 +542,11 @@ impl Device {
         for mut queue in queues {
             let requests = queue.walker.unanswered(&memory);
             self.report.count(|c| c.undrained += 1);
-            self.report.event(
-                "undrained",
-                json!({
-                    "queue": queue.index,
-                    "requests": requests,
-                    "negotiation": self.negotiation,
-                }),
-            );
+            self.report.event(Event::Undrained {
+                queue: queue.index,
+                requests,
+                negotiation: self.negotiation,
+            });
         }
     }
 
@@ -587,27 +585,18 @@ impl Device {
 
     /// Where the guest sees the region from now on.
     fn place_region(&self) -> Option<Window> {
-        let Some(bar) = self.pci.bar_address(BOUNCE_BAR) else {
-            self.report.event(
-                "driver_ok",
-                json!({ "negotiation": self.negotiation, "bar": null, "region": null }),
-            );
-            return None;
-        };
-        let window = Window {
+        let bar = self.pci.bar_address(BOUNCE_BAR);
+        let window = bar.map(|bar| Window {
             base: bar.saturating_add(self.region.offset()),
             len: self.region.size(),
-        };
-        self.report.event(
-            "driver_ok",
-            json!({
-                "negotiation": self.negotiation,
-                "bar": hex(bar),
-                "region": hex(window.base),
-                "region_bytes": window.len,
-            }),
-        );
-        Some(window)
+        });
+        self.report.event(Event::DriverOk {
+            bar: bar.map(Hex),
+            region: window.map(|window| Hex(window.base)),
+            region_bytes: self.region.size(),
+            negotiation: self.negotiation,
+        });
+        window
     }
 
     /// What there is of guest memory, in `limit` pieces at most; nothing
@@ -617,18 +606,11 @@ impl Device {
             return Ok(Vec::new());
         }
         let (spans, left_out) = self.guest_memory.map(limit)?;
-        let left_out: Vec<_> = left_out
-            .iter()
-            .map(|window| json!({ "guest": hex(window.base), "bytes": window.len }))
-            .collect();
-        self.report.event(
-            "guest_memory",
-            json!({
-                "negotiation": self.negotiation,
-                "windows": table(&spans.iter().map(Span::share).collect::<Vec<_>>()),
-                "left_out": left_out,
-            }),
-        );
+        self.report.event(Event::GuestMemory {
+            windows: spans.iter().map(|span| (&span.share()).into()).collect(),
+            left_out: left_out.into_iter().map(Into::into).collect(),
+            negotiation: self.negotiation,
+        });
         Ok(spans)
     }
 
@@ -665,19 +647,16 @@ impl Device {
                 });
             }
         }
-        self.report.event(
-            "queue",
-            json!({
-                "index": index,
-                "size": ring.size,
-                "packed": ring.packed,
-                "desc": hex(ring.desc),
-                "avail": hex(ring.driver),
-                "used": hex(ring.device),
-                "inside": checked.violations == 0,
-                "negotiation": self.negotiation,
-            }),
-        );
+        self.report.event(Event::Queue {
+            index,
+            size: ring.size,
+            packed: ring.packed,
+            desc: Hex(ring.desc),
+            avail: Hex(ring.driver),
+            used: Hex(ring.device),
+            inside: checked.violations == 0,
+            negotiation: self.negotiation,
+        });
         let wrong = [
             (!ring.aligned(), "alignment of a ring"),
             (!ring.has_size(), "size of a ring"),
@@ -732,7 +711,7 @@ impl Device {
         match backend.start(accepted, &shares, &setups, self.by) {
             Ok(()) => {
                 self.backend = Some(backend);
-                self.report_backend_memory(&running.reach, "start");
+                self.report_backend_memory(&running.reach, When::Start);
                 self.attack_rings(&running);
                 self.running = Some(running);
                 // A queue without anything is left asleep: a backend that is
@@ -768,10 +747,10 @@ impl Device {
     /// One queue stops, the others go on. Its registers have been reset.
     fn reset_queue(&mut self, index: u16) {
         self.check_all();
-        self.report.event(
-            "queue_reset",
-            json!({ "index": index, "negotiation": self.negotiation }),
-        );
+        self.report.event(Event::QueueReset {
+            index,
+            negotiation: self.negotiation,
+        });
         if let Some(failing) = &mut self.failing {
             failing.queues.retain(|queue| queue.index != index);
         }
@@ -929,44 +908,38 @@ impl Device {
                 return;
             }
             self.reported += 1;
-            let (name, fields) = self.finding(queue, finding);
-            self.report.event(name, fields);
+            self.report.event(self.finding(queue, finding));
         }
     }
 
-    fn finding(&self, queue: u16, finding: &Finding) -> (&'static str, Value) {
-        match finding {
+    fn finding(&self, queue: u16, finding: &Finding) -> Event {
+        let negotiation = self.negotiation;
+        match *finding {
             Finding::Outside {
                 kind,
                 index,
                 entry,
                 addr,
                 len,
-            } => (
-                "violation",
-                json!({
-                    "queue": queue,
-                    "index": index,
-                    "entry": entry,
-                    "kind": kind.name(),
-                    "addr": hex(*addr),
-                    "len": len,
-                    "negotiation": self.negotiation,
-                }),
-            ),
-            Finding::Malformed { index, what } => (
-                "malformed",
-                json!({
-                    "queue": queue,
-                    "index": index,
-                    "what": what,
-                    "negotiation": self.negotiation,
-                }),
-            ),
+            } => Event::Violation {
+                queue,
+                kind: kind.name(),
+                index,
+                entry,
+                addr: Hex(addr),
+                len,
+                negotiation,
+            },
+            Finding::Malformed { index, what } => Event::Malformed {
+                queue,
+                index,
+                what,
+                negotiation,
+            },
         }
     }
 
-    fn report_backend_memory(&self, reach: &Reach, when: &str) {
+    fn report_backend_memory(&self, reach: &Reach, when: When) {
         let Some(backend) = &self.backend else {
             return;
         };
@@ -975,20 +948,7 @@ impl Device {
             Err(error) => (None, Some(error.to_string())),
         };
         let region = |m: &mappings::Mapping| m.is_region(&self.region);
-        let list = mappings.as_ref().map(|list| {
-            list.iter()
-                .map(|m| {
-                    json!({
-                        "name": m.name,
-                        "bytes": m.bytes,
-                        "offset": m.offset,
-                        "inode": m.inode,
-                        "region": region(m),
-                    })
-                })
-                .collect::<Vec<_>>()
-        });
-        let foreign = mappings.map(|list| {
+        let foreign = mappings.as_ref().map(|list| {
             let is_foreign = |m: &&mappings::Mapping| m.is_memory() && !region(m);
             list.iter().filter(is_foreign).count() as u64
         });
@@ -997,18 +957,23 @@ impl Device {
                 c.backend_foreign_mappings = c.backend_foreign_mappings.max(foreign);
             });
         }
-        self.report.event(
-            "backend_memory",
-            json!({
-                "when": when,
-                "negotiation": self.negotiation,
-                "table": table(&reach.shares(&self.region)),
-                "pid": backend.pid(),
-                "mappings": list,
-                "foreign": foreign,
-                "unknown": why,
-            }),
-        );
+        let described = |m: mappings::Mapping| BackendMapping {
+            region: region(&m),
+            name: m.name,
+            bytes: m.bytes,
+            offset: m.offset,
+            inode: m.inode,
+        };
+        let shares = reach.shares(&self.region);
+        self.report.event(Event::BackendMemory {
+            when,
+            table: shares.iter().map(TableEntry::from).collect(),
+            pid: backend.pid(),
+            mappings: mappings.map(|list| list.into_iter().map(described).collect()),
+            foreign,
+            unknown: why,
+            negotiation: self.negotiation,
+        });
     }
 
     // Interrupts
@@ -1151,19 +1116,25 @@ impl Device {
             c.dma_map_fds += u64::from(fd);
         });
         let Window { base, len } = mapping.window;
-        let mut fields = json!({ "addr": hex(base), "size": hex(len), "fd": fd });
-        if self.config.allow_guest_memory {
-            let refused = self.guest_memory.add(mapping).err();
-            fields["refused"] = json!(refused.map(|why| why.to_string()));
-        }
-        self.report.event("dma_map", fields);
+        let refused = match self.config.allow_guest_memory {
+            true => self.guest_memory.add(mapping).err(),
+            false => None,
+        };
+        self.report.event(Event::DmaMap {
+            addr: Hex(base),
+            size: Hex(len),
+            fd,
+            refused: refused.map(|why| why.to_string()),
+        });
     }
 
     /// What queues may be using is not taken away under them: they stop.
     pub fn dma_unmap(&mut self, window: Window, all: bool) {
         self.report.count(|c| c.dma_unmaps += 1);
-        let fields = json!({ "addr": hex(window.base), "size": hex(window.len) });
-        self.report.event("dma_unmap", fields);
+        self.report.event(Event::DmaUnmap {
+            addr: Hex(window.base),
+            size: Hex(window.len),
+        });
         let queues = self.running.iter().chain(&self.failing);
         let guest = queues.flat_map(|r| &r.reach.guest);
         let in_use = guest.map(Span::window).any(|w| all || w.overlaps(&window));
@@ -1283,36 +1254,25 @@ impl Device {
     fn features_ok(&mut self, verdict: Result<(), Refusal>) {
         self.negotiation += 1;
         self.report.count(|c| c.negotiations += 1);
-        let mut offered = features(self.registers.offered());
-        offered["negotiation"] = json!(self.negotiation);
-        self.report.event("offered", offered);
-        let mut accepted = features(self.registers.accepted());
-        accepted["negotiation"] = json!(self.negotiation);
-        accepted["swiotlb"] = json!(self.registers.has(virtio::F_SWIOTLB));
-        self.report.event("accepted", accepted);
+        self.report.event(Event::Offered {
+            features: self.registers.offered().into(),
+            negotiation: self.negotiation,
+        });
+        self.report.event(Event::Accepted {
+            features: self.registers.accepted().into(),
+            swiotlb: self.registers.has(virtio::F_SWIOTLB),
+            negotiation: self.negotiation,
+        });
         if let Err(refusal) = verdict {
             self.report.count(|c| c.features_refused += 1);
-            self.report.event(
-                "features_refused",
-                json!({ "reason": refusal.text(), "negotiation": self.negotiation }),
-            );
+            self.report.event(Event::FeaturesRefused {
+                reason: refusal.text(),
+                negotiation: self.negotiation,
+            });
             return;
         }
         self.attack();
     }
-}
-
-/// Memory as the backend is given it, for the report.
-fn table(shares: &[Share<'_>]) -> Value {
-    let entry = |share: &Share<'_>| {
-        json!({
-            "guest": hex(share.window.base),
-            "bytes": share.window.len,
-            "offset": share.offset,
-            "inode": share.inode,
-        })
-    };
-    shares.iter().map(entry).collect()
 }
 
 fn running_queues(rings: Vec<(u16, RingAddresses)>) -> io::Result<Vec<RunningQueue>> {

@@ -15,8 +15,8 @@ mod ring;
 mod thread;
 
 use clap::ValueEnum;
-use serde_json::json;
 
+use crate::events::Event;
 use crate::pci::{Bar, ConfigSpace, BAR_COUNT};
 use crate::region::{Region, RegionError};
 use crate::report::Report;
@@ -282,8 +282,11 @@ impl Faults {
             None => self.set,
             Some(seed) => {
                 let set = drawn(seed, self.draws);
-                let fields = json!({ "seed": seed, "draw": self.draws, "faults": set.names() });
-                report.event("chaos", fields);
+                report.event(Event::Chaos {
+                    seed,
+                    draw: self.draws,
+                    faults: set.names(),
+                });
                 self.random = Random::new(seed).fork(self.draws);
                 self.draws += 1;
                 self.bound = false;

@@ -13,6 +13,7 @@ pub mod args;
 pub mod backend;
 pub mod config;
 pub mod device;
+pub mod events;
 pub mod failure;
 pub mod faults;
 pub mod guest_memory;

@@ -8,7 +8,18 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use serde_json::{json, Value};
+use serde::Serialize;
+
+/// One line: what happened, and when.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Line<'a, E> {
+    /// The seconds since the program started.
+    t: f64,
+    /// What happened.
+    #[serde(flatten)]
+    event: &'a E,
+}
 
 pub struct Lines {
     out: Option<Box<dyn Write + Send>>,
@@ -31,31 +42,34 @@ impl Lines {
         }
     }
 
-    /// The last line: whatever others still have to say comes too late.
-    pub fn last(&mut self, name: &str, fields: &Value) {
-        self.line(name, fields);
+    /// Writes the last line. Whatever other threads still have to say comes too late.
+    pub fn last(&mut self, event: &impl Serialize) {
+        self.line(event);
         self.out = None;
     }
 
-    /// `fields` is an object.
-    pub fn line(&mut self, name: &str, fields: &Value) {
-        log::info!("{name}: {fields}");
-        let Some(out) = &mut self.out else {
-            return;
-        };
-        // By hand, so that every line begins with what it is about.
+    /// Writes an event, which serialises as an object.
+    pub fn line(&mut self, event: &impl Serialize) {
         let t = (self.start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
-        let fields = fields.to_string();
-        let rest = match fields.strip_prefix('{') {
-            Some("}") | None => "}".to_string(),
-            Some(rest) => format!(",{rest}"),
-        };
-        let line = format!("{{\"event\":{},\"t\":{t}{rest}\n", json!(name));
-        // One write a line. A report that cannot be written is no reason to
-        // stop, but must not end in half a line either.
-        if let Err(error) = out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+        let outcome = serde_json::to_string(&Line { t, event })
+            .map_err(io::Error::from)
+            .and_then(|line| self.write(line));
+        // A report that cannot be written is no reason to stop, but must not end in half a
+        // line either.
+        if let Err(error) = outcome {
             log::error!("cannot write the report any more: {error}");
             self.out = None;
         }
+    }
+
+    fn write(&mut self, mut line: String) -> io::Result<()> {
+        log::info!("{line}");
+        let Some(out) = &mut self.out else {
+            return Ok(());
+        };
+        // One write a line.
+        line.push('\n');
+        out.write_all(line.as_bytes())?;
+        out.flush()
     }
 }

@@ -14,13 +14,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use swiotlb_device::args::Args;
 use swiotlb_device::backend::ANSWER;
 use swiotlb_device::config::DeviceConfig;
 use swiotlb_device::device::Device;
+use swiotlb_device::events::{Event, Start};
 use swiotlb_device::faults::FaultSet;
 use swiotlb_device::listen::listen;
 use swiotlb_device::report::{hex_bytes, Report};
@@ -78,7 +78,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     })?);
     // From here on a signal ends the program in good order.
     let signals = Signals::new(ENDS).map_err(SetupError::Threads)?;
-    report.event("start", start(args, &config));
+    report.event(Event::Start(start(args, &config)));
 
     let mut device = {
         let early = Signals::new(ENDS).map_err(SetupError::Threads)?;
@@ -97,7 +97,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if args.sandbox {
         let directory = sandbox::parent(&args.socket);
         let entered = sandbox::enter(directory, &args.backend)?;
-        report.event("sandbox", entered);
+        report.event(entered);
     }
     if !args.watch.is_empty() {
         let patterns: Vec<_> = args.watch.iter().map(|bytes| bytes.0.clone()).collect();
@@ -117,34 +117,34 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     outcome
 }
 
-fn start(args: &Args, config: &DeviceConfig) -> serde_json::Value {
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "pid": process::id(),
-        "socket": args.socket,
-        "backend": args.backend,
-        "type": config.device_type.name,
-        "virtio_id": config.device_type.id,
-        "region_bytes": config.region_size,
-        "region_offset": config.region_offset,
-        "bar_bytes": config.bounce_bar_size(),
-        "mode": format!("{:?}", config.mode).to_lowercase(),
-        "offer_swiotlb": config.offer.swiotlb,
-        "capability": config.capability,
-        "access_platform": config.offer.access_platform,
-        "packed": config.offer.packed,
-        "indirect": config.offer.indirect,
-        "event_idx": config.offer.event_idx,
-        "allow_guest_memory": config.allow_guest_memory,
-        "queues": config.queues,
-        "queue_size": config.queue_size,
-        "faults": FaultSet::from_iter(args.fault.iter().copied()).names(),
-        "drain": args.drain,
-        "fault_after": args.fault_after,
-        "chaos": args.chaos,
-        "sandbox": args.sandbox,
-        "watch": args.watch.iter().map(|bytes| hex_bytes(&bytes.0)).collect::<Vec<_>>(),
-    })
+fn start(args: &Args, config: &DeviceConfig) -> Start {
+    Start {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: process::id(),
+        socket: args.socket.display().to_string(),
+        backend: args.backend.display().to_string(),
+        r#type: config.device_type.name,
+        virtio_id: config.device_type.id,
+        region_bytes: config.region_size,
+        region_offset: config.region_offset,
+        bar_bytes: config.bounce_bar_size(),
+        mode: format!("{:?}", config.mode).to_lowercase(),
+        offer_swiotlb: config.offer.swiotlb,
+        capability: config.capability,
+        access_platform: config.offer.access_platform,
+        packed: config.offer.packed,
+        indirect: config.offer.indirect,
+        event_idx: config.offer.event_idx,
+        allow_guest_memory: config.allow_guest_memory,
+        queues: config.queues,
+        queue_size: config.queue_size,
+        faults: FaultSet::from_iter(args.fault.iter().copied()).names(),
+        drain: args.drain,
+        fault_after: args.fault_after,
+        chaos: args.chaos,
+        sandbox: args.sandbox,
+        watch: args.watch.iter().map(|bytes| hex_bytes(&bytes.0)).collect(),
+    }
 }
 
 /// Starts the threads that act without the client asking for it.

@@ -30,7 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use serde_json::{json, Value};
+use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -96,10 +96,11 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let report = Arc::new(Report::new(Lines::create(options.report.as_deref())?));
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let listener = listen(&options.socket)?;
-    report.event(
-        "start",
-        json!({ "pid": process::id(), "socket": options.socket, "device": options.device }),
-    );
+    report.event(&Event::Start {
+        pid: process::id(),
+        socket: options.socket.display().to_string(),
+        device: options.device.display().to_string(),
+    });
     let (socket, last) = (options.socket.clone(), Arc::clone(&report));
     thread::spawn(move || {
         if signals.forever().next().is_some() {
@@ -113,17 +114,17 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         let client = match client {
             Ok(client) => client,
             Err(error) => {
-                report.event("error", json!({ "reason": error.to_string() }));
+                report.event(&Event::error(&error));
                 // There may be descriptors again later.
                 thread::sleep(PAUSE);
                 continue;
             }
         };
-        report.event("connect", json!({}));
+        report.event(&Event::Connect);
         let outcome = UnixStream::connect(&options.device)
             .and_then(|device| relay(&client, &device, within, &report));
         if let Err(error) = outcome {
-            report.event("error", json!({ "reason": error.to_string() }));
+            report.event(&Event::error(&error));
         }
         report.disconnected();
     }
@@ -255,22 +256,48 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Default)]
+/// What the relay counts.
+#[derive(Clone, Copy, Default, Serialize)]
 struct Counts {
+    /// Messages of the VMM.
     from_client: u64,
+    /// Messages of the device.
     from_device: u64,
+    /// Commands of the device, which do not pass.
     refused: u64,
+    /// Descriptors of the VMM that do not pass.
     descriptors_closed: u64,
 }
 
-impl Counts {
-    fn json(&self) -> Value {
-        json!({
-            "from_client": self.from_client,
-            "from_device": self.from_device,
-            "refused": self.refused,
-            "descriptors_closed": self.descriptors_closed,
-        })
+/// A line of the report.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event {
+    /// The relay listens.
+    Start {
+        pid: u32,
+        socket: String,
+        device: String,
+    },
+    /// A VMM connected.
+    Connect,
+    /// A command of the device did not pass.
+    Refused { command: u16, bytes: usize },
+    /// Descriptors of the VMM did not pass.
+    Closed { descriptors: usize },
+    /// Why the relay hung up, or why a VMM could not be accepted.
+    Error { reason: String },
+    /// The VMM is gone; all counters so far.
+    Disconnect(Counts),
+    /// The last line; all counters.
+    Summary(Counts),
+}
+
+impl Event {
+    fn error(error: &io::Error) -> Self {
+        Event::Error {
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -281,19 +308,19 @@ impl Report {
         Self(Mutex::new((lines, Counts::default())))
     }
 
-    fn event(&self, name: &str, fields: Value) {
-        lock(&self.0).0.line(name, &fields);
+    fn event(&self, event: &Event) {
+        lock(&self.0).0.line(event);
     }
 
     fn disconnected(&self) {
         let (lines, counts) = &mut *lock(&self.0);
-        lines.line("disconnect", &counts.json());
+        lines.line(&Event::Disconnect(*counts));
     }
 
     /// The last line: a client may hang up at this moment.
     fn close(&self) {
         let (lines, counts) = &mut *lock(&self.0);
-        lines.last("summary", &counts.json());
+        lines.last(&Event::Summary(*counts));
     }
 
     /// Takes guest memory out of what the VMM says: all descriptors but those of
@@ -304,7 +331,9 @@ impl Report {
         if message.command() != SET_IRQS && !message.descriptors.is_empty() {
             let closed = message.descriptors.len();
             counts.descriptors_closed += closed as u64;
-            lines.line("closed", &json!({ "descriptors": closed }));
+            lines.line(&Event::Closed {
+                descriptors: closed,
+            });
             message.descriptors.clear();
         }
     }
@@ -319,10 +348,10 @@ impl Report {
         }
         counts.refused += 1;
         if counts.refused <= MAX_REPORTED {
-            lines.line(
-                "refused",
-                &json!({ "command": message.command(), "bytes": message.size() }),
-            );
+            lines.line(&Event::Refused {
+                command: message.command(),
+                bytes: message.size(),
+            });
         }
         true
     }

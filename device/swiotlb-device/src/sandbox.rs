@@ -23,8 +23,9 @@ use seccompiler::{
     apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
     SeccompCondition, SeccompFilter, SeccompRule,
 };
-use serde_json::{json, Value};
 use thiserror::Error;
+
+use crate::events::{Event, Landlock, Sockets};
 
 /// The exit status after a system call that is not allowed: as a shell has it
 /// for SIGSYS.
@@ -127,7 +128,7 @@ const FAILING: &[(libc::c_long, libc::c_int)] = &[
 /// `backend` is.
 ///
 /// Returns what the report says of it.
-pub fn enter(directory: &Path, backend: &Path) -> Result<Value, SandboxError> {
+pub fn enter(directory: &Path, backend: &Path) -> Result<Event, SandboxError> {
     let (landlock, sockets) = restrict_files(directory, backend)?;
     handle_violations().map_err(SandboxError::Handler)?;
     let mut instructions = 0;
@@ -138,14 +139,15 @@ pub fn enter(directory: &Path, backend: &Path) -> Result<Value, SandboxError> {
         // It sets no_new_privs first.
         apply_filter(&filter)?;
     }
-    Ok(json!({ "landlock": landlock, "sockets": sockets, "instructions": instructions }))
+    Ok(Event::Sandbox {
+        landlock,
+        sockets,
+        instructions,
+    })
 }
 
 /// Says how much of it this kernel has, and which sockets are left.
-fn restrict_files(
-    directory: &Path,
-    backend: &Path,
-) -> Result<(&'static str, &'static str), SandboxError> {
+fn restrict_files(directory: &Path, backend: &Path) -> Result<(Landlock, Sockets), SandboxError> {
     let abi = ABI::V9;
     // Not the socket itself: a backend that comes back has another at its path.
     let backend = fs::canonicalize(backend).unwrap_or_else(|_| backend.into());
@@ -164,13 +166,13 @@ fn restrict_files(
         ))?
         .restrict_self()?;
     let landlock = match status.ruleset {
-        RulesetStatus::FullyEnforced => "full",
-        RulesetStatus::PartiallyEnforced => "partial",
-        RulesetStatus::NotEnforced => "none",
+        RulesetStatus::FullyEnforced => Landlock::Full,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::None,
     };
     let sockets = match status.landlock {
-        LandlockStatus::Available { effective_abi, .. } if effective_abi >= abi => "backend",
-        _ => "any",
+        LandlockStatus::Available { effective_abi, .. } if effective_abi >= abi => Sockets::Backend,
+        _ => Sockets::Any,
     };
     Ok((landlock, sockets))
 }
@@ -320,7 +322,7 @@ mod tests {
         if let Ok(directory) = std::env::var(DIRECTORY) {
             let directory = Path::new(&directory);
             let told = enter(directory, &directory.join(BACKEND)).expect("a sandbox");
-            println!("told {told}");
+            println!("told {}", told.name());
             let deed = std::env::var(DEED).expect("a deed");
             act(&deed, directory, &told);
             // Without the harness, which may want more than is allowed.
@@ -343,8 +345,15 @@ mod tests {
             .expect("a process")
     }
 
+    fn sockets(told: &Event) -> Sockets {
+        match told {
+            Event::Sandbox { sockets, .. } => *sockets,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
     #[allow(unsafe_code)]
-    fn act(deed: &str, directory: &Path, told: &Value) {
+    fn act(deed: &str, directory: &Path, told: &Event) {
         match deed {
             "work" => {
                 let mut socket = UnixStream::connect(directory.join(BACKEND)).expect("connect");
@@ -365,9 +374,9 @@ mod tests {
                 }
             }
             "reach" => match UnixStream::connect(directory.join(ELSEWHERE)) {
-                Ok(_) => assert_eq!(told["sockets"], "any"),
+                Ok(_) => assert_eq!(sockets(told), Sockets::Any),
                 Err(error) => {
-                    assert_eq!(told["sockets"], "backend");
+                    assert_eq!(sockets(told), Sockets::Backend);
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
                 }
             },
@@ -440,7 +449,7 @@ mod tests {
     fn work_is_done_inside() {
         let output = inside("work_is_done_inside", "work");
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(String::from_utf8_lossy(&output.stdout).contains("told {"));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("told sandbox"));
     }
 
     #[test]

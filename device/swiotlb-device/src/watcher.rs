@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use memchr::memmem::Finder;
 use rustix::process::setpriority_process;
-use serde_json::json;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
 
+use crate::events::Event;
 use crate::report::Report;
 
 /// It takes what others leave of a machine, and they are many: a guest and what
@@ -77,10 +77,11 @@ fn scan_once(
     scanner.pass(&memory.as_volatile_slice(), |pattern, offset| {
         hits += 1;
         if places.len() < MAX_REPORTED && places.insert((pattern, offset)) {
-            report.event(
-                "watch",
-                json!({ "pattern": pattern, "offset": offset, "pass": pass }),
-            );
+            report.event(Event::Watch {
+                pattern,
+                offset,
+                pass,
+            });
         }
     });
     let took = begin.elapsed().as_micros() as u64;
@@ -141,6 +142,7 @@ impl Scanner {
 mod tests {
     use super::*;
     use crate::region::Region;
+    use serde_json::json;
 
     const SHORT: &[u8] = b"abcd";
     const LONG: &[u8] = b"a canary of 24 bytes ...";

@@ -808,7 +808,7 @@ fn guest_memory_is_refused() {
         .expect("DMA_MAP");
     driver.client.dma_unmap(0, 1 << 20).expect("DMA_UNMAP");
     assert_eq!(machine.events("dma_map")[0]["fd"], true);
-    assert!(machine.events("dma_map")[0].get("refused").is_none());
+    assert!(machine.events("dma_map")[0]["refused"].is_null());
     let pid = machine.events("start")[0]["pid"].as_u64().expect("pid");
     let name = std::fs::read_link(format!("/proc/self/fd/{}", ram.as_raw_fd())).expect("name");
     for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors") {
