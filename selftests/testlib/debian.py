@@ -156,7 +156,7 @@ class System:
             *("-accel", "tcg" if emulated else "kvm", "-cpu", "max" if emulated else "host"),
             *("-nodefaults", "-display", "none", "-no-reboot", "-boot", "strict=on"),
             *("-kernel", logs / "vmlinuz", "-initrd", logs / "initrd.img"),
-            *("-append", "root=/dev/vda ro console=ttyS0 mitigations=off"),
+            *("-append", "root=/dev/vda ro console=ttyS0 mitigations=off no_timer_check"),
             *("-chardev", f"socket,id=line,path={console},server=on,wait=off"),
             *("-serial", "chardev:line", "-device", json.dumps(disk)),
         ]
