@@ -22,7 +22,16 @@ import pytest
 from guestlib import Ordinary, Restricted
 from guestlib.paths import BUILD
 from testlib.drivers import Files, passed
-from testlib.harness import KERNELS, Boot, assert_memory_private, booted, disk, events, summary
+from testlib.harness import (
+    KERNELS,
+    Boot,
+    assert_memory_private,
+    booted,
+    disk,
+    events,
+    guest_script,
+    summary,
+)
 
 pytestmark = pytest.mark.full
 
@@ -38,162 +47,6 @@ FUNCTION, FUNCTION_BYTES = "int_sqrt", 32
 FROM_DEVICE = {"stock": "preserve", "test": "clear"}
 LOADED = ("restricted0", "restricted1", "restricted2")
 PLANTED, FILLED = "restricted3", "restricted4"
-
-# Holds canaries until it is told to end; some it gives back at once.
-HOLDER = f"""
-import ctypes, mmap, os, socket, sys
-canary = bytes.fromhex("{CANARY.hex()}")
-block = canary * (1 << 17)
-held = mmap.mmap(-1, 96 << 20)
-for at in range(0, len(held), len(block)):
-    held[at : at + len(block)] = block
-with open("/run/canaries", "wb") as file:
-    for _ in range(24):
-        file.write(block)
-# Neighbours of small packets, requests and names.
-pairs = []
-for size in 24, 56, 120, 250, 500, 1000, 1900:
-    for _ in range(12):
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        near.setblocking(False)
-        pairs.append((near, far))
-        try:
-            for _ in range(10):
-                near.send((canary * 250)[:size])
-        except BlockingIOError:
-            pass
-libc = ctypes.CDLL(None)
-queues = [libc.msgget(0, 0o600) for _ in range(24)]
-for queue, size in zip(queues, (16, 48, 80, 140, 200, 400, 900, 1900) * 3):
-    message = ctypes.create_string_buffer(b"\\1" + bytes(7) + (canary * 250)[:size])
-    while libc.msgsnd(queue, message, ctypes.c_size_t(size), 0o4000) == 0:
-        pass
-# A third of all memory that is free by now has been canaries.
-freed = mmap.mmap(-1, 96 << 20)
-for at in range(0, len(freed), len(block)):
-    freed[at : at + len(block)] = block
-freed.close()
-print("ready", flush=True)
-sys.stdin.read()
-whole = all(held[at : at + len(block)] == block for at in range(0, len(held), len(block)))
-for queue in queues:
-    libc.msgctl(queue, 0, None)
-print("whole" if whole else "broken")
-"""
-
-# Requests whose buffer is a part of a page, of which the rest is canaries.
-NEIGHBOURS = f"""
-import mmap, os, random, sys
-canary = bytes.fromhex("{CANARY.hex()}")
-page = mmap.mmap(-1, 16384)
-page[:] = canary * (len(page) // 8)
-disk = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
-view = memoryview(page)
-random.seed(1)
-for turn in range(400):
-    at = 512 * random.randrange(0, 24)
-    part = view[at : at + 512 * random.choice([1, 1, 2, 3, 8])]
-    part[:] = data = os.urandom(len(part))
-    place = (6 << 20) + 4096 * random.randrange(256)
-    assert os.pwritev(disk, [part], place) == len(part)
-    part[:] = bytes(len(part))
-    assert os.preadv(disk, [part], place) == len(part)
-    assert bytes(part) == data
-    part[:] = (canary * len(part))[: len(part)]
-assert page[:] == canary * (len(page) // 8)
-print("neighbours", turn + 1)
-"""
-
-# A page of canaries, either written to the disk or read into.
-ONE_PAGE = f"""
-import mmap, os, sys
-page = mmap.mmap(-1, 4096)
-page[:] = bytes.fromhex("{CANARY.hex()}") * 512
-disk = os.open(sys.argv[2], os.O_RDWR | os.O_DIRECT)
-for turn in range(64):
-    if sys.argv[1] == "write":
-        os.pwritev(disk, [page], 4096 * turn)
-        # What is written next takes the place of what was.
-        os.pwritev(disk, [memoryview(page)[:512]], 0)
-    else:
-        page[:] = bytes.fromhex("{CANARY.hex()}") * 512
-        os.preadv(disk, [page], 4096 * turn)
-"""
-
-SCRIPT = f"""
-mkdir -p /run/work /run/fs
-cd /run/work
-cat >holder.py <<-'END'
-{HOLDER}
-END
-cat >neighbours.py <<-'END'
-{NEIGHBOURS}
-END
-cat >one.py <<-'END'
-{ONE_PAGE}
-END
-cat >kernel.py <<-'END'
-import struct
-address, = [int(l.split()[0], 16) for l in open("/proc/kallsyms") if l.split()[2] == "{FUNCTION}"]
-with open("/proc/kcore", "rb") as core:
-    header = core.read(64)
-    start, = struct.unpack_from("<Q", header, 32)
-    size, count = struct.unpack_from("<HH", header, 54)
-    core.seek(start)
-    for _ in range(count):
-        _, _, offset, begin, _, length, _, _ = struct.unpack("<IIQQQQQQ", core.read(56))
-        if begin <= address < begin + length:
-            core.seek(offset + address - begin)
-            print(core.read({FUNCTION_BYTES}).hex())
-            break
-END
-drivers
-modprobe -q -a virtio_net virtiofs || :
-insmod "$MODULE" from_device=FROM_DEVICE
-
-fact from-device cat /sys/module/virtio_swiotlb/parameters/from_device
-fact text python3 kernel.py
-coproc holder {{ exec python3 holder.py 2>&1; }}
-read -r ready <&"${{holder[0]}}"
-echo "$ready" >"$SHARE/facts/ready"
-# The page cache of a disk that is no concern of the module.
-fact cached sh -c "cat $(disk ordinary0) | sha256sum"
-
-mount -t virtiofs restricted2 /run/fs
-link=$(ls "/sys/bus/virtio/devices/$(virtio restricted1)/net")
-ip addr add 10.0.2.15/24 dev "$link"
-ip link set "$link" up
-
-seed restricted0
-data restricted0 1048576 1048576 4k
-fact neighbours python3 neighbours.py "$(disk restricted0)" &
-neighbours=$!
-fact fio fio --name=load --filename="$(disk restricted0)" --offset=2M --size=4M --rw=randrw \\
-	--bsrange=512-64k --direct=1 --iodepth=8 --ioengine=libaio --time_based \\
-	--runtime={LOAD_SECONDS} --refill_buffers --output-format=terse
-fact buffered dd if="$(disk restricted0)" of=/dev/null bs=1M status=none
-for round in 1 2 3; do
-	fact got-$round sh -c "curl -sSf -m 120 http://10.0.2.2:PORT/file | sha256sum"
-	head -c {FILE_BYTES} /dev/urandom >put
-	sum <put >>"$SHARE/facts/put-sums"
-	fact put-$round curl -sSf -m 120 -T put http://10.0.2.2:PORT/put-$round
-	fact copied-$round cp put /run/fs/put-$round
-done
-sync
-echo 3 >/proc/sys/vm/drop_caches
-fact listed sh -c 'sha256sum /run/fs/put-* | cut -d" " -f1'
-wait $neighbours
-
-# The controls.
-fact planted python3 one.py write "$(disk {PLANTED})"
-fact filled python3 one.py read "$(disk {FILLED})"
-
-fact after cat "$debugfs/totals"
-umount /run/fs
-exec {{holder[1]}}>&-
-read -r whole <&"${{holder[0]}}"
-echo "$whole" >"$SHARE/facts/whole"
-"""
 
 
 def kernel_text() -> bytes:
@@ -245,8 +98,18 @@ def run(request: pytest.FixtureRequest, text: bytes) -> Iterator[Run]:
             Ordinary("blk", file=image),
         ]
         files.add("/file", FILE_BYTES)
-        script = SCRIPT.replace("PORT", str(files.port))
-        script = script.replace("FROM_DEVICE", FROM_DEVICE[kernel])
+        script = guest_script(
+            "canary",
+            CANARY=CANARY.hex(),
+            FROM_DEVICE=FROM_DEVICE[kernel],
+            FUNCTION=FUNCTION,
+            FUNCTION_BYTES=FUNCTION_BYTES,
+            FILE_BYTES=FILE_BYTES,
+            LOAD_SECONDS=LOAD_SECONDS,
+            PORT=files.port,
+            PLANTED=PLANTED,
+            FILLED=FILLED,
+        )
         poison = "page_poison=1" if kernel == "stock" else ""
         options = {"memory": "768M", "append": poison, "timeout": 900}
         with booted(kernel, devices, script, **options) as boot:

@@ -20,19 +20,9 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     summary,
 )
-
-SCRIPT = """
-load
-for device in restricted0 restricted1; do
-	seed $device
-	data $device 1048576 1048576 4k
-	unbind_driver $device
-	bind_driver $device
-	data $device 2097152 1048576
-done
-"""
 
 
 # The relay decides this, so `make check` boots one of the two kernels.
@@ -40,7 +30,7 @@ done
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     options = {"relay": True, "event_idx": False}
     devices = [disk(**options), disk(alone=True, **options)]
-    with booted(request.param, devices, SCRIPT) as boot:
+    with booted(request.param, devices, guest_script("confined")) as boot:
         yield boot
 
 

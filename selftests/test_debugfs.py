@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from guestlib.result import key_values
-from testlib.harness import REGION_BYTES, Boot, booted, disk
+from testlib.harness import REGION_BYTES, Boot, booted, disk, guest_script
 
 STATE = [
     *("driver", "mode", "reason"),
@@ -19,34 +19,10 @@ COUNTERS = [
 ]
 OUTCOMES = ["seen", "bounced", "hint", "declined", "refused", "unconfined"]
 
-SCRIPT = """
-load
-data restricted0 1048576 524288
-dir=$debugfs/$(virtio restricted0)
-fact tree find "$debugfs" -mindepth 1 -printf '%P %y %m %u\\n'
-fact devices cat "$debugfs/devices"
-fact totals cat "$debugfs/totals"
-keep restricted0 busy
-fact nobody setpriv --reuid 65534 --regid 65534 --clear-groups cat "$debugfs/devices"
-fact nobody_counters setpriv --reuid 65534 --regid 65534 --clear-groups cat "$dir/counters"
-for word in 0 11 on ''; do
-	fact "reset-$word" sh -c "echo '$word' >$dir/reset_hiwater"
-done
-keep restricted0 not-reset
-fact reset-1 sh -c "echo 1 >$dir/reset_hiwater"
-keep restricted0 reset
-fact write_state sh -c "echo 1 >$dir/state"
-unbind_driver restricted0
-fact totals_unbound cat "$debugfs/totals"
-keep restricted0 unbound
-fact reset-unbound sh -c "echo 1 >$dir/reset_hiwater"
-bind_driver restricted0
-"""
-
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
-    with booted("test", [disk()], SCRIPT) as boot:
+    with booted("test", [disk()], guest_script("debugfs")) as boot:
         yield boot
 
 

@@ -27,6 +27,7 @@ from testlib.harness import (
     disk,
     entropy,
     events,
+    guest_script,
     ordinary_disk,
     summary,
 )
@@ -45,48 +46,26 @@ DEVICES = {
 }
 NAMES = {name: f"restricted{index}" for index, name in enumerate(DEVICES)}
 
-SCRIPT = f"""
-insmod "$MODULE"
-modprobe virtio_balloon
-drivers
-data {NAMES["hint-disk"]} 1048576 65536
-seed {NAMES["hint-disk"]}
-data {NAMES["good"]} 1048576 65536
-seed {NAMES["good"]}
-data ordinary0 1048576 65536
-fact devices cat "$debugfs/devices"
-fact totals cat "$debugfs/totals"
-for index in {{0..{len(DEVICES) - 1}}}; do
-	keep restricted$index first$index
-	fact driver$index driver restricted$index
-done
-
-# Again, with hint=0. The disk would have to do without, and hang.
-leave_names
-unbind_driver {NAMES["hint"]} virtio_rng
-unbind_driver {NAMES["good"]}
-echo 1 >"/sys/bus/pci/devices/$(address {NAMES["hint-disk"]})/remove"
-rmmod virtio_swiotlb
-insmod "$MODULE" hint=0
-keep {NAMES["hint"]} hint0
-fact hint0_driver driver {NAMES["hint"]}
-data {NAMES["good"]} 1114112 65536
-"""
-
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
-    with booted("stock", [*DEVICES.values(), ordinary_disk()], SCRIPT) as boot:
+    script = guest_script(
+        "decisions",
+        DEVICES=NAMES.values(),
+        HINT=NAMES["hint"],
+        HINT_DISK=NAMES["hint-disk"],
+        GOOD=NAMES["good"],
+    )
+    with booted("stock", [*DEVICES.values(), ordinary_disk()], script) as boot:
         yield boot
 
 
 def state(boot: Boot, name: str) -> dict[str, str]:
-    index = list(DEVICES).index(name)
-    return key_values(boot.fact(f"first{index}-state"))
+    return key_values(boot.fact(f"first-{NAMES[name]}-state"))
 
 
 def driver(boot: Boot, name: str) -> str:
-    return boot.fact(f"driver{list(DEVICES).index(name)}")
+    return boot.fact(f"driver-{NAMES[name]}")
 
 
 def the_line(boot: Boot, name: str, text: str) -> str:
@@ -118,9 +97,8 @@ def test_region_without_the_bit_is_a_hint(boot: Boot, name: str) -> None:
 
 
 def test_hinted_disk_has_its_data(boot: Boot) -> None:
-    index = list(DEVICES).index("hint-disk")
     assert_works(boot, NAMES["hint-disk"])
-    assert_idle(boot.kept(f"first{index}"))
+    assert_idle(boot.kept(f"first-{NAMES['hint-disk']}"))
     assert summary(boot.report(NAMES["hint-disk"]))["violations"] == 0
 
 

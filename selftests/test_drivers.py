@@ -17,7 +17,7 @@ import pytest
 from guestlib import Guest, Restricted
 from guestlib.result import key_values
 from testlib.drivers import assert_driven, free_port, passed
-from testlib.harness import Boot, booted, entropy, events
+from testlib.harness import Boot, booted, entropy, events, guest_script
 
 BYTES = 256 << 10
 #: Ports of vsock: the host's, to which the guest connects, and the guest's.
@@ -25,108 +25,17 @@ HOST_PORT, GUEST_PORT = 5000, 6000
 #: What the guest's console prints. What is typed there, the backend loses: it takes
 #: all buffers of the driver at the first byte, and gives one back.
 PRINTED = 64 << 10
-PLAYED = 64_000
-
+#: Bytes of music, and frames of the player's buffer and of a part of it. All of it fits the
+#: buffer: the backend is done with what it gets at once, which a player takes for an underrun.
+PLAYED, BUFFER, PERIOD = 64_000, 24_000, 4_000
 #: The backend cannot take packets of several pieces, which the driver makes of larger
 #: calls.
 SENT_AT_ONCE = 8 << 10
 
-# In the guest: what is sent comes back, and is the same. One peer echoes.
-VSOCK = f"""
-import hashlib, os, socket
 
-def receive(peer, count):
-    data = b""
-    while len(data) < count:
-        part = peer.recv(count - len(data))
-        assert part, f"the end after {{len(data)}} bytes"
-        data += part
-    return data
-
-def send(peer, data):
-    for at in range(0, len(data), {SENT_AT_ONCE}):
-        peer.sendall(data[at : at + {SENT_AT_ONCE}])
-
-listener = socket.socket(socket.AF_VSOCK)
-listener.bind((socket.VMADDR_CID_ANY, {GUEST_PORT}))
-listener.listen()
-with socket.socket(socket.AF_VSOCK) as peer:
-    peer.connect((2, {HOST_PORT}))
-    data = os.urandom({BYTES})
-    send(peer, data)
-    assert receive(peer, {BYTES}) == data
-    print(hashlib.sha256(data).hexdigest())
-open("listening", "w").close()
-with listener.accept()[0] as peer:
-    send(peer, receive(peer, {BYTES}))
-"""
-
-# The terminal is open at 3.
-CONSOLE = f"""
-import base64, hashlib, os
-data = base64.b64encode(os.urandom({PRINTED} * 3 // 4))
-print(hashlib.sha256(data).hexdigest())
-while data:
-    data = data[os.write(3, data):]
-"""
-
-SCRIPT = f"""
-insmod "$MODULE"
-modprobe -a virtio-rng virtio_scsi sd_mod vmw_vsock_virtio_transport
-# Emulated guests have clocks that hurry, at times.
-modprobe virtio_snd msg_timeout_ms=60000
-mkdir -p /run/work
-cd /run/work
-
-fact entropy timeout 60 sh -c 'head -c 4096 /dev/hwrng | base64 -w 0'
-done_with restricted0 virtio_rng
-
-cat >vsock.py <<-'END'
-{VSOCK}
-END
-python3 vsock.py >vsock.out 2>&1 &
-until [ -e listening ] || ! kill -0 $! 2>/dev/null; do sleep 0.2; done
-host connect
-fact vsock-end wait $!
-fact vsock cat vsock.out
-done_with restricted1 vmw_vsock_virtio_transport
-
-cat >console.py <<-'END'
-{CONSOLE}
-END
-for tty in /dev/hvc?; do
-	! stty -F $tty >/dev/null 2>&1 || break
-done
-exec 3<>$tty
-stty raw -echo <&3
-python3 console.py >console.out 2>&1 &
-host listen
-fact console-end wait $!
-fact console cat console.out
-exec 3>&-
-done_with restricted2 virtio_console
-
-for disk in "/sys/bus/virtio/devices/$(virtio restricted3)"/host*/target*/*/block/*; do
-	disk=/dev/${{disk##*/}}
-done
-fact fio fio --name=verify --filename=$disk --direct=1 --ioengine=libaio --iodepth=8 \\
-	--rw=randwrite --bsrange=4k-64k --blockalign=4k --size=16M --io_size=8M \\
-	--verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse
-head -c 1M /dev/urandom >written
-dd if=written of=$disk bs=64k seek=32M oflag=seek_bytes,direct status=none
-fact scsi sha written
-fact scsi-read sh -c "dd if=$disk bs=64k skip=32M count=1M iflag=skip_bytes,count_bytes,direct \\
-	status=none | sha256sum"
-done_with restricted3 virtio_scsi
-
-# All of it fits the buffer: the backend is done with what it gets at once, which a
-# player takes for an underrun.
-head -c {PLAYED} /dev/urandom >music
-keep restricted4 silent
-fact aplay timeout 60 aplay --quiet --device=hw:0,0 --file-type=raw --format=S16_LE \\
-	--rate=48000 --channels=2 --buffer-size=24000 --period-size=4000 music
-done_with restricted4 virtio_snd
-"""
+#: Types of devices that cannot be bounced, and, by type, the devices of the guest.
+TYPES = {"balloon": 5, "gpu": 16, "crypto": 20, "iommu": 23, "mem": 24, "pmem": 27}
+DECLINED = {kind: f"restricted{index}" for index, kind in enumerate(TYPES, start=5)}
 
 
 class Host:
@@ -196,7 +105,9 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     host = Host(tmp_path_factory.mktemp("host"))
-    with booted("stock", devices(host), SCRIPT, on=actions(host)) as boot:
+    declined = [entropy(type=str(number), queues=5) for number in TYPES.values()]
+    both = script() + guest_script("declined", DECLINED=DECLINED.values())
+    with booted("stock", [*devices(host), *declined], both, on=actions(host)) as boot:
         yield Run(boot, host)
 
 
@@ -208,6 +119,20 @@ def devices(host: Host, **options: object) -> list[Restricted]:
         Restricted("scsi", **options),
         Restricted("sound", **options),
     ]
+
+
+def script(*, played: int = PLAYED, buffer: int = BUFFER, period: int = PERIOD) -> str:
+    return guest_script(
+        "drivers",
+        HOST_PORT=HOST_PORT,
+        GUEST_PORT=GUEST_PORT,
+        BYTES=BYTES,
+        SENT_AT_ONCE=SENT_AT_ONCE,
+        PRINTED=PRINTED,
+        PLAYED=played,
+        BUFFER=buffer,
+        PERIOD=period,
+    )
 
 
 def actions(host: Host) -> dict[str, Callable[[Guest], object]]:
@@ -293,30 +218,13 @@ class TestDeclined:
     """Devices of types that cannot be bounced; they insist on VIRTIO_F_SWIOTLB. What is
     behind them is never asked."""
 
-    TYPES = {"balloon": 5, "gpu": 16, "crypto": 20, "iommu": 23, "mem": 24, "pmem": 27}
     NO_BUFFERS = "a {} device uses guest addresses that are no buffers"
     REASONS = {"crypto": "the driver of crypto devices maps twice what the device writes"}
 
-    @pytest.fixture(scope="class")
-    def boot(self) -> Iterator[Boot]:
-        devices = [entropy(type=str(number), queues=5) for number in self.TYPES.values()]
-        script = """
-            insmod "$MODULE"
-            modprobe -a virtio_balloon virtio-gpu virtio_crypto virtio-iommu virtio_mem virtio_pmem
-            for device in restricted{0..5}; do
-                keep $device $device
-                fact $device-driver driver $device
-            done
-            fact iomem claims
-            fact unload rmmod virtio_swiotlb
-        """
-        with booted("stock", devices, script) as boot:
-            yield boot
-
     @pytest.mark.parametrize("kind", TYPES)
-    def test_driver_fails_cleanly(self, boot: Boot, kind: str) -> None:
+    def test_driver_fails_cleanly(self, run: Run, kind: str) -> None:
         """balloon, gpu, crypto, iommu, mem, pmem: bit declined, the driver fails cleanly"""
-        device = f"restricted{list(self.TYPES).index(kind)}"
+        boot, device = run.boot, DECLINED[kind]
         state = key_values(boot.fact(f"{device}-state"))
         reason = self.REASONS.get(kind, self.NO_BUFFERS.format(kind))
         assert (state["mode"], state["reason"]) == ("declined", reason)
@@ -326,7 +234,7 @@ class TestDeclined:
         report = boot.report(device)
         assert events(report, "features_refused") and not events(report, "driver_ok")
 
-    def test_nothing_is_left(self, boot: Boot) -> None:
+    def test_nothing_is_left(self, run: Run) -> None:
         """no region is claimed, the module can go"""
-        assert boot.fact("iomem") == ""
-        passed(boot, "unload")
+        assert run.boot.fact("iomem") == ""
+        passed(run.boot, "unload")

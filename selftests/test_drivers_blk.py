@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Guest, Restricted
 from testlib.drivers import assert_driven, passed
-from testlib.harness import Boot, booted, events
+from testlib.harness import Boot, booted, events, guest_script
 
 #: mkfs.xfs makes none below 300 MiB.
 SIZE = "320M"
@@ -26,53 +26,6 @@ DEVICES = {
     "raw, 4 queues, sectors of 4 KiB": Restricted("blk", size=SIZE, queues=4, sector=4096),
 }
 NAMES = {f"restricted{index}": what for index, what in enumerate(DEVICES)}
-
-SCRIPT = f"""
-insmod "$MODULE"
-modprobe virtio_blk
-
-file_system() {{ # DEVICE TYPE CHECK...
-	local device=$1 type=$2
-	shift 2
-	fact "$device-$type-made" mkfs.$type -q $([ $type = xfs ] && echo -f || echo -F) "$(disk $device)"
-	mount -t $type "$(disk $device)" /run/disk
-	cp -r "$DIRECTORY/rust" "$DIRECTORY/Documentation" /run/disk
-	sync
-	umount /run/disk
-	fact "$device-$type-check" "$@" "$(disk $device)"
-	mount -t $type "$(disk $device)" /run/disk
-	fact "$device-$type-rust" diff -r "$DIRECTORY/rust" /run/disk/rust
-	fact "$device-$type-documents" diff -r "$DIRECTORY/Documentation" /run/disk/Documentation
-	umount /run/disk
-}}
-
-mkdir -p /run/disk
-for device in {" ".join(NAMES)}; do
-	dev=$(disk $device)
-	queue=/sys/block/${{dev#/dev/}}
-	fact $device-sector cat $queue/queue/logical_block_size
-	fact $device-queues sh -c "ls $queue/mq | wc -l"
-	# Offsets are below 48 MiB: what lies at {AREA} is not touched.
-	fact $device-fio fio --name=verify --filename=$dev --direct=1 --ioengine=libaio \\
-		--iodepth=16 --rw=randwrite --bsrange=4k-128k --blockalign=4k --size=48M --io_size=24M \\
-		--verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse
-	file_system $device ext4 e2fsck -fn
-	file_system $device xfs xfs_repair -n
-
-	head -c {DISCARDED + ZEROED} /dev/urandom |
-		dd of=$dev bs=1M seek={AREA // MIB} iflag=fullblock oflag=direct status=none
-	sync
-	host full-$device
-	fact $device-discard blkdiscard -o {AREA} -l {DISCARDED} $dev
-	keep $device $device-before
-	fact $device-zero blkdiscard --zeroout -o {AREA + DISCARDED} -l {ZEROED} $dev
-	keep $device $device-after
-	host empty-$device
-	fact $device-zeroes sh -c "dd if=$dev bs=1M skip={AREA // MIB} count={(DISCARDED + ZEROED) // MIB} \\
-		iflag=direct status=none | sha256sum"
-	done_with $device virtio_blk
-done
-"""
 
 
 class Run(NamedTuple):
@@ -95,7 +48,11 @@ class TestStorageDaemon:
             device.file = _image(device, directory / name)
             actions[f"full-{name}"] = _measure(full, name, device.file)
             actions[f"empty-{name}"] = _measure(empty, name, device.file)
-        with booted("stock", list(DEVICES.values()), SCRIPT, timeout=900, on=actions, cpus=4) as boot:
+        script = guest_script(
+            "drivers-blk", DEVICES=NAMES, AREA=AREA, DISCARDED=DISCARDED, ZEROED=ZEROED
+        )
+        options = {"timeout": 900, "on": actions, "cpus": 4}
+        with booted("stock", list(DEVICES.values()), script, **options) as boot:
             yield Run(boot, full, empty)
 
     @pytest.mark.parametrize("device", NAMES)

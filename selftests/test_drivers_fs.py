@@ -11,33 +11,11 @@ import pytest
 from guestlib import Restricted
 from guestlib.paths import BUILD
 from testlib.drivers import assert_driven, passed
-from testlib.harness import Boot, booted
+from testlib.harness import Boot, booted, guest_script
 
 #: Parts of the kernel's source that are copied, some thousand files.
 PARTS = ("include/linux", "kernel")
 STRESS_SECONDS = 20
-
-SCRIPT = f"""
-insmod "$MODULE"
-mkdir -p /run/fs /run/copy
-mount -t virtiofs restricted0 /run/fs
-cp -r /run/fs/tree /run/copy/tree
-cp -r /run/copy/tree /run/fs/back
-sync
-umount /run/fs
-mount -t virtiofs restricted0 /run/fs
-fact diff diff -r /run/copy/tree /run/fs/back
-fact count sh -c 'find /run/copy/tree -type f | wc -l'
-fact big sh -c 'head -c 64M /dev/urandom | tee /run/fs/big | sha256sum'
-fact direct sh -c 'dd if=/run/fs/big bs=1M iflag=direct status=none | sha256sum'
-mkdir /run/fs/stress
-fact stress stress-ng --temp-path /run/fs/stress --verify --timeout {STRESS_SECONDS} \\
-	--hdd 1 --hdd-bytes 8M --dir 1 --dirdeep 1 --rename 1 --link 1 --symlink 1 --dentry 1 \\
-	--fallocate 1 --fallocate-bytes 4M --seek 1 --seek-size 4M --chmod 1 --utime 1
-fact left ls /run/fs/stress
-umount /run/fs
-done_with restricted0 virtiofs
-"""
 
 
 def sums(tree: Path) -> dict[str, str]:
@@ -63,7 +41,8 @@ class TestVirtiofsd:
     @pytest.fixture(scope="class")
     def boot(self, shared: Path) -> Iterator[Boot]:
         device = Restricted("fs", file=shared)
-        with booted("stock", [device], SCRIPT, timeout=900, memory="768M") as boot:
+        script = guest_script("drivers-fs", STRESS_SECONDS=STRESS_SECONDS)
+        with booted("stock", [device], script, timeout=900, memory="768M") as boot:
             yield boot
 
     def test_tree(self, boot: Boot, shared: Path) -> None:

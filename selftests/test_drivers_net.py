@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Restricted
 from testlib.drivers import Files, assert_driven, iperf_server, modelled, passed
-from testlib.harness import Boot, accepted, booted, events
+from testlib.harness import Boot, accepted, booted, events, guest_script
 
 FILE_BYTES = 4 << 20
 LOAD_SECONDS = 8
@@ -24,66 +24,6 @@ RINGS = (64, 256, 128)
 #: buffers of more than one page, which the driver makes for large packets.
 MTUS = {"restricted0": (1500, 65520), "restricted1": (1500,)}
 CASES = [(device, mtu) for device, mtus in MTUS.items() for mtu in mtus]
-
-# Each device in a network namespace of its own: both have the same addresses.
-SCRIPT = """
-insmod "$MODULE"
-modprobe virtio_net
-
-inside() { # DEVICE COMMAND...
-	local namespace=$1
-	shift
-	ip netns exec "$namespace" "$@"
-}
-
-up() { # DEVICE
-	local link
-	link=$(ls "/sys/bus/virtio/devices/$(virtio "$1")/net")
-	ip netns add "$1"
-	ip link set "$link" netns "$1" name net0
-	inside "$1" ip addr add 10.0.2.15/24 dev net0
-	inside "$1" ip link set net0 up
-}
-
-iperf() { # ARGUMENT...
-	iperf3 --client 10.0.2.2 --port IPERF --json "$@"
-}
-export -f iperf
-
-try() { # DEVICE NAME
-	local url=http://10.0.2.2:HTTP
-	fact "$2-got" inside "$1" bash -c "curl -sSf -m 120 $url/$1 | sha256sum"
-	head -c BYTES /dev/urandom >/tmp/put
-	fact "$2-sum" sha /tmp/put
-	fact "$2-put" inside "$1" curl -sSf -m 120 -T /tmp/put "$url/$2"
-	fact "$2-out" inside "$1" bash -c "iperf -n 8M"
-	fact "$2-in" inside "$1" bash -c "iperf -n 8M --reverse"
-}
-
-run() { # DEVICE MTU...
-	local device=$1 mtu direction size
-	shift
-	up $device
-	for mtu; do
-		inside $device ip link set net0 mtu $mtu
-		try $device $device-$mtu
-		fact $device-$mtu-link inside $device ip link show net0
-	done
-	for direction in "" --reverse; do
-		inside $device bash -c "iperf -t LOAD $direction" >$SHARE/facts/$device-load$direction 2>&1 &
-		while sleep 1; kill -0 $! 2>/dev/null; do
-			for size in RINGS; do
-				inside $device ethtool -G net0 rx $size tx $size
-				echo $size >>$SHARE/facts/$device-resized
-			done
-		done
-		fact $device-loaded$direction wait $!
-	done
-	fact $device-ring inside $device ethtool -g net0
-	ip netns del $device
-	done_with $device virtio_net
-}
-"""
 
 
 class Passt(NamedTuple):
@@ -101,17 +41,15 @@ class TestPasst:
         devices = [Restricted("net"), Restricted("net", hide_features="15")]
         with Files() as files, iperf_server() as port:
             offered = {path: files.add(f"/{path}", FILE_BYTES) for path in MTUS}
-            script = SCRIPT
-            for name, value in {
-                "IPERF": port,
-                "HTTP": files.port,
-                "BYTES": FILE_BYTES,
-                "LOAD": LOAD_SECONDS,
-                "RINGS": " ".join(map(str, RINGS)),
-            }.items():
-                script = script.replace(name, str(value))
-            for device, mtus in MTUS.items():
-                script += f"run {device} {' '.join(map(str, mtus))}\n"
+            script = guest_script(
+                "drivers-net",
+                DEVICES=[f"{device}:{','.join(map(str, mtus))}" for device, mtus in MTUS.items()],
+                IPERF=port,
+                HTTP=files.port,
+                FILE_BYTES=FILE_BYTES,
+                LOAD_SECONDS=LOAD_SECONDS,
+                RINGS=RINGS,
+            )
             with booted("stock", devices, script, timeout=900) as boot:
                 yield Passt(boot, offered, files.came)
 
@@ -163,58 +101,6 @@ class TestPasst:
 
 
 PAIRS = 2
-SWITCH = """
-insmod "$MODULE"
-modprobe virtio_net
-
-number=0
-for device in restricted0 restricted1; do
-	link=$(ls "/sys/bus/virtio/devices/$(virtio $device)/net")
-	ip netns add $device
-	ip link set "$link" netns $device name net0
-	number=$((number + 1))
-	ip -n $device addr add 10.1.0.$number/24 dev net0
-	ip -n $device link set net0 up
-done
-near="ip netns exec restricted0"
-far="ip netns exec restricted1"
-$far iperf3 --server --daemon --logfile /dev/null
-mkdir -p /run/work
-head -c BYTES /dev/urandom >/run/work/file
-(cd /run/work && exec $far python3 -m http.server --bind 10.1.0.2 8000 >/dev/null 2>&1) &
-fact sum sha /run/work/file
-fact channels $near ethtool -l net0
-
-sent() {
-	$near cat /sys/class/net/net0/statistics/tx_bytes /sys/class/net/net0/statistics/tx_packets
-}
-
-try() { # NAME
-	fact "$1-before" sent
-	fact "$1" $near iperf3 --client 10.1.0.2 --connect-timeout 20000 --parallel 2 -n 8M --json
-	fact "$1-after" sent
-	fact "$1-file" sh -c "$near curl -sSf --retry 5 --retry-connrefused http://10.1.0.2:8000/file | sha256sum"
-}
-
-try tso
-for namespace in restricted0 restricted1; do
-	ip -n $namespace link set net0 mtu 65520
-done
-try tso-65520
-for namespace in restricted0 restricted1; do
-	ip -n $namespace link set net0 mtu 1500
-done
-fact off $near ethtool -K net0 tso off gso off
-try no-gso
-fact one $near ethtool -L net0 combined 1
-try one-pair
-kill $!
-pkill iperf3
-for device in restricted0 restricted1; do
-	ip netns del $device
-	done_with $device virtio_net
-done
-"""
 
 
 @pytest.mark.full
@@ -239,7 +125,7 @@ class TestSwitch:
             )
             for end in range(2)
         ]
-        script = SWITCH.replace("BYTES", str(FILE_BYTES))
+        script = guest_script("drivers-switch", FILE_BYTES=FILE_BYTES)
         with booted("stock", devices, script, timeout=900, memory="768M") as boot:
             yield boot
 

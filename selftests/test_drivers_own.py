@@ -11,56 +11,10 @@ import pytest
 from guestlib import Restricted
 from guestlib.paths import BUILD
 from testlib.drivers import assert_driven, modelled, passed
-from testlib.harness import Boot, booted
+from testlib.harness import Boot, booted, guest_script
 
 PRESSES = 20
 
-# Each time the lamp is switched, the key is pressed and released.
-KEYBOARD = f"""
-import glob, os, struct
-EVENT = struct.Struct("qqHHi")
-(name,) = [n for n in glob.glob("/sys/class/input/event*")
-           if open(n + "/device/name").read().strip() == "swiotlb keyboard"]
-file = os.open("/dev/input/" + os.path.basename(name), os.O_RDWR)
-for turn in range({PRESSES}):
-    os.write(file, EVENT.pack(0, 0, 17, 1, (turn + 1) % 2) + EVENT.pack(0, 0, 0, 0, 0))
-    keys = []
-    while len(keys) < 2:
-        _, _, kind, code, value = EVENT.unpack(os.read(file, EVENT.size))
-        if kind == 1:
-            keys.append((code, value))
-    assert keys == [(30, 1), (30, 0)], keys
-"""
-
-SCRIPT = f"""
-insmod "$MODULE"
-modprobe -a virtio_input evdev i2c-dev
-insmod {BUILD}/drivers/i2c-virtio.ko
-insmod {BUILD}/drivers/gpio-virtio.ko
-mkdir -p /run/work
-cd /run/work
-
-cat >keyboard.py <<-'END'
-{KEYBOARD}
-END
-fact keyboard timeout 60 python3 keyboard.py
-done_with restricted0 virtio_input
-
-bus=$(basename "/sys/bus/virtio/devices/$(virtio restricted1)"/i2c-*)
-bus=${{bus#i2c-}}
-fact i2c-write i2ctransfer -y $bus w9@0x50 0x20 1 2 3 4 5 6 7 8
-fact i2c-read i2ctransfer -y $bus w1@0x50 0x22 r4
-fact i2c-byte sh -c "i2cset -y $bus 0x50 0x80 0xa5 && i2cget -y $bus 0x50 0x80"
-fact i2c-nobody i2cget -y $bus 0x51 0
-done_with restricted1 i2c_virtio
-
-chip=$(basename "/sys/bus/virtio/devices/$(virtio restricted2)"/gpiochip*)
-for value in 1 0 1; do
-	gpioset --chip $chip --toggle 0 0=$value 1=1
-	fact gpio-$value gpioget --chip $chip --numeric 4 5 6
-done
-done_with restricted2 gpio_virtio
-"""
 
 def devices(**options: object) -> list[Restricted]:
     return [
@@ -70,9 +24,13 @@ def devices(**options: object) -> list[Restricted]:
     ]
 
 
+def script() -> str:
+    return guest_script("drivers-own", DRIVERS=BUILD / "drivers", PRESSES=PRESSES)
+
+
 @pytest.fixture(scope="module")
 def boot(stock_drivers: None) -> Iterator[Boot]:
-    with booted("stock", devices(), SCRIPT) as boot:
+    with booted("stock", devices(), script()) as boot:
         yield boot
 
 

@@ -8,7 +8,6 @@ test_limits.py has the smallest region behind a disk.
 import hashlib
 import os
 import re
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,19 +18,19 @@ import test_drivers_own
 from guestlib import Guest, Restricted
 from guestlib.paths import parse_bytes
 from testlib.drivers import assert_driven, modelled, passed
-from testlib.harness import Boot, assert_confined, booted, disk, packed_disk
+from testlib.harness import (
+    STAND_STILL,
+    Boot,
+    assert_confined,
+    booted,
+    disk,
+    guest_script,
+    packed_disk,
+)
 
 #: The smallest region, one that is odd, and some between.
 SIZES = ("64K", "68K", "128K", "1M")
 SMALL = {size: f"restricted{index}" for index, size in enumerate(SIZES)}
-
-
-def signal_backend(number: int) -> Callable[[Guest], object]:
-    return lambda guest: os.kill(guest.restricted[0].backend.pid, number)
-
-
-#: Words of scripts that stop the first device's backend, and have it go on.
-STAND_STILL = {"freeze": signal_backend(signal.SIGSTOP), "thaw": signal_backend(signal.SIGCONT)}
 
 
 def says_full(boot: Boot, device: str) -> list[str]:
@@ -45,90 +44,6 @@ PAIRS = 8
 # Some for each of the queues, though they are drawn: buffers are posted anew when half of
 # them are used.
 FLOWS, BYTES = 192, 1400
-
-ECHO = """
-import socket
-peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-peer.bind(("0.0.0.0", 7))
-while True:
-    peer.sendto(*peer.recvfrom(2000))
-"""
-
-# From many ports, so that all queues are used; a datagram may be lost.
-ASK = f"""
-import os, socket, sys
-answers = 0
-for _ in range({FLOWS}):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
-        peer.connect((sys.argv[1], 7))
-        peer.settimeout(5)
-        data = os.urandom({BYTES})
-        for _ in range(3):
-            peer.send(data)
-            try:
-                answers += peer.recv(2000) == data
-            except TimeoutError:
-                continue
-            break
-print(answers)
-"""
-
-NETWORK = f"""
-insmod "$MODULE"
-modprobe virtio_net
-cat >/tmp/echo.py <<'END'
-{ECHO}
-END
-cat >/tmp/ask.py <<'END'
-{ASK}
-END
-
-inside() {{ # DEVICE COMMAND...
-	local namespace=$1
-	shift
-	ip netns exec "$namespace" "$@"
-}}
-
-up() {{ # DEVICE ADDRESS
-	local link
-	link=$(ls "/sys/bus/virtio/devices/$(virtio "$1")/net")
-	ip netns add "$1"
-	ip link set "$link" netns "$1" name net0
-	inside "$1" ip addr add "$2/24" dev net0
-	inside "$1" ip link set net0 up
-	# As many pairs as there are, and by flow, though there are two CPUs.
-	inside "$1" ethtool -L net0 combined {PAIRS} || :
-	inside "$1" bash -c 'for tx in /sys/class/net/net0/queues/tx-?; do
-		echo 0 >$tx/xps_cpus
-	done' || :
-}}
-
-times() {{
-	grep "^cpu " /proc/stat
-}}
-
-for index in {{0..{len(SIZES) - 1}}}; do
-	near=restricted$index far=restricted$((index + {len(SIZES)}))
-	up $far 10.0.0.2
-	inside $far python3 -I -S /tmp/echo.py &
-	keep $near $near-down
-	up $near 10.0.0.1
-	fact $near-ring inside $near ethtool -g net0
-	sleep 1
-	fact $near-idle-before times
-	sleep 3
-	fact $near-idle-after times
-	keep $near $near-idle
-	fact $near-queues-before inside $near ethtool -S net0
-	fact $near-answers inside $near timeout 120 python3 -I -S /tmp/ask.py 10.0.0.2
-	fact $near-queues-after inside $near ethtool -S net0
-	kill $!
-	ip netns del $near
-	ip netns del $far
-	done_with $near virtio_net
-	unbind_driver $far virtio_net
-done
-"""
 
 
 @pytest.mark.full
@@ -157,7 +72,10 @@ class TestNetwork:
             for end in range(2)
             for size in SIZES
         ]
-        with booted("stock", devices, NETWORK, timeout=600, memory="768M") as boot:
+        script = guest_script(
+            "exhaustion-network", SIZES=len(SIZES), PAIRS=PAIRS, FLOWS=FLOWS, BYTES=BYTES
+        )
+        with booted("stock", devices, script, timeout=600, memory="768M") as boot:
             yield boot
 
     @pytest.mark.parametrize("size", SIZES)
@@ -217,25 +135,6 @@ class TestNetwork:
 
 SMALLEST = SIZES[0]
 
-FILES = """
-insmod "$MODULE"
-mkdir -p /run/fs
-mount -t virtiofs restricted0 /run/fs
-fact written sh -c 'head -c 4M /dev/urandom | tee /run/fs/file | sha256sum'
-umount /run/fs
-mount -t virtiofs restricted0 /run/fs
-fact read sh -c 'timeout 60 sha256sum </run/fs/file'
-fact direct sh -c 'timeout 60 dd if=/run/fs/file bs=1M iflag=direct status=none | sha256sum'
-umount /run/fs
-done_with restricted0 virtiofs
-"""
-
-#: The driver hands over all that is in the player's buffer at once, so it has to fit.
-SOUND = {
-    f"head -c {test_drivers.PLAYED} ": "head -c 8192 ",
-    "--buffer-size=24000 --period-size=4000": "--buffer-size=3072 --period-size=512",
-}
-
 
 @pytest.mark.full
 class TestSmallest:
@@ -245,11 +144,9 @@ class TestSmallest:
     @pytest.fixture(scope="class")
     def several(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
         host = test_drivers.Host(tmp_path_factory.mktemp("host"))
-        script = test_drivers.SCRIPT
-        for large, small in SOUND.items():
-            assert large in script
-            script = script.replace(large, small)
         devices = test_drivers.devices(host, region_size=SMALLEST)
+        # The driver hands over all that is in the player's buffer at once, so it has to fit.
+        script = test_drivers.script(played=8192, buffer=3072, period=512)
         with booted("stock", devices, script, on=test_drivers.actions(host), timeout=500) as boot:
             yield boot
 
@@ -281,7 +178,7 @@ class TestSmallest:
     @pytest.fixture(scope="class")
     def own(self, stock_drivers: None) -> Iterator[Boot]:
         devices = test_drivers_own.devices(region_size=SMALLEST)
-        with booted("stock", devices, test_drivers_own.SCRIPT, timeout=500) as boot:
+        with booted("stock", devices, test_drivers_own.script(), timeout=500) as boot:
             yield boot
 
     def test_input(self, own: Boot) -> None:
@@ -297,7 +194,7 @@ class TestSmallest:
     def files(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
         directory = tmp_path_factory.mktemp("shared")
         device = Restricted("fs", file=directory, region_size=SMALLEST)
-        with booted("stock", [device], FILES, timeout=500) as boot:
+        with booted("stock", [device], guest_script("exhaustion-files"), timeout=500) as boot:
             yield boot
 
     def test_files(self, files: Boot) -> None:
@@ -315,53 +212,6 @@ READERS, READ_BYTES = 80, 256 << 10
 #: Mappings that exist at least while the server stands still.
 UNDER_WAY = 4
 
-# The file is open before the server stops, which would not open it.
-READ_AT_ONCE = f"""
-import hashlib, mmap, os, sys, threading
-file = os.open("/run/fs/file", os.O_RDONLY | os.O_DIRECT)
-parts = [mmap.mmap(-1, {READ_BYTES}) for _ in range({READERS})]
-errors = []
-def read(reader):
-    try:
-        assert os.preadv(file, [parts[reader]], reader * {READ_BYTES}) == {READ_BYTES}
-    except (AssertionError, OSError) as error:
-        errors.append(error)
-print("ready", flush=True)
-sys.stdin.readline()
-threads = [threading.Thread(target=read, args=(reader,)) for reader in range({READERS})]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-print(len(errors), hashlib.sha256(b"".join(parts)).hexdigest(), *errors)
-"""
-
-MANY_READERS = f"""
-insmod "$MODULE"
-mkdir -p /run/fs
-mount -t virtiofs restricted0 /run/fs
-cat >/tmp/read.py <<'END'
-{READ_AT_ONCE}
-END
-coproc readers {{ exec python3 /tmp/read.py 2>&1; }}
-read -r _ <&"${{readers[0]}}"
-host freeze
-echo >&"${{readers[1]}}"
-# Nobody answers: what can be under way is, when nothing is added any more.
-await under_way restricted0 {UNDER_WAY}
-until [ "$(counter restricted0 maps)" = "${{maps:-}}" ]; do
-	maps=$(counter restricted0 maps)
-	sleep 2
-done
-keep restricted0 held
-host thaw
-read -r read <&"${{readers[0]}}"
-fact read echo "$read"
-wait "$readers_PID" || :
-umount /run/fs
-done_with restricted0 virtiofs
-"""
-
 
 @pytest.mark.full
 class TestReaders:
@@ -374,7 +224,10 @@ class TestReaders:
         shared = tmp_path_factory.mktemp("shared")
         (shared / "file").write_bytes(os.urandom(READERS * READ_BYTES))
         device = Restricted("fs", file=shared, region_size=request.param)
-        with booted("stock", [device], MANY_READERS, on=STAND_STILL, timeout=600) as boot:
+        script = guest_script(
+            "exhaustion-readers", THREADS=READERS, READ_BYTES=READ_BYTES, UNDER_WAY=UNDER_WAY
+        )
+        with booted("stock", [device], script, on=STAND_STILL, timeout=600) as boot:
             yield boot
 
     def test_all_is_read(self, boot: Boot) -> None:
@@ -397,58 +250,6 @@ class TestReaders:
 AT_ONCE = 256
 HELD = {"1M": "4k", "4M": "16k"}
 AREA = 1 << 20
-
-FULL = """
-full() {
-	counter restricted0 full
-}
-"""
-
-DISK = f"""
-{FULL}
-load
-modprobe -q virtio_blk || :
-data restricted0 0 65536
-keep restricted0 quiet
-path=$(disk restricted0)
-# The CPUs of both queues; the first is the one that is held.
-held_cpu=$(cat "/sys/block/${{path#/dev/}}/mq/0/cpu_list")
-other_cpu=$(cat "/sys/block/${{path#/dev/}}/mq/1/cpu_list")
-
-# hold NAME randread|randwrite: requests to the first queue, none of which is answered, until
-# there is no room for another.
-hold() {{
-	local before _
-	before=$(full)
-	host hold
-	fio --name=held --filename="$path" --direct=1 --ioengine=libaio --iodepth={AT_ONCE} \\
-		--number_ios={AT_ONCE} --rw="$2" --bs=@HELD@ --offset=8M --size=16M \\
-		--cpus_allowed="$held_cpu" --output="/tmp/$1" &
-	held=$!
-	await counts_more restricted0 full "$before"
-	keep restricted0 "$1-held"
-}}
-
-release() {{ # NAME
-	host release
-	fact "$1-end" wait "$held"
-}}
-
-head -c {AREA} /dev/urandom >/tmp/block
-hold reads randread
-fact writes timeout 120 taskset -c "$other_cpu" dd if=/tmp/block of=$path bs=4k seek={AREA} \\
-	oflag=direct,seek_bytes conv=notrunc
-release reads
-written=$(sum </tmp/block)
-echo "restricted0 {AREA} {AREA} $written $(sum_of $path {AREA} {AREA} 64k)" >"$SHARE/blocks/writes"
-
-hold writes randwrite
-fact reads timeout 120 taskset -c "$other_cpu" dd if=$path of=/tmp/read bs=4k skip={AREA} count={AREA} \\
-	iflag=direct,skip_bytes,count_bytes
-release writes
-echo "restricted0 {AREA} {AREA} $written $(sum </tmp/read)" >"$SHARE/blocks/reads"
-keep restricted0 end
-"""
 
 
 class TestDirections:
@@ -477,7 +278,9 @@ class TestDirections:
             region_size=request.param,
         )
         actions = {word: order(image, word) for word in ("hold", "release")}
-        script = DISK.replace("@HELD@", HELD[request.param])
+        script = guest_script(
+            "exhaustion-directions", AT_ONCE=AT_ONCE, BLOCK=HELD[request.param], AREA=AREA
+        )
         with booted("test", [device], script, on=actions) as boot:
             yield boot
 
@@ -515,42 +318,6 @@ class TestDirections:
 #: KiB of a write.
 LENGTHS = [4, 16, 64, 128]
 
-BESIDE_READS = f"""
-load
-modprobe -q virtio_blk || :
-path=$(disk restricted0)
-queues=/sys/block/${{path#/dev/}}/mq
-fio --name=reads --filename="$path" --direct=1 --ioengine=libaio --iodepth={AT_ONCE} --rw=randread \\
-	--bs=4k --size=24M --time_based --runtime=1h --cpus_allowed="$(cat "$queues/0/cpu_list")" \\
-	--output=/tmp/reads &
-reads=$!
-taskset -cp "$(cat "$queues/1/cpu_list")" $$
-# The reads have begun, and find no room.
-await counts_more restricted0 full 0
-for length in {" ".join(map(str, LENGTHS))}; do
-	host freeze
-	data restricted0 $(((32 << 20) + (length << 16))) $((length * 24 << 10)) "${{length}}k" &
-	writer=$!
-	keep restricted0 "before-$length"
-	before=$(full)
-	# More reads come than there is room for, when none is answered. If the region was full
-	# already, it fills up again after the next answers.
-	while [ "$(full)" = "$before" ]; do
-		for _ in {{1..20}}; do
-			[ "$(full)" = "$before" ] || break
-			sleep 0.1
-		done
-		host thaw
-		host freeze
-	done
-	host thaw
-	wait "$writer"
-	keep restricted0 "after-$length"
-done
-kill -INT "$reads"
-wait "$reads" || :
-"""
-
 
 @pytest.mark.full
 class TestWritesBesideReads:
@@ -560,7 +327,7 @@ class TestWritesBesideReads:
     @pytest.fixture(scope="class", params=["64K", "1M"])
     def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
         device = disk(size="64M", region_size=request.param, queues=2)
-        script = FULL + BESIDE_READS
+        script = guest_script("exhaustion-beside", AT_ONCE=AT_ONCE, LENGTHS=LENGTHS)
         with booted("stock", [device], script, cpus=2, timeout=600, on=STAND_STILL) as boot:
             yield boot
 

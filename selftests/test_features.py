@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 from testlib.harness import (
-    KERNELS,
     ACCESS_PLATFORM,
     INDIRECT,
+    KERNELS,
     PACKED,
     REGION_BYTES,
     SWIOTLB,
@@ -25,6 +25,7 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     packed_disk,
     summary,
 )
@@ -47,17 +48,6 @@ OFFERS = {
     "packed-direct": {"ring": "packed", "indirect": False},
 }
 
-SCRIPT = """
-insmod "$MODULE"
-drivers
-for variable in ${!RESTRICTED*}; do
-	device=${variable,,}
-	seed $device
-	data $device 1048576 262144 16k
-done
-fact iomem claims
-"""
-
 
 def offers(kernel: str) -> list[str]:
     return [
@@ -77,7 +67,7 @@ def boot(kernel: str) -> Iterator[Boot]:
         make = disk if offer["ring"] == "split" else packed_disk
         # Without event indices more of each ring is looked at while it is full.
         devices.append(make(event_idx=False, **options))
-    with booted(kernel, devices, SCRIPT) as boot:
+    with booted(kernel, devices, guest_script("features")) as boot:
         yield boot
 
 

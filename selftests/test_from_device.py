@@ -7,44 +7,18 @@ The device is one that says it has read all when it has read half.
 from collections.abc import Iterator
 
 import pytest
-from testlib.harness import Boot, booted, packed_disk
+from testlib.harness import Boot, booted, guest_script, packed_disk
 
 READ_BYTES = 16384
 #: What the caller has in its buffer before.
 FILL = 0xA5
 
-SCRIPT = f"""
-half_read() {{
-	python3 - "$(disk restricted0)" <<'END'
-import mmap, os, sys
-# Not in one piece, so that the request is not either.
-memory = memoryview(mmap.mmap(-1, 2 * {READ_BYTES}))
-memory[:] = bytes([{FILL}]) * len(memory)
-buffer = [memory[at : at + 4096] for at in range(0, len(memory), 8192)]
-disk = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-os.preadv(disk, buffer, 0)
-data = b"".join(buffer)
-print(data[: len(data) // 2].hex(), data[len(data) // 2 :].hex())
-END
-}}
-drivers
-fact wrong insmod "$MODULE" from_device=keep
-for way in preserve clear; do
-	insmod "$MODULE" from_device=$way
-	fact $way-parameter cat /sys/module/virtio_swiotlb/parameters/from_device
-	fact $way half_read
-	unbind_driver restricted0
-	rmmod virtio_swiotlb
-done
-insmod "$MODULE"
-fact default-parameter cat /sys/module/virtio_swiotlb/parameters/from_device
-"""
-
 
 # The module alone decides this, so `make check` boots one of the two kernels.
 @pytest.fixture(scope="module", params=["test", pytest.param("stock", marks=pytest.mark.full)])
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    with booted(request.param, [packed_disk(kind="half-disk")], SCRIPT) as boot:
+    script = guest_script("from-device", READ_BYTES=READ_BYTES, FILL=FILL)
+    with booted(request.param, [packed_disk(kind="half-disk")], script) as boot:
         yield boot
 
 

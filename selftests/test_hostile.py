@@ -205,16 +205,6 @@ def test_nothing_stays_claimed(boot: Boot) -> None:
 # --- the same without the module ---
 
 
-ALONE = """
-echo "hostile: begin" >/dev/kmsg
-for round in {1..8}; do
-	unbind_driver restricted0 $DRIVER || :
-	bind_driver restricted0 $DRIVER || :
-done
-echo "hostile: end" >/dev/kmsg
-"""
-
-
 #: The device reaches all of guest memory.
 DIRECT = {
     "fault_after": 1,
@@ -231,26 +221,12 @@ def alone(device: Restricted, driver: str, timeout: float) -> Result:
     fault begins at the second binding (which reads the partition table of a disk)."""
     options = {"append": "swiotlb=force", "share_memory": True, "cpus": 1}
     with new_guest(kernel="test", devices=[device], **options) as guest:
-        result = run(guest, f"DRIVER={driver}\n{ALONE}", timeout)
+        result = run(guest, guest_script("hostile-alone", DRIVER=driver), timeout)
     assert "hostile: begin" in result.kernel_log, result
     return result
 
 
 # --- a device that is none of the module's ---
-
-# It is never unbound, and whoever unbinds it has its lock.
-HELD = """
-echo "$(virtio restricted0)" >/sys/bus/virtio/drivers/virtio_blk/unbind &
-until grep -q vp_reset "/proc/$!/stack"; do sleep 0.1; done
-fact load timeout -s INT 5 insmod "$MODULE"
-fact users awk '$1 == "virtio_swiotlb" { print $3 }' /proc/modules
-unbind_driver restricted1 virtio_rng
-bind_driver restricted1 virtio_rng
-keep restricted1 bound
-fact read head -c 8 /dev/hwrng
-unbind_driver restricted1 virtio_rng
-fact unload rmmod virtio_swiotlb
-"""
 
 
 @pytest.mark.full
@@ -262,7 +238,7 @@ class TestHeldNeighbour:
     def boot(self) -> Iterator[Boot]:
         devices = [disk(fault="reset-stuck", **DIRECT), entropy(mode="optional")]
         options = {"powers_off": False, "share_memory": True}
-        with booted("test", devices, HELD, **options) as boot:
+        with booted("test", devices, guest_script("hostile-neighbour"), **options) as boot:
             yield boot
 
     def test_signal_ends_the_wait(self, boot: Boot) -> None:

@@ -19,6 +19,7 @@ from testlib.harness import (
     assert_bounced,
     booted,
     disk,
+    guest_script,
     hostile_lines,
     ordinary_disk,
 )
@@ -42,9 +43,8 @@ NAMES = {fault: f"restricted{index + 1}" for index, fault in enumerate(FAULTS)}
 @dataclass
 class Driver:
     name: str
-    #: The device, and how it is used: a function of DEVICE, which may never return.
+    #: Of the device. How it is used is a function of guest/hostile-drivers, which may never return.
     kind: str
-    use: str
     #: Lines of the kernel's log that one device may cause.
     most_lines: int
     #: Faults for which the use never returns, and those for which it always does. With the
@@ -61,10 +61,6 @@ DRIVERS = [
     Driver(
         "virtio_blk",
         "blk",
-        """
-		virtio_pci bind "$1"
-		dd if="$(disk "$1")" of=/dev/null bs=64k count=16 iflag=direct status=none
-		""",
         # Each request that fails has lines of the block layer's.
         most_lines=16,
         # The core gives up the ring, and the request in it.
@@ -75,59 +71,12 @@ DRIVERS = [
     Driver(
         "virtio_net",
         "net",
-        """
-		virtio_pci bind "$1"
-		local link=$(ls "/sys/bus/virtio/devices/$(virtio "$1")/net") status=0
-		ip addr add 10.0.2.15/24 dev $link
-		ip link set $link up
-		# Nobody listens there: to be refused is an answer.
-		timeout -s KILL 3 bash -c ': </dev/tcp/10.0.2.2/9' || status=$?
-		ip addr flush dev $link
-		ip link set $link down
-		[ $status != 137 ]
-		""",
         most_lines=12,
         # Packets may be lost, and are; the link can be taken down all the same.
         waits=set(),
         never_waits=set(FAULTS),
     ),
 ]
-
-SCRIPT = f"""
-# Who waits for a hostile device may wait for ever.
-echo 0 >/proc/sys/kernel/hung_task_timeout_secs
-for device in {" ".join(NAMES.values())}; do
-	virtio_pci unbind $device
-done
-load
-
-data_until /tmp/over 4 restricted0 ordinary0 &
-honest=$!
-
-for device in {" ".join(NAMES.values())}; do
-	echo "hostile: $device" >/dev/kmsg
-	(
-		status=0
-		use $device || status=$?
-		echo $status >"$SHARE/facts/$device-used"
-	) 2>/dev/null &
-	for _ in {{1..100}}; do
-		[ ! -e "$SHARE/facts/$device-used" ] || break
-		sleep 0.1
-	done
-	echo "hostile: -" >/dev/kmsg
-done
-
-# On a busy machine an end takes its time.
-for device in $ends; do
-	await test -e "$SHARE/facts/$device-used" || :
-done
-: >/tmp/over
-wait $honest
-for device in {" ".join(NAMES.values())}; do
-	fact $device-state cat "$debugfs/$(virtio $device)/state"
-done
-"""
 
 
 @pytest.mark.full
@@ -138,8 +87,12 @@ class TestRings:
         """That it came to its end, and the kernel had nothing to complain about, is the most
         important of all. Only a reader may be left, and who waits for the device at shutdown."""
         devices = [disk(), *(driver.device(fault) for fault in FAULTS), ordinary_disk()]
-        ends = " ".join(NAMES[fault] for fault in sorted(driver.never_waits))
-        script = f"ends='{ends}'\nuse() {{{driver.use}}}\n{SCRIPT}"
+        script = guest_script(
+            "hostile-drivers",
+            DRIVER=driver.name,
+            DEVICES=NAMES.values(),
+            ENDS=[NAMES[fault] for fault in sorted(driver.never_waits)],
+        )
         with booted("test", devices, script, timeout=600, powers_off=False) as boot:
             yield boot
 

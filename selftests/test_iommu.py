@@ -17,23 +17,10 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     ordinary_disk,
 )
 
-SCRIPT = """
-modprobe -q virtio_iommu || :
-load
-group_of() { # DEVICE: the kind of its IOMMU domain
-	cat "/sys/bus/pci/devices/$(address "$1")/iommu_group/type"
-}
-for device in restricted0 restricted1 ordinary0; do
-	fact $device-domain group_of $device
-	seed $device
-	data $device 1048576 65536 4k
-	data $device 2097152 524288 256k
-done
-fact features cat "/sys/bus/virtio/devices/$(virtio ordinary0)/features"
-"""
 
 RESTRICTED = ("restricted0", "restricted1")
 
@@ -41,7 +28,7 @@ RESTRICTED = ("restricted0", "restricted1")
 @pytest.fixture(scope="module", params=["intel", pytest.param("virtio", marks=pytest.mark.full)])
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     devices = [disk(access_platform=True), disk(), ordinary_disk()]
-    with booted("stock", devices, SCRIPT, iommu=request.param) as boot:
+    with booted("stock", devices, guest_script("iommu"), iommu=request.param) as boot:
         yield boot
 
 

@@ -6,28 +6,17 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from testlib.harness import Boot, assert_bounced, booted, disk, entropy, run_kunit
+from testlib.harness import Boot, assert_bounced, booted, disk, entropy, guest_script, run_kunit
 
 #: The cloud kernel has no 9p, on which guests here have their root file system: test_debian.py
 #: boots it.
 KERNELS = ("stock-7.2", "stock-rt")
 
-# With hint=0, a region without the feature is left alone: parameters are understood.
-SCRIPT = """
-load hint=0
-fact kernel uname -a
-seed restricted0
-data restricted0 1048576 4194304
-unbind_driver restricted0
-bind_driver restricted0
-data restricted0 5242880 1048576 4k
-"""
-
 
 @pytest.fixture(scope="module", params=KERNELS)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     unhinted = entropy(offer_swiotlb=False, mode="optional")
-    with booted(request.param, [disk(), unhinted], SCRIPT) as boot:
+    with booted(request.param, [disk(), unhinted], guest_script("kernels")) as boot:
         yield boot
 
 
@@ -60,6 +49,6 @@ class TestRealtime:
         assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 1 skipped", run_kunit(self.KERNEL, 600))
 
     def test_bounced(self) -> None:
-        with booted(self.KERNEL, [disk()], SCRIPT, cpus=2) as boot:
+        with booted(self.KERNEL, [disk()], guest_script("kernels"), cpus=2) as boot:
             assert "PREEMPT_RT" in boot.fact("kernel")
             assert_bounced(boot, "restricted0", since=5242880)

@@ -22,78 +22,14 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     ordinary_disk,
 )
 
 pytestmark = pytest.mark.full(minutes=8)
 
-#: Loads the running kernel as the next one; with "crash", as the one for a panic.
-LOAD_KERNEL = """
-import ctypes, os, sys
-path, initrd, crash, *words = sys.argv[1:]
-KEXEC_FILE_LOAD, KEXEC_FILE_ON_CRASH = 320, 2
-files = [os.open(name, os.O_RDONLY) for name in (path, initrd)]
-line = " ".join(words).encode() + b"\\0"
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.syscall(
-    ctypes.c_long(KEXEC_FILE_LOAD),
-    *(ctypes.c_long(file) for file in files),
-    ctypes.c_ulong(len(line)),
-    ctypes.c_char_p(line),
-    ctypes.c_ulong(KEXEC_FILE_ON_CRASH if crash == "crash" else 0),
-):
-    sys.exit(os.strerror(ctypes.get_errno()))
-"""
-
-#: Starts the kernel that was loaded.
-START_KERNEL = "import ctypes; ctypes.CDLL(None).reboot(ctypes.c_int(0x45584543))"
-
-#: How the first kernel ends, and the second begins. A crash kernel has its own memory, and
-#: does not reserve any for yet another one.
-WAYS = {
-    "kexec": f'load_kernel other; sync; python3 -I -S -c "{START_KERNEL}"',
-    "kdump": "load_kernel crash nr_cpus=1; sync; echo c >/proc/sysrq-trigger",
-    "panic": "sync; echo c >/proc/sysrq-trigger",
-}
-
-SCRIPT = f"""
-load_kernel() {{ # crash|other [WORD...]
-	local kernel
-	kernel=/lib/modules/$(uname -r)/vmlinuz
-	cat /sys/firmware/initrd >/tmp/initrd
-	cat >/tmp/load_kernel.py <<-'END'
-{LOAD_KERNEL}
-	END
-	# shellcheck disable=SC2046 # words
-	python3 -I -S /tmp/load_kernel.py "$kernel" /tmp/initrd "$1" \\
-		$(sed 's/crashkernel=[^ ]*//' /proc/cmdline) "${{@:2}}" next_kernel
-}}
-
-load
-fact command_line_$BOOT cat /proc/cmdline
-fact claims_$BOOT claims
-keep restricted0 at_$BOOT
-case $BOOT in
-1)
-	seed restricted0
-	data restricted0 1048576 1048576
-	keep_busy restricted0 2097152 131072 4k
-	keep_busy restricted0 3145728 524288 64k
-	busy_works restricted0
-	@WAY@
-	sleep 600
-	;;
-2)
-	fact again sum_of "$(disk restricted0)" 1048576 1048576 64k
-	data restricted0 4194304 1048576
-	data ordinary0 1048576 65536
-	keep restricted0 end
-	unbind_driver restricted0
-	fact unloading rmmod virtio_swiotlb
-	fact unloaded_claims claims
-	;;
-esac
-"""
+#: How the first kernel ends (guest/kexec).
+WAYS = ("kexec", "kdump", "panic")
 
 
 def of_the_panic(line: str) -> bool:
@@ -111,7 +47,7 @@ def boot(way: str) -> Iterator[Boot]:
     with booted(
         "stock",
         [disk(), ordinary_disk()],
-        SCRIPT.replace("@WAY@", WAYS[way]),
+        guest_script("kexec", WAY=way),
         # The initial RAM file system is kept for the next kernel.
         append="retain_initrd panic=1" + (" crashkernel=256M" if way == "kdump" else ""),
         memory="1G",

@@ -16,6 +16,7 @@ from testlib.harness import (
     disk,
     entropy,
     events,
+    guest_script,
     ordinary_disk,
     summary,
 )
@@ -26,28 +27,11 @@ ROUNDS = 20
 # --- bound and unbound, twenty times ---
 
 
-REBIND = f"""
-load
-seed restricted0
-seed restricted1
-data restricted0 1048576 65536
-for round in {{1..{ROUNDS}}}; do
-	unbind_driver restricted0
-	bind_driver restricted0
-	data restricted0 $((1048576 + round * 65536)) 65536 16k
-done
-data restricted1 1048576 65536
-seed ordinary0
-data ordinary0 1048576 65536
-fact iomem claims
-"""
-
-
 class TestRebind:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(), disk(region_size="4M"), ordinary_disk()]
-        with booted("test", devices, REBIND) as boot:
+        with booted("test", devices, guest_script("life-rebind", ROUNDS=ROUNDS)) as boot:
             yield boot
 
     def test_each_round_has_its_data(self, boot: Boot) -> None:
@@ -93,40 +77,10 @@ class TestRebind:
 # --- the module before and after the device, the device pulled out ---
 
 
-ORDERS = """
-drivers
-echo 1 >"/sys/bus/pci/devices/$RESTRICTED0/remove"
-insmod "$MODULE"
-fact before cat "$debugfs/devices"
-echo 1 >/sys/bus/pci/rescan
-data restricted0 1048576 262144
-keep restricted0 appeared
-fact use_appeared cat /sys/module/virtio_swiotlb/refcnt
-
-echo 1 >"/sys/bus/pci/devices/$RESTRICTED0/remove"
-fact iomem_removed claims
-fact use_removed cat /sys/module/virtio_swiotlb/refcnt
-fact directories ls "$debugfs"
-fact devices_removed cat "$debugfs/devices"
-echo 1 >/sys/bus/pci/rescan
-data restricted0 1310720 262144
-
-fact bound rmmod virtio_swiotlb
-unbind_driver restricted0
-fact free rmmod virtio_swiotlb
-echo "$(virtio restricted0)" >/sys/bus/virtio/drivers/virtio_blk/bind || true
-fact without driver restricted0
-insmod "$MODULE"
-data restricted0 1572864 262144
-seed restricted0
-data ordinary0 1048576 65536
-"""
-
-
 class TestOrders:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
-        with booted("test", [disk(), ordinary_disk()], ORDERS) as boot:
+        with booted("test", [disk(), ordinary_disk()], guest_script("life-orders")) as boot:
             yield boot
 
     def test_device_appears_after_the_module(self, boot: Boot) -> None:
@@ -162,27 +116,10 @@ class TestOrders:
 # --- the guest reboots ---
 
 
-REBOOT = """
-load
-case $BOOT in
-1)
-	seed restricted0
-	data restricted0 1048576 1048576
-	sync
-	busybox reboot -f
-	;;
-2)
-	fact again sum_of "$(disk restricted0)" 1048576 1048576 64k
-	data restricted0 2097152 1048576
-	;;
-esac
-"""
-
-
 class TestReboot:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
-        with booted("test", [disk()], REBOOT, reboots=1) as boot:
+        with booted("test", [disk()], guest_script("life-reboot"), reboots=1) as boot:
             yield boot
 
     def test_data_outlives_the_reboot(self, boot: Boot) -> None:
@@ -203,37 +140,6 @@ class TestReboot:
 # --- the module comes when a driver is bound already ---
 
 
-TAKEOVER = """
-entropy_of() {
-	timeout -s KILL 30 head -c 64 /dev/hwrng
-}
-
-drivers
-fact early_driver driver restricted0
-load takeover=0
-fact late_devices cat "$debugfs/devices"
-keep restricted0 late
-fact late_disk driver restricted1
-fact late_admin virtio restricted2
-data restricted1 1048576 65536
-unbind_driver restricted0 virtio_rng
-bind_driver restricted0 virtio_rng
-keep restricted0 rebound
-fact rebound_entropy entropy_of
-
-unbind_driver restricted0 virtio_rng
-unbind_driver restricted1
-rmmod virtio_swiotlb
-bind_driver restricted0 virtio_rng
-fact again_driver driver restricted0
-load takeover=1
-keep restricted0 taken
-fact taken_entropy entropy_of
-keep restricted0 used
-data restricted1 1114112 65536
-"""
-
-
 class TestTakeover:
     """A driver in a guest without the module, and a device that puts up with it until
     it sees the first address. The driver is virtio_rng: virtio_blk reads its partition
@@ -242,7 +148,7 @@ class TestTakeover:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [entropy(mode="optional"), disk(), disk(fault="admin-queue")]
-        with booted("test", devices, TAKEOVER) as boot:
+        with booted("test", devices, guest_script("life-takeover")) as boot:
             yield boot
 
     def sessions(self, boot: Boot, *, swiotlb: bool) -> set[int]:

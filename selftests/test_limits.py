@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 from guestlib.paths import parse_bytes
 from testlib.harness import (
+    STAND_STILL,
     Boot,
     assert_bounced,
     assert_confined,
@@ -16,53 +17,32 @@ from testlib.harness import (
     disk,
     entropy,
     events,
+    guest_script,
     numbers,
     packed_disk,
 )
 
 # --- several queues, several CPUs ---
 
-#: Kernels and how many CPUs, each of which has a queue.
+#: Kernels and how many CPUs, each of which has a queue. `make check` has the fewest and the most.
 MACHINES = [
-    pytest.param(("test", 1), id="test-1"),
-    pytest.param(("test", 2), id="test-2"),
-    pytest.param(("test", 8), id="test-8"),
-    *(
-        pytest.param(("stock", cpus), id=f"stock-{cpus}", marks=pytest.mark.full)
-        for cpus in (1, 2, 8)
-    ),
+    pytest.param((kernel, cpus), id=f"{kernel}-{cpus}", marks=marks)
+    for kernel, cpus, marks in (
+        ("test", 1, ()),
+        ("test", 8, ()),
+        ("test", 2, pytest.mark.full),
+        *(("stock", cpus, pytest.mark.full) for cpus in (1, 2, 8)),
+    )
 ]
 AREA = 1 << 20
-
-#: One writer for each CPU, hence for each queue, at the same time; then all again in
-#: large requests.
-PARALLEL = f"""
-load
-seed restricted0
-queues=$(disk restricted0)
-fact queues ls "/sys/block/${{queues#/dev/}}/mq"
-keep restricted0 quiet
-at_once() {{ # OFFSET BYTES BLOCK
-	local cpu pids=()
-	for ((cpu = 0; cpu < $(nproc); cpu++)); do
-		(
-			taskset -cp "$cpu" $BASHPID >/dev/null
-			data restricted0 $(($1 + cpu * {AREA})) "$2" "$3"
-		) &
-		pids+=($!)
-	done
-	for cpu in "${{pids[@]}}"; do wait "$cpu"; done
-}}
-at_once {AREA} 65536 4k
-at_once {AREA + AREA // 2} 524288 512k
-"""
 
 
 class TestQueues:
     @pytest.fixture(scope="class", params=MACHINES)
     def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
         kernel, cpus = request.param
-        with booted(kernel, [disk(size="16M", queues=cpus)], PARALLEL, cpus=cpus) as boot:
+        script = guest_script("limits-queues", AREA=AREA)
+        with booted(kernel, [disk(size="16M", queues=cpus)], script, cpus=cpus) as boot:
             yield boot
 
     def test_driver_has_all_queues(self, boot: Boot) -> None:
@@ -91,28 +71,6 @@ class TestQueues:
 
 SMALLEST = 64 << 10
 
-#: Larger requests than the region, and more of them at once than fit it. With packed
-#: rings: small ones, then a large one.
-PRESSURE = """
-load
-seed restricted0
-for device in restricted0 restricted1; do
-	path=$(disk $device)
-	fact $device-segments cat "/sys/block/${path#/dev/}/queue/max_segments"
-	fact $device-bytes cat "/sys/block/${path#/dev/}/queue/max_segment_size"
-	data $device 1048576 8192 512
-	data $device 1064960 16384 4k
-done
-data restricted0 2097152 1048576 1M
-pids=()
-for index in {0..3}; do
-	data restricted0 $((3145728 + index * 524288)) 262144 256k &
-	pids+=($!)
-done
-for pid in "${pids[@]}"; do wait "$pid"; done
-fact packed dd if=/dev/urandom of="$(disk restricted1)" bs=1M count=1 seek=2 oflag=direct
-"""
-
 
 class TestSmallestRegion:
     """No livelock: each request that the driver builds fits, or waits for its turn. A
@@ -121,7 +79,7 @@ class TestSmallestRegion:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(region_size=SMALLEST), packed_disk(region_size=SMALLEST)]
-        with booted("test", devices, PRESSURE) as boot:
+        with booted("test", devices, guest_script("limits-smallest"), on=STAND_STILL) as boot:
             yield boot
 
     def test_all_requests_are_served(self, boot: Boot) -> None:
@@ -165,16 +123,6 @@ class TestSmallestRegion:
 
 # --- queues, where there is hardly room for rings ---
 
-CROWDED = """
-load
-modprobe virtio_rng
-path=$(disk restricted0)
-fact queues ls "/sys/block/${path#/dev/}/mq"
-data restricted0 1048576 65536 4k
-keep restricted0 disk
-fact entropy dd if=/dev/hwrng bs=64 count=1 iflag=fullblock status=none
-"""
-
 
 class TestQueuesInTheSmallestRegion:
     """Whatever the device offers, the driver gets as many rings as there is room for, and
@@ -183,7 +131,7 @@ class TestQueuesInTheSmallestRegion:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(region_size=SMALLEST, queues=8), entropy(region_size=SMALLEST)]
-        with booted("test", devices, CROWDED, cpus=8) as boot:
+        with booted("test", devices, guest_script("limits-crowded"), cpus=8) as boot:
             yield boot
 
     def test_disk_has_the_queues_that_fit(self, boot: Boot) -> None:
@@ -212,23 +160,12 @@ class TestQueuesInTheSmallestRegion:
 MANY = 64
 MANY_REGION = 256 << 10
 
-MANY_SCRIPT = """
-load
-fact totals cat "$debugfs/totals"
-fact memory grep -E '^(MemTotal|MemAvailable|Slab|VmallocUsed)' /proc/meminfo
-for variable in ${!RESTRICTED*}; do
-	data "${variable,,}" 1048576 16384 4k
-done
-fact iomem claims
-fact devices cat "$debugfs/devices"
-"""
-
 
 class TestManyDevices:
     @pytest.fixture(scope="class")
     def boot(self) -> Iterator[Boot]:
         devices = [disk(size="2M", region_size=MANY_REGION) for _ in range(MANY)]
-        with booted("test", devices, MANY_SCRIPT, timeout=400) as boot:
+        with booted("test", devices, guest_script("limits-many"), timeout=400) as boot:
             yield boot
 
     def test_all_are_bounced(self, boot: Boot) -> None:
@@ -271,33 +208,6 @@ LOAD_SECONDS = int(os.environ.get("LOAD_SECONDS") or 120)
 
 #: How often the others write all of their data, and read them back, in a round.
 LOOPS = 6
-
-#: The module first: a device that does not insist is left to a driver that was there before.
-BUSY = """
-insmod "$MODULE"
-drivers
-quiet() { # NAME
-	fact "$1" tail -n +1 "$debugfs"/virtio*/counters
-	fact "$1-totals" cat "$debugfs/totals"
-}
-jobs=()
-for variable in ${!RESTRICTED*}; do
-	until [ -b "$(disk "$variable")" ]; do sleep 0.2; done
-	jobs+=("--name=${variable,,}" "--filename=$(disk "$variable")")
-done
-quiet begin
-for round in @ROUNDS@; do
-	fact $round-status fio --output-format=json --output=/tmp/$round --thread --ioengine=libaio \\
-		--direct=1 --iodepth=4 --rw=randwrite --bs=16k --offset=1M --size=512k --verify=crc32c \\
-		--verify_backlog=8 --verify_fatal=1 --verify_state_save=0 \\
-		@LENGTH@ "${jobs[@]}"
-	fact $round-load cat /tmp/$round
-	quiet $round
-done
-for variable in ${!RESTRICTED*}; do
-	data "${variable,,}" 1572864 65536
-done
-"""
 
 
 #: The host may have fewer CPUs, and others who want them for some of the hours: only what
@@ -346,8 +256,7 @@ class TestBusyDevices:
             disk(size="2M", region_size=REGIONS[index % 2], **OFFERS[index // 2 % 2])
             for index in range(crowd.devices)
         ]
-        script = BUSY.replace("@LENGTH@", crowd.length)
-        script = script.replace("@ROUNDS@", " ".join(crowd.rounds))
+        script = guest_script("limits-busy", LENGTH=crowd.length, ROUNDS=crowd.rounds)
         options = {"cpus": crowd.cpus, "memory": "1G", "append": PATIENT}
         timeout = 1800 + 2 * crowd.count * crowd.seconds
         with booted("stock", devices, script, timeout=timeout, **options) as boot:

@@ -4,6 +4,7 @@ copy of the toolbox, with a DKMS that only remembers what it was asked for; test
 the real one."""
 
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,46 +12,8 @@ from pathlib import Path
 import pytest
 from guestlib.paths import TOP
 
-#: Builds for the kernels that it is told, like the original.
-COMMON_POSTINST = """#!/bin/sh
-mkdir -p "/var/lib/dkms/$1/$2/build"
-for kernel in $(cat /build-for); do
-	mkdir -p "/lib/modules/$kernel/updates/dkms"
-	touch "/lib/modules/$kernel/updates/dkms/virtio_swiotlb.ko.xz"
-done
-"""
-DKMS = """#!/bin/sh
-[ ! -e /dkms-forgot ] || exit 0
-case $1 in
-status) ls /lib/modules/*/updates/dkms/virtio_swiotlb.ko.xz 2>/dev/null ;;
-remove) rm -r /lib/modules/*/updates/dkms/virtio_swiotlb.ko.xz /var/lib/dkms/virtio-swiotlb ;;
-esac
-"""
-#: What the initial RAM file systems have after it: the module, if the hook is there.
-UPDATE_INITRAMFS = """#!/bin/sh
-echo "$@" >>/updates
-ls /usr/share/initramfs-tools/hooks/virtio_swiotlb >/initramfs 2>/dev/null
-exit 0
-"""
-#: Those with headers have `build`; series 7.3 has a source.
-KERNELS = """
-for kernel in 6.12.9-old 7.2.14-sourceless 7.3.4-good 7.3.5-headerless 7.3.6-failed; do
-	mkdir -p /lib/modules/$kernel
-	touch /lib/modules/$kernel/vmlinuz
-	case $kernel in
-	*headerless) ;;
-	*)
-		mkdir -p /lib/modules/$kernel/build/include
-		echo 'CONFIG_CC_VERSION_TEXT="sh 1.0"' >/lib/modules/$kernel/build/.config
-		;;
-	esac
-done
-mkdir -p /lib/modules/7.3.7-gone # without a kernel
-# A source of 7.3.4.
-mkdir /linux-source-7.3
-printf 'kernelversion:\\n\\t@echo 7.3.4\\n' >/linux-source-7.3/Makefile
-tar -cJf /usr/src/linux-source-7.3.tar.xz -C / linux-source-7.3
-"""
+#: What is put in place of DKMS and initramfs-tools, and the kernels that are there.
+PARTS = TOP / "selftests/package"
 
 
 @dataclass
@@ -68,21 +31,16 @@ class System:
         self.files = directory / "files"
         for name in ("files", "work", "root"):
             (directory / name).mkdir()
-        for path, text in (
-            ("usr/lib/dkms/common.postinst", COMMON_POSTINST),
-            ("usr/sbin/dkms", DKMS),
-            ("usr/sbin/update-initramfs", UPDATE_INITRAMFS),
-        ):
+        for path in ("usr/lib/dkms/common.postinst", "usr/sbin/dkms", "usr/sbin/update-initramfs"):
             file = self.files / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-            file.chmod(0o755)
+            shutil.copy(PARTS / file.name, file)
         made = subprocess.run(
             [TOP / "packaging/deb", self.files], cwd=TOP, capture_output=True, text=True, check=True
         )
         self.deb = Path(made.stdout.strip())
         self.version = self.deb.name.split("_")[1]
-        assert self.run(KERNELS).status == 0
+        assert self.run((PARTS / "kernels").read_text()).status == 0
 
     def run(self, script: str) -> Answer:
         mounts = (

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from guestlib.paths import TOP
 from guestlib.result import key_values
 from testlib.harness import (
     KERNELS,
@@ -19,6 +18,7 @@ from testlib.harness import (
     booted,
     disk,
     events,
+    guest_script,
     ordinary_disk,
     summary,
 )
@@ -28,11 +28,10 @@ FILE_BYTES = 3 << 20
 
 @pytest.fixture(scope="module", params=KERNELS)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    script = (TOP / "selftests/guest/path").read_text()
     # Without event indices every request is announced, and looked at before it is served.
     devices = [disk(size="16M", event_idx=False), ordinary_disk()]
     # As the demo's guest.
-    with booted(request.param, devices, script, high=True) as boot:
+    with booted(request.param, devices, guest_script("path"), high=True) as boot:
         yield boot
 
 

@@ -11,6 +11,7 @@ from testlib.harness import (
     disk,
     entropy,
     events,
+    guest_script,
     numbers,
     ordinary_disk,
 )
@@ -33,57 +34,6 @@ WRONG = (
     *("require=perhaps", "except=rgn", "except=net,,blk", "except=256"),
 )
 
-WORDS = f"""
-wrong=0
-for parameter in {" ".join(WRONG)}; do
-	fact wrong$wrong insmod "$MODULE" $parameter
-	wrong=$((wrong + 1))
-done
-insmod "$MODULE"
-parameters=/sys/module/virtio_swiotlb/parameters
-fact hint cat $parameters/hint
-fact takeover cat $parameters/takeover
-fact writable find $parameters -type f -perm /222
-rmmod virtio_swiotlb
-for hint in {" ".join(HINTS)}; do
-	insmod "$MODULE" hint=$hint
-	fact hint-$hint cat $parameters/hint
-	rmmod virtio_swiotlb
-done
-insmod "$MODULE" hint=pool
-modprobe virtio_rng
-fact pool cat "$debugfs/$(virtio restricted0)/state"
-unbind_driver restricted0 virtio_rng
-modprobe -r virtio_rng
-rmmod virtio_swiotlb
-"""
-
-# Then, with require=1: a device that is bounced on a hint, one that is bounced, one that offers
-# nothing at all, and a disk that QEMU itself provides. The guest's own root file system is a
-# device that had its driver before.
-REQUIRE = """
-insmod "$MODULE" require=1
-fact require cat $parameters/require
-drivers
-for device in restricted0 restricted1 restricted2 ordinary0; do
-	fact required-$device driver $device
-	keep $device required-$device
-done
-fact totals cat "$debugfs/totals"
-data restricted1 1048576 65536
-unbind_driver restricted0 virtio_rng
-unbind_driver restricted1
-rmmod virtio_swiotlb
-
-insmod "$MODULE" require=1 except=rng,blk
-fact except cat $parameters/except
-bind_driver restricted2 virtio_rng
-bind_driver ordinary0
-fact excepted driver restricted2
-data ordinary0 1048576 65536
-fact listed cat "$debugfs/devices"
-"""
-
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
@@ -93,7 +43,8 @@ def boot() -> Iterator[Boot]:
         entropy(offer_swiotlb=False, capability=False, mode="optional"),
         ordinary_disk(),
     ]
-    with booted("stock", devices, WORDS + REQUIRE) as boot:
+    script = guest_script("policy", REJECTED=WRONG, HINTS=HINTS)
+    with booted("stock", devices, script) as boot:
         yield boot
 
 

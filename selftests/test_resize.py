@@ -11,61 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from guestlib import Guest
-from testlib.harness import Boot, assert_bounced, booted, disk, events, summary
+from testlib.harness import Boot, assert_bounced, booted, disk, events, guest_script, summary
 
 MIB = 1 << 20
 #: What restricted0 has at first, and later; restricted1 stays as it is.
 SIZES = (8, 24, 40)
-
-SCRIPT = f"""
-sectors() {{ # DEVICE
-	cat "/sys/block/$(basename "$(disk "$1")")/size"
-}}
-
-# grows_to DEVICE MIB: whether it does, within a minute.
-grows_to() {{
-	local _
-	for _ in {{1..600}}; do
-		[ "$(sectors "$1")" != $(($2 * 2048)) ] || return 0
-		sleep 0.1
-	done
-	sectors "$1"
-	return 1
-}}
-
-# Both kinds of cache, one after the other, as the disk has them then.
-caches() {{ # DEVICE
-	local file kind
-	file=/sys/block/$(basename "$(disk "$1")")/cache_type
-	for kind in 'write through' 'write back'; do
-		echo "$kind" >"$file"
-		cat "$file"
-	done
-}}
-
-load
-fact sectors_{SIZES[0]} sectors restricted0
-seed restricted0
-keep_busy restricted0 {2 * MIB} 131072 4k
-keep_busy restricted0 {3 * MIB} 524288 64k
-busy_works restricted0
-end={SIZES[0]}
-for size in {SIZES[1]} {SIZES[2]}; do
-	fact beyond_$size dd if=/dev/zero of="$(disk restricted0)" bs=4k seek=$((end * {MIB})) \\
-		count=1 oflag=direct,seek_bytes conv=notrunc,nocreat
-	host grow_$size
-	fact grows_$size grows_to restricted0 $size
-	fact sectors_$size sectors restricted0
-	# On both sides of what was the end.
-	data restricted0 $(((end - 1) * {MIB})) {2 * MIB}
-	end=$size
-done
-data restricted0 $(((end - 1) * {MIB})) {MIB}
-end_busy restricted0 busy
-fact caches caches restricted1
-data restricted1 {MIB} {MIB}
-fact sectors_restricted1 sectors restricted1
-"""
 
 
 def grow(mib: int) -> Callable[[Guest], object]:
@@ -77,7 +27,8 @@ def grow(mib: int) -> Callable[[Guest], object]:
 @pytest.fixture(scope="module", params=["test", pytest.param("stock", marks=pytest.mark.full)])
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     actions = {f"grow_{size}": grow(size) for size in SIZES[1:]}
-    with booted(request.param, [disk(), disk()], SCRIPT, on=actions) as boot:
+    script = guest_script("resize", FIRST=SIZES[0], LATER=SIZES[1:])
+    with booted(request.param, [disk(), disk()], script, on=actions) as boot:
         yield boot
 
 

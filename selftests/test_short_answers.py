@@ -14,8 +14,8 @@ import pytest
 from guestlib import Guest, Restricted
 from testlib.device_models import LongEntropy, ShortEntropy
 from testlib.drivers import modelled
-from testlib.harness import Boot, assert_confined, booted, disk
-from testlib.stale_data import FILL, WAYS, failed_reads, reader, region_of, untouched
+from testlib.harness import Boot, assert_confined, booted, disk, guest_script
+from testlib.stale_data import FILL, WAYS, failed_reads, region_of, untouched
 
 #: So short that a few bytes of the region would show it.
 MARK = b"\x9eOLD"
@@ -24,92 +24,14 @@ ON_DISK = 0x44
 READ_AT, READ_BYTES = 4 << 20, 256 << 10
 BAD = READ_AT + (64 << 10) + 512
 
-# By name: the command, and where in a page the buffer begins. The kernel maps the first page
-# itself; for the others it has pages of its own, and copies.
-SCSI = f"""
-import ctypes, fcntl, mmap, os, struct, sys
-SG_IO, FROM_DEVICE, BYTES = 0x2285, -3, 4096
-HEADER = struct.Struct("@iiBBHIPPPIIiPBBBBHHiII0P")
-INQUIRY = bytes([0x12, 0, 0, BYTES >> 8, BYTES & 255, 0])
-# Beyond the end of the disk.
-READ = struct.pack(">BBIBHB", 0x28, 0, 0x7FFFFFFF, 0, BYTES // 512, 0)
-disk = os.open(sys.argv[1], os.O_RDONLY)
-memory = mmap.mmap(-1, 4 * BYTES)
-sense = ctypes.create_string_buffer(96)
-for name, command in (("inquiry", INQUIRY), ("read", READ)):
-    for place in (0, 3):
-        memory[:] = bytes([{FILL}]) * len(memory)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + BYTES + place
-        words = ctypes.create_string_buffer(command, len(command))
-        header = bytearray(HEADER.pack(
-            ord("S"), FROM_DEVICE, len(command), len(sense), 0, BYTES, address,
-            ctypes.addressof(words), ctypes.addressof(sense), 20000, *[0] * 12))
-        fcntl.ioctl(disk, SG_IO, header)
-        status = HEADER.unpack(header)[13]
-        print(f"{{name}}-{{place}}", status, memory[BYTES + place : 2 * BYTES + place].hex(),
-              sense.raw.hex())
-"""
 
 #: By name: bytes of a frame that are written, and how many there are said to be.
 LIES = {"honest": (100, 100), "short": (1000, 100), "long": (100, 1000), "beyond": (100, 40000)}
 #: The one after a frame that cannot be is the next that arrives.
 ASKED = ("honest", "short", "long", "beyond", "honest")
 
-PACKETS = f"""
-import socket, struct, sys
-TYPE = 0x88B5
-peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(TYPE))
-peer.bind((sys.argv[1], TYPE))
-peer.settimeout(60)
-for written, said in {[LIES[name] for name in ASKED]}:
-    peer.send(struct.pack(">6s6sH", b"\\xff" * 6, bytes(6), TYPE)
-              + struct.pack("<HH", written, said) + bytes(60))
-    if said < 2000:
-        print(peer.recv(65536).hex())
-"""
 
 NAMES = ("scsi", "bad", "small", "mergeable", "short", "long")
-
-SCRIPT = f"""
-{" ".join(f"{name}=restricted{index}" for index, name in enumerate(NAMES))}
-modprobe -q -a virtio_blk virtio_rng virtio_net virtio_scsi sd_mod af_packet || :
-cat >/tmp/scsi.py <<-'END'
-{SCSI}
-END
-cat >/tmp/reader.py <<-'END'
-{reader(READ_AT, READ_BYTES)}
-END
-cat >/tmp/packets.py <<-'END'
-{PACKETS}
-END
-
-scsi_disk() {{
-	local path=''
-	until [ -d "$path" ]; do
-		sleep 0.2
-		path=$(echo "/sys/bus/virtio/devices/$(virtio $scsi)"/host*/target*/*/block/*)
-	done
-	echo "/dev/${{path##*/}}"
-}}
-
-host mark
-insmod "$MODULE" from_device=@WAY@
-fact scsi python3 -I -S /tmp/scsi.py "$(scsi_disk)"
-fact bad python3 -I -S /tmp/reader.py "$(disk $bad)"
-for name in small mergeable; do
-	link=$(ls "/sys/bus/virtio/devices/$(virtio ${{!name}})/net")
-	ip link set "$link" up
-	fact $name python3 -I -S /tmp/packets.py "$link"
-done
-# The kernel reads from one of them.
-unbind_driver $long virtio_rng
-fact short sh -c 'timeout 60 head -c 256 /dev/hwrng | base64 -w 0'
-unbind_driver $short virtio_rng
-host mark-long
-bind_driver $long virtio_rng
-fact long sh -c 'timeout 60 head -c 256 /dev/hwrng | base64 -w 0'
-host look
-"""
 
 
 def devices(image: Path) -> list[Restricted]:
@@ -161,10 +83,19 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     image = tmp_path_factory.mktemp("images") / "bad"
     image.write_bytes(bytes(READ_AT) + bytes([ON_DISK]) * (4 << 20))
     run = Run(request.param)
+    script = guest_script(
+        "short-answers",
+        WAY=run.way,
+        READ_AT=READ_AT,
+        READ_BYTES=READ_BYTES,
+        FILL=FILL,
+        ASKED=[f"{written}:{said}" for written, said in map(LIES.__getitem__, ASKED)],
+        **{name.upper(): f"restricted{index}" for index, name in enumerate(NAMES)},
+    )
     with booted(
         "stock",
         devices(image),
-        SCRIPT.replace("@WAY@", run.way),
+        script,
         on=run.actions(),
         complaints=failed_reads,
     ) as boot:

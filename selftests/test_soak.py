@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from guestlib import Restricted
-from testlib.harness import assert_bounced, booted, disk, events, ordinary_disk
+from testlib.harness import assert_bounced, booted, disk, events, guest_script, ordinary_disk
 
 #: Set by `make soak` only.
 SECONDS = os.environ.get("SOAK_SECONDS")
@@ -24,32 +24,6 @@ DEVICES = 6
 #: How often each device is bound in one guest.
 ROUNDS = 5
 HOSTILE = [f"restricted{index + 1}" for index in range(DEVICES)]
-
-SCRIPT = f"""
-for device in {" ".join(HOSTILE)}; do
-	virtio_pci unbind $device
-done
-load
-
-data_until /tmp/over 3 restricted0 ordinary0 &
-honest=$!
-
-for round in {{1..{ROUNDS}}}; do
-	for device in {" ".join(HOSTILE)}; do
-		echo "soak: round $round $device" >/dev/kmsg
-		virtio_pci bind $device
-		timeout -s KILL 1 head -c 256 /dev/hwrng >/dev/null 2>&1 || :
-		virtio_pci unbind $device
-	done
-done
-for device in {" ".join(HOSTILE)}; do
-	echo 1 >"/sys/bus/pci/devices/$(address $device)/remove"
-done
-: >/tmp/over
-wait $honest
-seed restricted0
-seed ordinary0
-"""
 
 
 def hostile(seed: int) -> Restricted:
@@ -75,7 +49,8 @@ def assert_status_is_guarded(log: str) -> None:
 
 def one_guest(seed: int) -> None:
     devices = [disk(), *(hostile(seed + n) for n in range(DEVICES)), ordinary_disk()]
-    with booted("test", devices, SCRIPT, timeout=600, complaints=is_of_status) as boot:
+    script = guest_script("soak", HOSTILE=HOSTILE, ROUNDS=ROUNDS)
+    with booted("test", devices, script, timeout=600, complaints=is_of_status) as boot:
         assert_status_is_guarded(boot.result.kernel_log)
         assert_bounced(boot, "restricted0")
         for device in ("restricted0", "ordinary0"):

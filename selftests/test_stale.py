@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from guestlib import Guest
-from testlib.harness import KERNELS, Boot, booted, packed_disk
-from testlib.stale_data import WAYS, failed_reads, reader, region_of, untouched
+from testlib.harness import Boot, booted, guest_script, packed_disk
+from testlib.stale_data import FILL, WAYS, failed_reads, region_of, untouched
 
 #: What one process writes to the disk, and what another keeps beside it.
 SECRET, CANARY = b"a secret of ours", b"not to be shown!"
@@ -20,43 +20,7 @@ READ_BYTES = 4096
 #: The disk cannot be read from here on.
 FAILS = 4 << 20
 
-# Requests of all sizes, so that the secret is everywhere in the region.
-WRITER = f"""
-import mmap, os, sys
-page = mmap.mmap(-1, 2 << 20)
-page[:] = {CANARY!r} * (len(page) // 16)
-disk = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
-for size in (64 << 10, 16 << 10, 4096, 512):
-    for at in range(512, 1 << 20, 2 * size if size > 512 else 8192):
-        part = memoryview(page)[at : at + size]
-        part[:] = {SECRET!r} * (size // 16)
-        os.pwritev(disk, [part], at % (1 << 20))
-        part[:] = {CANARY!r} * (size // 16)
-"""
 
-SCRIPT = f"""
-cat >/tmp/writer.py <<-'END'
-{WRITER}
-END
-cat >/tmp/reader.py <<-'END'
-{reader(FAILS, READ_BYTES)}
-END
-drivers
-for way in {" ".join(WAYS)}; do
-	insmod "$MODULE" from_device=$way
-	for device in restricted0 restricted1; do
-		python3 /tmp/writer.py "$(disk $device)"
-		host region-$device-$way-bound
-		fact $device-$way python3 /tmp/reader.py "$(disk $device)"
-		unbind_driver $device
-		host region-$device-$way-unbound
-	done
-	rmmod virtio_swiotlb
-	for device in restricted0 restricted1; do
-		host region-$device-$way-unloaded
-	done
-done
-"""
 DEVICES = {"restricted0": "fails", "restricted1": "half"}
 STAGES = ("bound", "unbound", "unloaded")
 
@@ -83,16 +47,25 @@ class Run:
         }
 
 
-@pytest.fixture(scope="module", params=KERNELS)
+# The module alone decides this, so `make check` boots one of the two kernels.
+@pytest.fixture(scope="module", params=["test", pytest.param("stock", marks=pytest.mark.full)])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     run = Run()
     devices = [
         packed_disk(kind=f"{kind}-disk", region_size="1M", packed=False)
         for kind in DEVICES.values()
     ]
-
+    script = guest_script(
+        "stale",
+        WAYS=WAYS,
+        SECRET=SECRET.decode(),
+        CANARY=CANARY.decode(),
+        READ_AT=FAILS,
+        READ_BYTES=READ_BYTES,
+        FILL=FILL,
+    )
     with booted(
-        request.param, devices, SCRIPT, on=run.actions(), complaints=failed_reads, timeout=900
+        request.param, devices, script, on=run.actions(), complaints=failed_reads, timeout=900
     ) as boot:
         run.boot = boot
         yield run

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from testlib.harness import (
     assert_memory_private,
     disk,
     events,
+    guest_script,
     ordinary_disk,
     run,
     summary,
@@ -36,72 +37,16 @@ BYTES, BLOCK = 256 << 10, 16 << 10
 #: Where data are written before the sleep, and after it.
 OFFSETS = (2 << 20, 3 << 20)
 
-#: SWAP is the device that an image goes to, and comes from in another boot.
-PROLOGUE = f"""
-load
-if [ "$SWAP" ]; then
-	swap=$(disk "$SWAP")
-	if [ "$BOOT" = 2 ]; then
-		# Returns only if there is no image.
-		cat "/sys/class/block/${{swap##*/}}/dev" >/sys/power/resume
-		exit 1
-	fi
-	mkswap "$swap" >/dev/null
-	swapon "$swap"
-fi
-mkdir -p /run/memory
-cp /usr/bin/busybox /run/memory/busybox
-cat >/run/memory/after <<'END'
-disk=$1 files=$2
-b=/run/memory/busybox
-say() {{ echo "after: $*" >/dev/kmsg; }}
-sum() {{ $b sha256sum <"$1" | $b cut -c-64; }}
-write() {{ # OFFSET
-	$b head -c {BYTES} /dev/urandom >/run/memory/block
-	$b dd if=/run/memory/block of="$disk" bs={BLOCK} seek=$(($1 / {BLOCK})) oflag=direct \
-		conv=notrunc 2>/dev/null
-}}
-read_back() {{ # OFFSET
-	$b dd if="$disk" of=/run/memory/again bs={BLOCK} skip=$(($1 / {BLOCK})) \
-		count={BYTES // BLOCK} iflag=direct 2>/dev/null
-}}
-slept() {{ # STATUS
-	say "status $1"
-	read_back {OFFSETS[0]}
-	say "before $(sum /run/memory/again)"
-	write {OFFSETS[1]}
-	say "written $(sum /run/memory/block)"
-	read_back {OFFSETS[1]}
-	say "read $(sum /run/memory/again)"
-	while read -r line; do say "$line"; done <"$files/counters"
-	while read -r line; do say "$line"; done <"$files/state"
-}}
-write {OFFSETS[0]}
-say "first $(sum /run/memory/block)"
-echo 1 >/sys/module/suspend/parameters/pm_test_delay
-"""
-
-EPILOGUE = """
-END
-host wake
-path=$(disk restricted0)
-files=$debugfs/$(virtio restricted0)
-exec /run/memory/busybox sh /run/memory/after "$path" "$files"
-"""
-
-#: The image has the size that the kernel likes: for a smaller one it may have to swap with
-#: no memory left, which it does, and complains (swap_cluster_alloc_table()).
-HIBERNATE = "echo disk >/sys/power/state"
-#: The machine is reset when the image is written.
-HIBERNATE_AND_REBOOT = f"echo reboot >/sys/power/disk; {HIBERNATE}"
-
 
 @dataclass(frozen=True)
 class Sleep:
     """What is done to sleep. Once in the life of a guest: who waits for its 9p then cannot
     be frozen a second time."""
 
-    command: str
+    #: What goes to /sys/power/state; and to pm_test and disk before, if anything.
+    state: str
+    test: str = ""
+    disk: str = ""
     #: How often each device is negotiated with.
     sessions: int = 2
     #: Where the image goes, which only the distribution's kernel can make.
@@ -111,16 +56,20 @@ class Sleep:
     boots: int = 1
 
 
+REBOOT = Sleep("disk", disk="reboot", sessions=4, image=True, boots=2)
 SLEEPS = {
-    "devices": Sleep("echo devices >/sys/power/pm_test; echo mem >/sys/power/state"),
-    "mem": Sleep("echo mem >/sys/power/state"),
-    "freeze": Sleep(f"echo devices >/sys/power/pm_test; {HIBERNATE}", swap="ordinary0"),
+    "devices": Sleep("mem", test="devices"),
+    "mem": Sleep("mem"),
+    # The image has the size that the kernel likes: for a smaller one it may have to swap with
+    # no memory left, which it does, and complains (swap_cluster_alloc_table()).
+    "freeze": Sleep("disk", test="devices", swap="ordinary0"),
     # It reads its own image again, in the same boot: all is frozen, thawed to write the
     # image, frozen to read it, and restored.
-    "disk": Sleep(f"echo test_resume >/sys/power/disk; {HIBERNATE}", 3, "ordinary0", True),
-    # Another boot reads it; its driver is bound meanwhile, too.
-    "reboot": Sleep(HIBERNATE_AND_REBOOT, 4, "ordinary0", True, 2),
-    "reboot-restricted": Sleep(HIBERNATE_AND_REBOOT, 4, "restricted1", True, 2),
+    "disk": Sleep("disk", disk="test_resume", sessions=3, swap="ordinary0", image=True),
+    # The machine is reset when the image is written. Another boot reads it; its driver is bound
+    # meanwhile, too.
+    "reboot": replace(REBOOT, swap="ordinary0"),
+    "reboot-restricted": replace(REBOOT, swap="restricted1"),
 }
 
 
@@ -161,8 +110,18 @@ def wake(guest: Guest) -> None:
 )
 def resumed(request: pytest.FixtureRequest) -> Iterator[Resumed]:
     sleep = SLEEPS[request.param]
-    end = "poweroff" if sleep.boots > 1 else "reboot"
-    script = f"SWAP={sleep.swap}\n{PROLOGUE}\n{sleep.command}\nslept $?\n$b {end} -f\n{EPILOGUE}"
+    script = guest_script(
+        "suspend",
+        SWAP=sleep.swap,
+        BYTES=BYTES,
+        BLOCK=BLOCK,
+        BEFORE=OFFSETS[0],
+        AFTER=OFFSETS[1],
+        PM_TEST=sleep.test,
+        PM_DISK=sleep.disk,
+        PM_STATE=sleep.state,
+        END="poweroff" if sleep.boots > 1 else "reboot",
+    )
     swap = {"ordinary0": [ordinary_disk(size="1G")], "restricted1": [disk(size="1G")]}
     with (
         tempfile.TemporaryDirectory() as directory,

@@ -8,45 +8,11 @@ guest would stand still.
 from collections.abc import Iterator
 
 import pytest
-from testlib.harness import Boot, assert_confined, booted, disk
+from testlib.harness import Boot, assert_confined, booted, disk, guest_script
 
 pytestmark = pytest.mark.full
 
 MEMORY_MB, HOG_MB = 320, 272
-
-#: Fills more memory than there is, and reads it back in another order, twice.
-HOG = f"""
-import mmap
-size, page = {HOG_MB} << 20, 4096
-memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-seed = bytes(range(256)) * 15
-for at in range(0, size, page):
-    memory[at : at + 8] = (at * 0x9E3779B97F4A7C15 & (1 << 64) - 1).to_bytes(8, "little")
-    memory[at + 8 : at + 8 + len(seed)] = seed
-wrong = 0
-for step in (7 * page, 3 * page):
-    for start in range(0, step, page):
-        for at in range(start, size, step):
-            right = (at * 0x9E3779B97F4A7C15 & (1 << 64) - 1).to_bytes(8, "little")
-            wrong += memory[at : at + 8] != right or memory[at + 8 : at + 8 + len(seed)] != seed
-print("pages", size // page, "wrong", wrong)
-"""
-
-SCRIPT = f"""
-load
-path=$(disk restricted0)
-mkswap "$path" >/dev/null
-swapon "$path"
-cat >/tmp/hog.py <<'END'
-{HOG}
-END
-keep restricted0 before
-fact hog timeout -s KILL 800 python3 -I -S /tmp/hog.py
-fact events grep -E '^(pswpin|pswpout|allocstall|pgsteal_direct|oom_kill)' /proc/vmstat
-keep restricted0 after
-swapoff "$path"
-data restricted1 1048576 65536
-"""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +22,8 @@ def boot() -> Iterator[Boot]:
     memory = f"{MEMORY_MB}M"
     # The kernel says with a trace who went without memory: see below.
     options = {"complaints": lambda line: line.endswith("Call Trace:"), "memory": memory}
-    with booted("stock", devices, SCRIPT, timeout=1100, **options) as boot:
+    script = guest_script("swap", HOG_MB=HOG_MB)
+    with booted("stock", devices, script, timeout=1100, **options) as boot:
         yield boot
 
 

@@ -16,9 +16,10 @@ import contextlib
 import hashlib
 import os
 import shlex
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,19 @@ class Boot:
         return sum(b.bytes for b in self.blocks_of(device, since))
 
 
+def _signal_backend(number: int) -> Callable[[Guest], object]:
+    def action(guest: Guest) -> None:
+        backend = guest.restricted[0].backend
+        assert backend is not None
+        os.kill(backend.pid, number)
+
+    return action
+
+
+#: Words of scripts (`host freeze`): the first device's backend stands still, and goes on.
+STAND_STILL = {"freeze": _signal_backend(signal.SIGSTOP), "thaw": _signal_backend(signal.SIGCONT)}
+
+
 def hostile_lines(boot: Boot, device: str) -> list[str]:
     """The kernel's log between the marks "hostile: DEVICE" and "hostile: -"."""
     log = boot.result.kernel_log
@@ -219,8 +233,13 @@ def booted(
 
 
 def guest_script(name: str, **variables: object) -> str:
-    """The script selftests/guest/NAME, with these variables of the shell."""
-    lines = [f"{key}={shlex.quote(str(value))}" for key, value in variables.items()]
+    """The script selftests/guest/NAME, with these variables of the shell; those of a
+    collection are its words."""
+    lines = []
+    for key, value in variables.items():
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            value = " ".join(map(str, value))
+        lines.append(f"{key}={shlex.quote(str(value))}")
     return "\n".join([*lines, f". {shlex.quote(str(SELFTESTS / 'guest' / name))}", ""])
 
 

@@ -13,22 +13,6 @@ WAYS = ("preserve", "clear")
 FILL = 0xA5
 
 
-def reader(offset: int, length: int) -> str:
-    """A program that reads so many bytes from the disk that it is given, past all caches: it
-    prints "read" or the error's name, and its whole buffer."""
-    return f"""
-import errno, mmap, os, sys
-buffer = mmap.mmap(-1, {length})
-buffer[:] = bytes([{FILL}]) * len(buffer)
-disk = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-try:
-    os.preadv(disk, [buffer], {offset})
-    print("read", buffer[:].hex())
-except OSError as error:
-    print(errno.errorcode[error.errno], buffer[:].hex())
-"""
-
-
 def untouched(way: str) -> set[int]:
     """What is in a caller's buffer where the device has not written."""
     return {FILL} if way == "preserve" else {0}
