@@ -12,6 +12,20 @@ pub const CAPABILITY_BYTES: usize = 16;
 /// The bytes have the layout of `struct virtio_pci_cap` (virtio 1.4, 4.1.4): `cap_vndr`,
 /// `cap_next`, `cap_len`, `cfg_type`, `bar`, three bytes that are not read, and `offset` and
 /// `length` as little-endian numbers of 32 bits.
+///
+/// ```
+/// use swiotlb_rings::SwiotlbCapability;
+///
+/// let capability = SwiotlbCapability {
+///     bar: 4,
+///     offset: 0,
+///     length: 16 << 20,
+/// };
+/// // There is another capability at 0x50.
+/// let bytes = capability.to_bytes(0x50);
+/// assert_eq!(bytes[..5], [0x09, 0x50, 16, 10, 4]);
+/// assert_eq!(SwiotlbCapability::from_bytes(&bytes), Some(capability));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwiotlbCapability {
     /// The number of the BAR, 0 to 5.

@@ -24,7 +24,8 @@
 
 #![cfg_attr(not(any(test, feature = "vm-memory")), no_std)]
 #![forbid(unsafe_code)]
-#![warn(missing_docs, unreachable_pub)]
+#![deny(missing_docs)]
+#![warn(unreachable_pub)]
 
 extern crate alloc;
 
@@ -41,6 +42,11 @@ mod split;
 mod testing;
 mod walker;
 mod window;
+
+/// The example of the README is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub use addresses::RingAddresses;
 pub use capability::{SwiotlbCapability, CAPABILITY_BYTES};

@@ -14,6 +14,19 @@ use crate::split::SplitWalker;
 mod tests;
 
 /// Follows one queue.
+///
+/// ```
+/// use swiotlb_rings::{Memory, RingMemory, Walker};
+///
+/// /// Whether the backend may be notified of what the driver has made available.
+/// fn is_sound(walker: &mut Walker, memory: &Memory<impl RingMemory>) -> bool {
+///     let checked = walker.check(memory);
+///     for finding in &checked.findings {
+///         eprintln!("{finding:?}");
+///     }
+///     checked.violations == 0 && checked.malformed == 0
+/// }
+/// ```
 pub enum Walker {
     /// A split one.
     Split(SplitWalker),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use std::ops::Range;
 use std::prelude::rust_2021::*;
 use std::vec;
 
@@ -188,6 +189,14 @@ impl Places {
         self.0.put(at + 14, &used(place / 8 % 2 == 0).to_le_bytes());
     }
 
+    /// A chain of one descriptor in each place, used at once.
+    fn use_up(&mut self, places: Range<u64>) {
+        for place in places {
+            self.offer(place, 1, 5);
+            self.complete(place, 5);
+        }
+    }
+
     fn check(&mut self) -> Checked {
         self.0.check()
     }
@@ -342,16 +351,10 @@ fn a_driver_that_came_around_is_uncertain() {
     let mut r = Places::new();
     r.offer(0, 1, 5);
     r.check();
-    for place in 0..10 {
-        r.offer(place, 1, 5);
-        r.complete(place, 5);
-    }
+    r.use_up(0..10);
     r.check();
     // Twice around, all looks the same.
-    for place in 10..16 {
-        r.offer(place, 1, 5);
-        r.complete(place, 5);
-    }
+    r.use_up(10..16);
     r.offer(16, 1, 5);
     r.check();
     assert_eq!(r.ids(), None);
@@ -391,10 +394,7 @@ fn half_a_chain_is_forgotten_when_all_is_used() {
 #[test]
 fn a_driver_that_came_around_before_the_first_look_is_uncertain() {
     let mut r = Places::new();
-    for place in 0..16 {
-        r.offer(place, 1, 5);
-        r.complete(place, 5);
-    }
+    r.use_up(0..16);
     r.offer(16, 1, 5);
     r.check();
     assert_eq!(r.ids(), None);
@@ -412,15 +412,9 @@ fn more_than_a_ring_holds_is_uncertain() {
 #[test]
 fn a_driver_that_came_around_once_is_followed() {
     let mut r = Places::new();
-    for place in 0..4 {
-        r.offer(place, 1, 5);
-        r.complete(place, 5);
-    }
+    r.use_up(0..4);
     assert_eq!(r.check().chains, 4);
-    for place in 4..15 {
-        r.offer(place, 1, 5);
-        r.complete(place, 5);
-    }
+    r.use_up(4..15);
     let c = r.check();
     assert_eq!((c.chains, c.late, c.lost), (3, 3, 8));
     assert_eq!(r.check(), Checked::default());
@@ -432,15 +426,9 @@ fn a_driver_that_came_around_once_is_followed() {
 fn a_full_lap_is_not_lost() {
     for start in 0..8 {
         let mut r = Places::new();
-        for place in 0..start {
-            r.offer(place, 1, 5);
-            r.complete(place, 5);
-        }
+        r.use_up(0..start);
         r.check();
-        for place in start..start + 8 {
-            r.offer(place, 1, 5);
-            r.complete(place, 5);
-        }
+        r.use_up(start..start + 8);
         let c = r.check();
         assert_eq!((c.chains, c.lost), (8, 0));
         assert_eq!(r.check(), Checked::default());
