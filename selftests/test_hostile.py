@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A device that is the adversary: every fault of the reference device, one device
+"""A device that is the adversary: every fault of swiotlb-hostile, one device
 each, one after the other in one guest.
 
 Whatever it does, the guest's kernel stays up and has nothing to complain about, the

@@ -58,8 +58,8 @@ def one_guest(seed: int) -> None:
         for device in HOSTILE:
             report = boot.report(device)
             assert not events(report, "violation")
-            drawn = [event["draw"] for event in events(report, "chaos")]
-            assert drawn == list(range(len(drawn))) and len(drawn) > ROUNDS
+            sessions = [event["hooks"]["session"] for event in events(report, "session")]
+            assert sessions == list(range(len(sessions))) and len(sessions) > ROUNDS
 
 
 def first_seeds() -> Iterator[int]:

@@ -282,6 +282,11 @@ class TestTools:
         answer = run(device, "--socket", "s", "--backend", "b", "--region-size", "17")
         self.one_error(answer, "17")
 
+    def test_device_has_no_faults(self, swiotlb_device: None) -> None:
+        device = BUILD / "target/release/swiotlb-device"
+        answer = run(device, "--socket", "s", "--backend", "b", "--fault", "cap-empty")
+        self.one_error(answer, "unexpected argument '--fault'")
+
     def test_device_without_backend(self, tmp_path: Path, swiotlb_device: None) -> None:
         device = BUILD / "target/release/swiotlb-device"
         answer = run(device, "--socket", tmp_path / "s", "--backend", tmp_path / "none")

@@ -33,7 +33,8 @@ devices:
       relay=yes    behind a relay that lets no DMA through
       alone=yes    the device in namespaces of its own
       others       options of the reference device: region-size=16M, packed=yes,
-                   mode=optional... (swiotlb-device --help)
+                   mode=optional... (swiotlb-device --help); and its faults:
+                   fault=cap-empty, chaos=1, fault-after=1 (swiotlb-hostile --help)
   --ordinary TYPE[,KEY=VALUE]...     TYPE: blk, net, rng, scsi, balloon...
       file=, size= as above; others are properties of QEMU's virtio-TYPE-pci
 

@@ -14,7 +14,10 @@ from .process import Process
 from .qmp import execute
 
 SWIOTLB_DEVICE = BUILD / "target/release/swiotlb-device"
+SWIOTLB_HOSTILE = BUILD / "target/release/swiotlb-hostile"
 SWIOTLB_RELAY = BUILD / "target/release/swiotlb-relay"
+#: What swiotlb-hostile takes besides the options of swiotlb-device.
+_FAULTS = {"fault", "chaos", "fault_after"}
 #: Namespaces for a device to be alone in; it stays the process that was started.
 _ALONE = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--ipc", "--uts", "--cgroup"]
 
@@ -180,7 +183,8 @@ class Restricted:
     alone     whether the device is in namespaces of its own, a user namespace among
               them; there it may not look at what its backend has mapped
     others    any option of swiotlb-device: region_size="16M", packed=True,
-              mode="optional", offer_swiotlb=False...
+              mode="optional", offer_swiotlb=False... With an option of faults the
+              device is swiotlb-hostile: fault="cap-empty", chaos=1, fault_after=1
     """
 
     def __init__(
@@ -227,10 +231,11 @@ class Restricted:
         self.relay = yes(relay)
         self.alone = yes(alone)
         self.options = options
+        self.program = SWIOTLB_HOSTILE if _FAULTS & set(options) else SWIOTLB_DEVICE
 
     def start(self, name: str, image: Path | None, sockets: Path, logs: Path) -> "Running":
         """Bring up backend and device; the device listens when this returns."""
-        if not SWIOTLB_DEVICE.exists():
+        if not self.program.exists():
             raise GuestError(
                 "the reference device is not built; run: scripts/build device"
             )
@@ -248,7 +253,7 @@ class Restricted:
             backend_socket = backend_socket.with_name(backend_socket.name + backend.suffix)
             running.backend.wait_listening(backend_socket)
             running.device = Process(
-                f"swiotlb-device of {name}",
+                f"{self.program.name} of {name}",
                 self._command(running, backend_socket),
                 logs / f"{name}.log",
             )
@@ -271,7 +276,7 @@ class Restricted:
             **({"queues": self.queues} if self.queues else {}),
             **self.options,
         }
-        command: list[str | Path] = [*(_ALONE if self.alone else []), SWIOTLB_DEVICE]
+        command: list[str | Path] = [*(_ALONE if self.alone else []), self.program]
         for key, value in options.items():
             if isinstance(value, bool):
                 value = "yes" if value else "no"

@@ -8,7 +8,6 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 
 use crate::config::{ConfigError, DeviceConfig, Mode, MAX_CONFIG_SPACE, MAX_QUEUES};
-use crate::faults::{Fault, FaultConfig};
 use crate::types::{self, DeviceType};
 use crate::virtio::Offer;
 
@@ -86,21 +85,9 @@ pub struct Args {
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
     pub allow_guest_memory: bool,
 
-    /// What is wrong with the device, for tests of a guest (more than one with commas)
-    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
-    pub fault: Vec<Fault>,
-
-    /// At each reset draw anew what is wrong; the same seed draws the same
-    #[arg(long, value_name = "SEED", conflicts_with = "fault")]
-    pub chaos: Option<u64>,
-
     /// How many milliseconds a reset waits for requests that the backend has taken
     #[arg(long, value_name = "MS", default_value = "1000")]
     pub drain: u16,
-
-    /// Be a good device until a driver has set FEATURES_OK so many times
-    #[arg(long, value_name = "N", default_value = "0")]
-    pub fault_after: u64,
 
     /// Number of virtqueues [default: the fewest that the type can have]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
@@ -178,11 +165,6 @@ impl TryFrom<&Args> for DeviceConfig {
             config_space: args.config.as_ref().map(|bytes| bytes.0.clone()),
             config_space_size: args.config_size.unwrap_or(device_type.config_size),
             drain: Duration::from_millis(args.drain.into()),
-            faults: FaultConfig {
-                set: args.fault.clone(),
-                chaos: args.chaos,
-                after: args.fault_after,
-            },
         };
         config.validate()?;
         Ok(config)
@@ -263,6 +245,7 @@ fn parse_pattern(text: &str) -> Result<HexBytes, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::error::ErrorKind;
     use clap::CommandFactory;
 
     fn parse(more: &[&str]) -> Result<Args, clap::Error> {
@@ -334,6 +317,14 @@ mod tests {
         assert_eq!(args.watch[1].0, [0x44, 0x55, 0x66, 0x77, 0x88, 0x99]);
         let short = parse(&["--watch", "00112233,445566"]).expect_err("too short");
         assert!(short.to_string().contains("less than 4 bytes"), "{short}");
+    }
+
+    #[test]
+    fn it_has_no_faults() {
+        for option in ["--fault=cap-empty", "--chaos=1", "--fault-after=1"] {
+            let refused = parse(&[option]).expect_err(option);
+            assert_eq!(refused.kind(), ErrorKind::UnknownArgument);
+        }
     }
 
     #[test]

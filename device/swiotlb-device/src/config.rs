@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::faults::{Fault, FaultConfig};
 use crate::limits;
 use crate::types::DeviceType;
 use crate::virtio::{bit, Offer, F_RING_RESET};
@@ -52,8 +51,6 @@ pub struct DeviceConfig {
     pub config_space_size: u32,
     /// How long a reset waits for requests that the backend has taken.
     pub drain: Duration,
-    /// What is wrong with the device.
-    pub faults: FaultConfig,
 }
 
 /// What becomes of a driver that does not accept VIRTIO_F_SWIOTLB.
@@ -80,12 +77,6 @@ pub enum ConfigError {
     /// The capability has 32 bits for the offset, and 32 for the length.
     #[error("the region ends more than 4G into its BAR, where the capability ends")]
     CapabilityRange,
-    /// A capability cannot name what lies behind the BAR.
-    #[error("fault {0} needs a region that ends within 2G of its BAR")]
-    FaultRange(String),
-    /// The same, for faults that may be drawn.
-    #[error("chaos needs a region that ends within 2G of its BAR")]
-    ChaosRange,
     /// There are none, or more than [`MAX_QUEUES`].
     #[error("{0} virtqueues: there can be 1 to {MAX_QUEUES}")]
     Queues(u16),
@@ -132,7 +123,6 @@ impl DeviceConfig {
             config_space: None,
             config_space_size: device_type.config_size,
             drain: Duration::from_secs(1),
-            faults: FaultConfig::default(),
         }
     }
 
@@ -150,16 +140,6 @@ impl DeviceConfig {
         };
         if self.capability && end > 1 << 32 {
             return Err(ConfigError::CapabilityRange);
-        }
-        // What lies behind a BAR of 4 GiB cannot be named with 32 bits.
-        if self.capability && end.next_power_of_two() >= 1 << 32 {
-            let mut faults = self.faults.set.iter();
-            if let Some(fault) = faults.find(|fault| Fault::names_what_follows_bar(**fault)) {
-                return Err(ConfigError::FaultRange(fault.name()));
-            }
-            if self.faults.chaos.is_some() {
-                return Err(ConfigError::ChaosRange);
-            }
         }
         if !(1..=MAX_QUEUES).contains(&self.queues) {
             return Err(ConfigError::Queues(self.queues));
@@ -299,29 +279,5 @@ mod tests {
         let added = |bits| check("blk", |c| c.offer.added = bits);
         assert_eq!(added(bit(5) | bit(F_RING_RESET)), Ok(()));
         assert_eq!(added(bit(27)), Err(ConfigError::AddedFeatures));
-    }
-
-    #[test]
-    fn what_follows_a_bar_can_be_named() {
-        let region = |size, faults: FaultConfig| {
-            check("blk", |c| (c.region_size, c.faults) = (size, faults))
-        };
-        let fixed = |fault| FaultConfig {
-            set: vec![fault],
-            ..FaultConfig::default()
-        };
-        for fault in [Fault::CapNextDevice, Fault::CapExceedsBar] {
-            let refused = Err(ConfigError::FaultRange(fault.name()));
-            assert_eq!(region(4 * G, fixed(fault)), refused);
-            assert_eq!(region(2 * G + PAGE, fixed(fault)), refused);
-            assert_eq!(region(2 * G, fixed(fault)), Ok(()));
-        }
-        let chaos = FaultConfig {
-            chaos: Some(1),
-            ..FaultConfig::default()
-        };
-        assert_eq!(region(4 * G, chaos.clone()), Err(ConfigError::ChaosRange));
-        assert_eq!(region(2 * G, chaos), Ok(()));
-        assert_eq!(region(4 * G, fixed(Fault::CapEmpty)), Ok(()));
     }
 }

@@ -20,12 +20,12 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::config::{ConfigError, DeviceConfig, Mode};
 use crate::events::{BackendMapping, Event, Hex, ResetKind, TableEntry, When};
-use crate::faults::{Attack, Faults};
 use crate::guest_memory::{GuestMemory, Mapping, Span};
+use crate::hooks::{Hooks, Interrupt, QueueMode};
 use crate::limits;
 use crate::mappings;
 use crate::notify;
-use crate::pci::{self, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
+use crate::pci::{self, Bar, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError};
 use crate::report::{hex_bytes, Report};
 use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
@@ -67,8 +67,8 @@ struct RunningQueue {
     kick: EventFd,
     /// Stands in while the queue has no vector that anybody listens to.
     idle_call: EventFd,
-    /// Faults have been done to used entries up to here.
-    spoiled: u16,
+    /// For [`Hooks::before_interrupt`] to keep.
+    seen: u16,
 }
 
 /// What addresses may point into while queues run, and all that the backend
@@ -99,7 +99,7 @@ struct Running {
     queues: Vec<RunningQueue>,
 }
 
-pub struct Device {
+pub struct Device<H> {
     config: Arc<DeviceConfig>,
     report: Arc<Report>,
     region: Region,
@@ -121,16 +121,15 @@ pub struct Device {
     failing: Option<Running>,
     negotiation: u64,
     reported: u64,
-    faults: Faults,
-    /// Threads that faults need, until the next reset.
-    attacks: Vec<Attack>,
+    hooks: H,
     watcher: Option<Watcher>,
 }
 
-impl Device {
+impl<H: Hooks> Device<H> {
     /// Waits 5 s for the first backend to be there.
     pub fn new(
         config: Arc<DeviceConfig>,
+        mut hooks: H,
         report: Arc<Report>,
         backends: Box<dyn Backends>,
     ) -> Result<Self, DeviceError> {
@@ -145,8 +144,10 @@ impl Device {
             queue_size: config.queue_size,
             vectors: config.vectors(),
         };
+        let mut layout = Layout::new(&config);
+        hooks.layout(&mut layout);
         let mut device = Self {
-            pci: ConfigSpace::new(&Layout::new(&config)),
+            pci: ConfigSpace::new(&layout),
             registers: Registers::new(rules),
             isr: 0,
             config_space: Vec::new(),
@@ -160,8 +161,7 @@ impl Device {
             negotiation: 0,
             reported: 0,
             guest_memory: GuestMemory::default(),
-            faults: Faults::new(&config.faults),
-            attacks: Vec::new(),
+            hooks,
             watcher: None,
             region,
             report,
@@ -175,6 +175,10 @@ impl Device {
 
     pub fn region(&self) -> &Region {
         &self.region
+    }
+
+    pub fn bar(&self, slot: usize) -> Option<Bar> {
+        self.pci.bar(slot)
     }
 
     /// Has it look at the region, and at each that takes its place.
@@ -259,11 +263,11 @@ impl Device {
             self.lose_backend(&BackendError::HungUp);
         }
         self.follow_config();
-        if self.faults.relays() {
+        if self.hooks.queue_mode() == QueueMode::Relayed {
             self.relay_interrupts();
         }
-        if self.faults.needs_reset() {
-            self.fail("a fault that was asked for");
+        if let Some(reason) = self.hooks.needs_reset() {
+            self.fail(reason);
         }
         self.check_all();
         self.answer_failing();
@@ -272,8 +276,12 @@ impl Device {
     // Life cycle
 
     fn begin_session(&mut self) {
-        self.attacks.clear();
-        self.faults.begin(self.negotiation, &self.report);
+        if let Some(hooks) = self.hooks.on_session(self.negotiation) {
+            self.report.event(Event::Session {
+                hooks,
+                negotiation: self.negotiation,
+            });
+        }
         self.reset_registers();
     }
 
@@ -281,7 +289,7 @@ impl Device {
         let mut features = self.config.offer.features(self.backend_features);
         let (id, served) = (self.config.device_type.id, self.config.served_queues());
         features &= !limits::unserved(id, features, served, &self.config_space);
-        let offered = self.faults.offer(features);
+        let offered = self.hooks.features_to_offer(features);
         self.registers.reset(offered);
         self.isr = 0;
         self.reported = 0;
@@ -441,7 +449,7 @@ impl Device {
         // A second backend may go before the driver has done anything about the first.
         let queues = self.running.take().or_else(|| self.failing.take());
         self.fail(reason);
-        if self.faults.blinds() || self.config.device_type.failure.is_none() {
+        if !self.checks() || self.config.device_type.failure.is_none() {
             return;
         }
         self.failing = queues;
@@ -518,7 +526,7 @@ impl Device {
     /// nothing comes late into buffers that are others' by then. Half of the time is left for
     /// what has to be done after that.
     fn drain(&mut self, mut queues: Vec<RunningQueue>, reach: &Reach) {
-        if self.faults.blinds() {
+        if !self.checks() {
             return;
         }
         queues.retain(|queue| self.config.device_type.answers(queue.index));
@@ -686,9 +694,8 @@ impl Device {
             self.fail_requests("this backend lacks features that the driver accepted");
             return;
         }
-        if self.faults.scribbles() {
-            // No backend would survive such rings. Without one, they are not read at all.
-            self.attack_rings(&running);
+        if self.hooks.queue_mode() == QueueMode::Unserved {
+            self.on_driver_ok(&running);
             running.queues.clear();
             self.backend = Some(backend);
             self.running = Some(running);
@@ -712,7 +719,7 @@ impl Device {
             Ok(()) => {
                 self.backend = Some(backend);
                 self.report_backend_memory(&running.reach, When::Start);
-                self.attack_rings(&running);
+                self.on_driver_ok(&running);
                 self.running = Some(running);
                 // A queue without anything is left asleep: a backend that is
                 // woken for nothing may take what comes next before it was
@@ -729,6 +736,11 @@ impl Device {
     }
 
     // Queues
+
+    /// Whether what a driver makes available is looked at.
+    fn checks(&self) -> bool {
+        self.hooks.queue_mode() == QueueMode::Checked
+    }
 
     /// Whether the backend knows the queue.
     fn is_served(&self, index: u16) -> bool {
@@ -818,7 +830,7 @@ impl Device {
     /// as soon as it has them. Returns the queues in which there is something
     /// new, none if it is not as it must be.
     fn look(&mut self, queues: &mut [RunningQueue], reach: &Reach) -> Option<Vec<u16>> {
-        if self.faults.blinds() {
+        if !self.checks() {
             return Some(queues.iter().map(|q| q.index).collect());
         }
         let mut early = Vec::new();
@@ -863,7 +875,7 @@ impl Device {
 
     /// Whether what is new in a queue is as it must be.
     fn check(&mut self, index: u16) -> bool {
-        if self.faults.blinds() {
+        if !self.checks() {
             return true;
         }
         let Some(running) = &mut self.running else {
@@ -991,7 +1003,7 @@ impl Device {
     }
 
     fn call<'a>(&'a self, queue: &'a RunningQueue) -> &'a EventFd {
-        if self.faults.relays() {
+        if self.hooks.queue_mode() == QueueMode::Relayed {
             return &queue.idle_call;
         }
         self.registers
@@ -1031,31 +1043,18 @@ impl Device {
         }
     }
 
-    // Faults
-
-    fn attack(&mut self) {
-        match self.faults.attack(&self.region) {
-            Ok(attack) => self.attacks.extend(attack),
-            Err(error) => log::error!("no attack: {error}"),
-        }
-    }
-
-    fn attack_rings(&mut self, running: &Running) {
+    fn on_driver_ok(&mut self, running: &Running) {
         let base = running.reach.region.map_or(0, |window| window.base);
-        let rings = running.queues.iter().flat_map(|q| q.ring.areas());
-        let rings = rings.map(|(_, addr, len)| (addr.wrapping_sub(base) as usize, len as usize));
-        match self.faults.attack_rings(&self.region, rings.collect()) {
-            Ok(attack) => self.attacks.extend(attack),
-            Err(error) => log::error!("no attack: {error}"),
-        }
-        if self.faults.storms() {
-            let vectors = self.vectors.iter().flatten();
-            let vectors = vectors.filter_map(|fd| fd.try_clone().ok());
-            self.attacks.push(Attack::storm(vectors.collect()));
-        }
+        let areas = running.queues.iter().flat_map(|q| q.ring.areas());
+        let rings = areas.map(|(_, addr, len)| {
+            let start = addr.wrapping_sub(base) as usize;
+            start..start.saturating_add(len as usize)
+        });
+        let rings: Vec<_> = rings.collect();
+        self.hooks.on_driver_ok(&self.region, &rings, &self.vectors);
     }
 
-    /// Interrupts of the backend, after faults have had their chance.
+    /// Interrupts of the backend, on their way to the driver.
     fn relay_interrupts(&mut self) {
         let Some(mut running) = self.running.take() else {
             return;
@@ -1066,10 +1065,12 @@ impl Device {
             if self.vector(vector).is_none() || !notify::take(&queue.idle_call) {
                 continue;
             }
-            let (ring, spoiled) = (&queue.ring, &mut queue.spoiled);
-            if self.faults.before_interrupt(&memory, ring, spoiled) {
-                self.signal(vector);
-                if self.faults.interrupts_idle_queues() {
+            let (ring, seen) = (&queue.ring, &mut queue.seen);
+            match self.hooks.before_interrupt(&memory, ring, seen) {
+                Interrupt::None => {}
+                Interrupt::Queue => self.signal(vector),
+                Interrupt::All => {
+                    self.signal(vector);
                     (0..self.vectors.len()).for_each(|vector| self.signal(vector as u16));
                 }
             }
@@ -1152,7 +1153,7 @@ impl Device {
 
     pub fn config_read(&mut self, offset: u64, data: &mut [u8]) {
         self.pci.read(offset, data);
-        self.faults.config_read(&self.pci, offset, data);
+        self.hooks.on_config_space_read(&self.pci, offset, data);
         if let Some(access) = self.pci.window_access(offset) {
             let mut value = [0; 4];
             self.bar_read(
@@ -1180,7 +1181,7 @@ impl Device {
                 let offset = offset - pci::COMMON_OFFSET;
                 self.registers.read(offset, data);
                 let select = self.registers.device_feature_select();
-                self.faults.common_read(select, offset, data);
+                self.hooks.on_common_read(select, offset, data);
             }
             (CONTROL_BAR, pci::ISR_OFFSET) => {
                 if let Some(first) = data.first_mut() {
@@ -1192,7 +1193,7 @@ impl Device {
                 let from = ((offset - pci::DEVICE_OFFSET) as usize).min(config.len());
                 let n = data.len().min(config.len() - from);
                 data[..n].copy_from_slice(&config[from..from + n]);
-                self.faults.device_config_read(data);
+                self.hooks.on_device_config_read(data);
             }
             (BOUNCE_BAR, _) => self.region.read(offset, data),
             _ => {}
@@ -1271,7 +1272,7 @@ impl Device {
             });
             return;
         }
-        self.attack();
+        self.hooks.on_features_ok(&self.region);
     }
 }
 
@@ -1285,7 +1286,7 @@ fn running_queues(rings: Vec<(u16, RingAddresses)>) -> io::Result<Vec<RunningQue
                 walker: Walker::new(ring),
                 kick: EventFd::new(EFD_NONBLOCK)?,
                 idle_call: EventFd::new(EFD_NONBLOCK)?,
-                spoiled: 0,
+                seen: 0,
             })
         })
         .collect()

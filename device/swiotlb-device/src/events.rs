@@ -5,6 +5,7 @@
 //! is made from this file.
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::backend::Share;
 use crate::ring::Window;
@@ -186,14 +187,8 @@ pub struct Start {
     pub queues: u16,
     /// The largest size of a virtqueue.
     pub queue_size: u16,
-    /// The names of `--fault`.
-    pub faults: Vec<String>,
     /// How long a reset waits for the backend's answers, in milliseconds.
     pub drain: u16,
-    /// The faults begin after so many negotiations.
-    pub fault_after: u64,
-    /// The seed of `--chaos`.
-    pub chaos: Option<u64>,
     /// Whether the device enters a sandbox.
     pub sandbox: bool,
     /// The bytes of `--watch`, in hexadecimal.
@@ -225,14 +220,12 @@ pub enum Event {
         /// The number of the watcher's pass, from 1.
         pass: u64,
     },
-    /// `--chaos` drew new faults.
-    Chaos {
-        /// The seed of `--chaos`.
-        seed: u64,
-        /// The number of draws before.
-        draw: u64,
-        /// The names of the faults.
-        faults: Vec<String>,
+    /// A session began, and the device's hooks have something to say of it.
+    Session {
+        /// What they say, which depends on the hooks.
+        hooks: Value,
+        /// The number of the negotiation before.
+        negotiation: u64,
     },
     /// The device connected to the backend.
     Backend {
@@ -515,7 +508,7 @@ mod tests {
     use super::*;
     use crate::lines::Line;
     use schemars::generate::SchemaSettings;
-    use serde_json::{json, Value};
+    use serde_json::json;
     use std::collections::{BTreeMap, BTreeSet};
     use std::{env, fs};
 
@@ -549,10 +542,7 @@ mod tests {
             allow_guest_memory: false,
             queues: 1,
             queue_size: 256,
-            faults: Vec::new(),
             drain: 1000,
-            fault_after: 0,
-            chaos: None,
             sandbox: true,
             watch: Vec::new(),
         };
@@ -568,10 +558,9 @@ mod tests {
                 offset: 0,
                 pass: 1,
             },
-            Event::Chaos {
-                seed: 1,
-                draw: 0,
-                faults: Vec::new(),
+            Event::Session {
+                hooks: Value::Null,
+                negotiation,
             },
             Event::Backend {
                 features: features(),

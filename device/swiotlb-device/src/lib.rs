@@ -9,14 +9,15 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "program")]
 pub mod args;
 pub mod backend;
 pub mod config;
 pub mod device;
 pub mod events;
 pub mod failure;
-pub mod faults;
 pub mod guest_memory;
+pub mod hooks;
 pub mod limits;
 pub mod lines;
 pub mod listen;
@@ -24,6 +25,8 @@ pub mod mappings;
 pub mod notify;
 pub mod panics;
 pub mod pci;
+#[cfg(feature = "program")]
+pub mod program;
 pub mod region;
 pub mod report;
 pub mod requests;

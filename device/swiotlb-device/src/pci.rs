@@ -7,7 +7,6 @@
 //! ([`ConfigSpace::new`]), so that a test can alter the list in between.
 
 use crate::config::DeviceConfig;
-use crate::faults;
 
 /// Length of configuration space, in bytes. Conventional PCI: nothing here
 /// needs extended capabilities.
@@ -89,19 +88,8 @@ pub struct Bar {
     pub size: u64,
     pub wide: bool,
     pub prefetchable: bool,
-    /// It has I/O ports; only a faulty device has any.
+    /// Whether it has I/O ports; the device itself has no such BAR.
     pub io: bool,
-}
-
-impl Bar {
-    pub fn io(size: u64) -> Self {
-        Self {
-            size,
-            wide: false,
-            prefetchable: false,
-            io: true,
-        }
-    }
 }
 
 /// Everything that configuration space is made from.
@@ -128,7 +116,6 @@ impl Layout {
             prefetchable: true,
             io: false,
         });
-        faults::add_bars(&config.faults.set, &mut bars);
         Self {
             device_id: MODERN_DEVICE_ID + config.device_type.id,
             class: config.device_type.class,
@@ -301,8 +288,9 @@ impl ConfigSpace {
         None
     }
 
-    pub fn bar_bytes(&self, slot: usize) -> Option<u64> {
-        Some(self.bars.get(slot).copied().flatten()?.size)
+    /// The BAR in this slot.
+    pub fn bar(&self, slot: usize) -> Option<Bar> {
+        self.bars.get(slot).copied().flatten()
     }
 
     /// As after power-on.
@@ -361,7 +349,7 @@ impl ConfigSpace {
     /// The bus address of a BAR; none while memory decoding is off or the BAR
     /// has not been placed.
     pub fn bar_address(&self, slot: usize) -> Option<u64> {
-        let bar = self.bars.get(slot).copied().flatten()?;
+        let bar = self.bar(slot)?;
         let command = u16::from_le_bytes([self.bytes[COMMAND], self.bytes[COMMAND + 1]]);
         if command & COMMAND_MEMORY == 0 {
             return None;

@@ -25,9 +25,10 @@ use vfio_user::{
 use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::guest_memory::Mapping;
+use crate::hooks::Hooks;
 use crate::panics;
-use crate::pci::{self, Layout};
-use crate::region::{Region, RegionError};
+use crate::pci;
+use crate::region::RegionError;
 use crate::ring::Window;
 
 #[derive(Debug, Error)]
@@ -41,20 +42,20 @@ pub enum ServerError {
 }
 
 /// The device as several threads share it.
-pub type Shared = Arc<Mutex<Device>>;
+pub type Shared<H> = Arc<Mutex<Device<H>>>;
 
 /// Never poisoned: a panic with the device locked ends the program.
-pub fn lock(device: &Shared) -> MutexGuard<'_, Device> {
+pub fn lock<H>(device: &Shared<H>) -> MutexGuard<'_, Device<H>> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Translates region numbers; everything else is the device's. Never returns
 /// an error: the crate would answer it with error number 0.
-struct Session(Shared);
+struct Session<H>(Shared<H>);
 
-impl Session {
+impl<H: Hooks> Session<H> {
     /// Does what a message asks for that has just come.
-    fn with_device(&self, act: impl FnOnce(&mut Device)) -> io::Result<()> {
+    fn with_device(&self, act: impl FnOnce(&mut Device<H>)) -> io::Result<()> {
         let now = Instant::now();
         panics::own(|| {
             let mut device = lock(&self.0);
@@ -65,7 +66,7 @@ impl Session {
     }
 }
 
-impl ServerBackend for Session {
+impl<H: Hooks> ServerBackend for Session<H> {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.with_device(|device| match region {
             VFIO_PCI_CONFIG_REGION_INDEX => device.config_read(offset, data),
@@ -126,11 +127,11 @@ impl ServerBackend for Session {
 }
 
 /// The nine regions of a VFIO PCI device, most of them empty.
-fn regions(config: &DeviceConfig, region: &Region) -> Vec<ServerRegion> {
+fn regions<H: Hooks>(device: &Device<H>) -> Vec<ServerRegion> {
     let both = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
-    let bars = Layout::new(config).bars;
+    let region = device.region();
     let bar_size = |index| {
-        let bar = bars.get(index as usize).copied().flatten();
+        let bar = device.bar(index as usize);
         bar.map_or((0, 0), |bar| (both, bar.size))
     };
     (0..VFIO_PCI_NUM_REGIONS)
@@ -191,11 +192,11 @@ fn irqs(config: &DeviceConfig) -> Vec<IrqInfo> {
 }
 
 /// Serves one client after the other; returns after the first if that is to be the only one.
-pub fn serve(
+pub fn serve<H: Hooks>(
     config: &DeviceConfig,
     once: bool,
     listener: UnixListener,
-    device: &Shared,
+    device: &Shared<H>,
 ) -> Result<(), ServerError> {
     loop {
         // The crate accepts by itself and does not tell.
@@ -207,7 +208,7 @@ pub fn serve(
         lock(device).connected();
         // The region is another one for each client.
         let accepting = OwnedFd::from(listener.try_clone().map_err(ServerError::Wait)?);
-        let regions = regions(config, lock(device).region());
+        let regions = regions(&lock(device));
         let server = Server::from_owned_fd(accepting, true, irqs(config), regions);
         let mut session = Session(Arc::clone(device));
         // A thread of its own: the crate may panic on a message that makes no

@@ -223,20 +223,3 @@ fn any_guest_is_survived_without_a_backend() {
     assert!(summary["requests_failed"].as_u64() >= Some(1000));
     assert!(summary["violations"].as_u64() > Some(10));
 }
-
-/// What is drawn is a matter of how often drivers reset the device, and of nothing else.
-#[test]
-fn faults_are_drawn_at_resets() {
-    let mut machine = machine(&["--chaos", "1"]);
-    let mut driver = Driver::connect(&machine.socket());
-    machine.kill_backend();
-    machine.start_storage_daemon();
-    wait_for("the backend", || machine.events("backend").len() == 2);
-    driver.write(20, &[0]);
-    assert_eq!(machine.events("chaos").len(), 2);
-    machine.kill_backend();
-    wait_for("its end", || machine.events("backend_gone").len() == 2);
-    machine.start_storage_daemon();
-    driver.write(20, &[0]);
-    assert_eq!(machine.events("chaos").len(), 3);
-}

@@ -16,6 +16,8 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 
 pub struct Machine {
     dir: TempDir,
+    /// The name of the device's program.
+    program: &'static str,
     backend: Option<Child>,
     device: Option<Child>,
     relay: Option<Child>,
@@ -32,7 +34,13 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 impl Machine {
     pub fn new() -> Self {
+        Self::of("swiotlb-device")
+    }
+
+    /// One whose device is this program.
+    pub fn of(program: &'static str) -> Self {
         Self {
+            program,
             dir: TempDir::new().expect("temporary directory"),
             backend: None,
             device: None,
@@ -98,7 +106,7 @@ impl Machine {
     }
 
     pub fn command(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swiotlb-device"));
+        let mut command = Command::new(built(self.program));
         command
             .arg("--socket")
             .arg(self.path("device.sock"))
@@ -166,7 +174,7 @@ impl Machine {
 
     pub fn start_relay_with(&mut self, options: &[&str]) {
         let socket = self.path("relay.sock");
-        let child = Command::new(env!("CARGO_BIN_EXE_swiotlb-relay"))
+        let child = Command::new(built("swiotlb-relay"))
             .arg("--socket")
             .arg(&socket)
             .arg("--device")
@@ -227,6 +235,12 @@ impl Machine {
         events.retain(|e| e["event"] == name);
         events
     }
+}
+
+/// A program of the package that is tested; cargo puts it beside the directory of its tests.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test");
+    test.ancestors().nth(2).expect("a directory").join(name)
 }
 
 fn terminate(child: &Child) {

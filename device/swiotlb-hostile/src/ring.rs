@@ -6,12 +6,11 @@
 
 use std::sync::atomic::Ordering;
 
+use swiotlb_device::ring::{Memory, RingAddresses};
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::ring::{Memory, RingAddresses};
-
-use super::random::Random;
-use super::{Fault, FaultSet};
+use crate::fault::{Fault, FaultSet};
+use crate::random::Random;
 
 const DESC_BYTES: u64 = 16;
 const DESC_F_NEXT: u16 = 1;
@@ -172,7 +171,7 @@ impl<'a> Victim<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::Window;
+    use swiotlb_device::ring::Window;
 
     const BASE: u64 = 0x10_0000;
 

@@ -3,17 +3,17 @@
 //! What a device does to its region, or to the guest's CPUs, while nobody has
 //! asked it for anything.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use swiotlb_device::notify;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::notify;
-
-use super::random::Random;
+use crate::random::Random;
 
 /// How long it goes on at full speed; after that it takes turns with others.
 const FULL_SPEED: Duration = Duration::from_secs(2);
@@ -68,15 +68,17 @@ impl Attack {
         })
     }
 
-    /// Writes anything where there are no rings (offset, bytes).
-    pub fn rewrite(memory: MmapRegion, rings: Vec<(usize, usize)>, random: &mut Random) -> Self {
+    /// Writes anything where there are no rings.
+    pub fn rewrite(memory: MmapRegion, rings: Vec<Range<usize>>, random: &mut Random) -> Self {
         let mut random = random.fork(1);
         Self::start(move || {
             let bytes = memory.as_volatile_slice();
             for _ in 0..ROUND {
                 let at = (random.below(bytes.len() as u64) & !7) as usize;
-                let ring = |(start, len): &(usize, usize)| at + 8 > *start && at < start + len;
-                if !rings.iter().any(ring) {
+                if !rings
+                    .iter()
+                    .any(|ring| at + 8 > ring.start && at < ring.end)
+                {
                     let _ = bytes.write_slice(&random.next().to_le_bytes(), at);
                 }
             }

@@ -5,17 +5,18 @@
 //! QEMU keeps the links of the capability list as they were when the client
 //! connected; everything else goes to the guest as it is read here.
 
-use crate::pci::{
-    self, ConfigSpace, BOUNCE_BAR, CAP_POINTER, CAP_SWIOTLB, CFG_TYPE, CONFIG_SIZE, CONTROL_BAR,
+use swiotlb_device::pci::{
+    self, Bar, ConfigSpace, BAR_COUNT, BOUNCE_BAR, CAP_POINTER, CAP_SWIOTLB, CFG_TYPE, CONFIG_SIZE,
+    CONTROL_BAR,
 };
 
-use super::random::Random;
-use super::{Fault, FaultSet};
+use crate::fault::{Fault, FaultSet};
+use crate::random::Random;
 
 /// A BAR of I/O ports.
-pub const IO_BAR: usize = 1;
+const IO_BAR: usize = 1;
 /// A BAR larger than all addresses; 64 bits wide.
-pub const HUGE_BAR: usize = 2;
+const HUGE_BAR: usize = 2;
 
 /// `struct virtio_pci_cap`.
 const CAP_LEN: usize = 2;
@@ -27,6 +28,26 @@ const CAP_BYTES: usize = 16;
 /// A type that no driver knows.
 const NO_TYPE: u8 = 0xff;
 
+/// BARs that only a device with these faults has.
+pub fn add_bars(faults: &[Fault], bars: &mut [Option<Bar>; BAR_COUNT]) {
+    if faults.contains(&Fault::CapBarIo) {
+        bars[IO_BAR] = Some(Bar {
+            size: 32,
+            wide: false,
+            prefetchable: false,
+            io: true,
+        });
+    }
+    if faults.contains(&Fault::CapBarUnassigned) {
+        bars[HUGE_BAR] = Some(Bar {
+            size: 1 << 44,
+            wide: true,
+            prefetchable: true,
+            io: false,
+        });
+    }
+}
+
 /// What is read at this moment, if it is not what there is.
 pub fn view(
     faults: FaultSet,
@@ -34,75 +55,42 @@ pub fn view(
     space: &ConfigSpace,
     random: &mut Random,
 ) -> Option<[u8; CONFIG_SIZE]> {
-    if faults == FaultSet::default() {
+    if faults.is_empty() {
         return None;
     }
     let at = space.capability(CAP_SWIOTLB)?;
-    let bar_bytes = space.bar_bytes(BOUNCE_BAR)?;
+    let bar_bytes = space.bar(BOUNCE_BAR)?.size;
     let mut cap = Cap {
         bytes: space.bytes(),
         at,
     };
     let (offset, length) = (cap.word(OFFSET), cap.word(LENGTH));
     let half = length / 2;
-    let mut window = |bar: usize, offset: u64, length: u64| {
+    let (first, whole) = (u64::from(offset), u64::from(length));
+    for fault in faults.iter() {
+        let (bar, offset, length) = match fault {
+            Fault::CapBarNumber => (7, first, whole),
+            Fault::CapBarAbsent => (3, first, whole),
+            Fault::CapBarIo => (IO_BAR, 0, whole),
+            Fault::CapBarUnassigned => (HUGE_BAR, 0, whole),
+            Fault::CapEmpty => (BOUNCE_BAR, first, 0),
+            Fault::CapWraps => (BOUNCE_BAR, 0xffff_f000, 0x1_0000),
+            Fault::CapExceedsBar => (BOUNCE_BAR, first, bar_bytes + 4096),
+            Fault::CapNextDevice => (BOUNCE_BAR, bar_bytes, whole),
+            Fault::CapUnaligned => (BOUNCE_BAR, first + 0x234, whole - 0x345),
+            Fault::CapPartPage => (BOUNCE_BAR, first + 0x10, 0x800),
+            Fault::CapOnePage => (BOUNCE_BAR, first, 4096),
+            Fault::CapOverlapsCommon => (CONTROL_BAR, pci::COMMON_OFFSET, 0x1_0000),
+            Fault::CapOverlapsNotify => (CONTROL_BAR, pci::NOTIFY_OFFSET, 0x1000),
+            Fault::CapOverlapsIsr => (CONTROL_BAR, pci::ISR_OFFSET, 0x1000),
+            Fault::CapOverlapsDevice => (CONTROL_BAR, pci::DEVICE_OFFSET, 0x1000),
+            Fault::CapOverlapsMsixTable => (CONTROL_BAR, pci::MSIX_TABLE_OFFSET, 0x1000),
+            Fault::CapOverlapsMsixPba => (CONTROL_BAR, pci::MSIX_PBA_OFFSET, 0x1000),
+            _ => continue,
+        };
         cap.bytes[at + BAR] = bar as u8;
         cap.put(OFFSET, offset as u32);
         cap.put(LENGTH, length as u32);
-    };
-    let (whole, first) = (u64::from(length), u64::from(offset));
-    for (fault, bar, offset, length) in [
-        (Fault::CapBarNumber, 7, first, whole),
-        (Fault::CapBarAbsent, 3, first, whole),
-        (Fault::CapBarIo, IO_BAR, 0, whole),
-        (Fault::CapBarUnassigned, HUGE_BAR, 0, whole),
-        (Fault::CapEmpty, BOUNCE_BAR, first, 0),
-        (Fault::CapWraps, BOUNCE_BAR, 0xffff_f000, 0x1_0000),
-        (Fault::CapExceedsBar, BOUNCE_BAR, first, bar_bytes + 4096),
-        (Fault::CapNextDevice, BOUNCE_BAR, bar_bytes, whole),
-        (
-            Fault::CapUnaligned,
-            BOUNCE_BAR,
-            first + 0x234,
-            whole - 0x345,
-        ),
-        (Fault::CapPartPage, BOUNCE_BAR, first + 0x10, 0x800),
-        (Fault::CapOnePage, BOUNCE_BAR, first, 4096),
-        (
-            Fault::CapOverlapsCommon,
-            CONTROL_BAR,
-            pci::COMMON_OFFSET,
-            0x1_0000,
-        ),
-        (
-            Fault::CapOverlapsNotify,
-            CONTROL_BAR,
-            pci::NOTIFY_OFFSET,
-            0x1000,
-        ),
-        (Fault::CapOverlapsIsr, CONTROL_BAR, pci::ISR_OFFSET, 0x1000),
-        (
-            Fault::CapOverlapsDevice,
-            CONTROL_BAR,
-            pci::DEVICE_OFFSET,
-            0x1000,
-        ),
-        (
-            Fault::CapOverlapsMsixTable,
-            CONTROL_BAR,
-            pci::MSIX_TABLE_OFFSET,
-            0x1000,
-        ),
-        (
-            Fault::CapOverlapsMsixPba,
-            CONTROL_BAR,
-            pci::MSIX_PBA_OFFSET,
-            0x1000,
-        ),
-    ] {
-        if faults.has(fault) {
-            window(bar, offset, length);
-        }
     }
     if faults.has(Fault::CapTwice) {
         cap.put(LENGTH, half);
@@ -185,9 +173,9 @@ impl Cap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DeviceConfig;
-    use crate::pci::Layout;
-    use crate::types;
+    use swiotlb_device::config::DeviceConfig;
+    use swiotlb_device::pci::Layout;
+    use swiotlb_device::types;
 
     /// The SWIOTLB capabilities that a driver finds which takes `limit` steps.
     fn regions(fault: Fault, limit: usize) -> Vec<(u8, u32, u32)> {

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A device that does not keep to the rules, for tests of a guest.
+//!
+//! What is wrong with it is a set of [`Fault`]s, given or drawn anew at each reset
+//! ([`Plan`]). [`Hostile`] is the [`Hooks`] of such a device. See README.md.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod capability;
+mod fault;
+mod random;
+mod ring;
+mod thread;
+
+use std::ops::Range;
+
+use clap::Args;
+use serde_json::{json, Value};
+use swiotlb_device::config::DeviceConfig;
+use swiotlb_device::hooks::{Hooks, Interrupt, QueueMode};
+use swiotlb_device::pci::{ConfigSpace, Layout};
+use swiotlb_device::region::Region;
+use swiotlb_device::ring::{Memory, RingAddresses};
+use swiotlb_device::virtio::{bit, F_ADMIN_VQ, F_SWIOTLB, F_VERSION_1, STATUS_FEATURES_OK};
+use thiserror::Error;
+use vm_memory::MmapRegion;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::random::Random;
+use crate::ring::Victim;
+use crate::thread::Attack;
+
+pub use crate::fault::{Fault, FaultSet};
+
+/// What is to be wrong with a device.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// What is wrong with the device (more than one with commas)
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
+    pub fault: Vec<Fault>,
+
+    /// At each reset draw anew what is wrong; the same seed draws the same
+    #[arg(long, value_name = "SEED", conflicts_with = "fault")]
+    pub chaos: Option<u64>,
+
+    /// Be a good device until a driver has set FEATURES_OK so many times
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub fault_after: u64,
+}
+
+/// Why a device cannot have what is planned.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A capability has 32 bits, and cannot name what lies behind the BAR.
+    #[error("--fault {0} needs a region that ends within the first 2G of its BAR")]
+    Fault(String),
+    /// The same, for faults that may be drawn.
+    #[error("--chaos needs a region that ends within the first 2G of its BAR")]
+    Chaos,
+}
+
+impl Plan {
+    fn validate(&self, device: &DeviceConfig) -> Result<(), PlanError> {
+        if !device.capability || device.bounce_bar_size() < 1 << 32 {
+            return Ok(());
+        }
+        let mut faults = self.fault.iter();
+        match faults.find(|fault| fault.names_what_follows_bar()) {
+            Some(fault) => Err(PlanError::Fault(fault.name())),
+            None if self.chaos.is_some() => Err(PlanError::Chaos),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A device with faults.
+pub struct Hostile {
+    plan: Plan,
+    /// Sessions with faults so far.
+    sessions: u64,
+    /// The faults of this session.
+    active: FaultSet,
+    random: Random,
+    /// A driver was bound while the faults were there.
+    bound: bool,
+    /// Looks until DEVICE_NEEDS_RESET is set.
+    needs_reset_in: Option<u64>,
+    /// Until the session ends.
+    threads: Vec<Attack>,
+}
+
+impl Hostile {
+    /// Faults for this device.
+    pub fn new(plan: Plan, device: &DeviceConfig) -> Result<Self, PlanError> {
+        plan.validate(device)?;
+        Ok(Self {
+            sessions: 0,
+            active: FaultSet::default(),
+            random: Random::new(plan.chaos.unwrap_or_default()),
+            bound: false,
+            needs_reset_in: None,
+            threads: Vec::new(),
+            plan,
+        })
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.active.has(fault)
+    }
+
+    fn status(&mut self, mut status: u8) -> u8 {
+        if self.has(Fault::FeaturesOkDropped) {
+            status &= !STATUS_FEATURES_OK;
+        }
+        if self.has(Fault::StatusRandom) && self.random.below(2) == 0 {
+            status = self.random.next() as u8;
+        }
+        if self.has(Fault::ResetStuck) && status == 0 {
+            status = 1;
+        }
+        status
+    }
+
+    /// Starts a thread that writes into the region.
+    fn write_region(
+        &mut self,
+        region: &Region,
+        start: impl FnOnce(MmapRegion, &mut Random) -> Attack,
+    ) {
+        match region.map_again() {
+            Ok(memory) => self.threads.push(start(memory, &mut self.random)),
+            Err(error) => log::error!("no attack: {error}"),
+        }
+    }
+}
+
+/// The faults of a session with this seed: three at most, in one of four sessions none.
+fn drawn(seed: u64, session: u64) -> FaultSet {
+    let from: Vec<_> = FaultSet::drawn().iter().collect();
+    let mut random = Random::new(seed).fork(session);
+    let count = random.below(4);
+    (0..count).map(|_| *random.pick(&from)).collect()
+}
+
+impl Hooks for Hostile {
+    fn layout(&mut self, layout: &mut Layout) {
+        capability::add_bars(&self.plan.fault, &mut layout.bars);
+    }
+
+    fn on_session(&mut self, negotiations: u64) -> Option<Value> {
+        self.threads.clear();
+        if negotiations < self.plan.fault_after {
+            return None;
+        }
+        let session = self.sessions;
+        self.sessions += 1;
+        self.active = match self.plan.chaos {
+            None => self.plan.fault.iter().copied().collect(),
+            Some(seed) => {
+                self.random = Random::new(seed).fork(session);
+                self.bound = false;
+                drawn(seed, session)
+            }
+        };
+        self.needs_reset_in = Some(1 + self.random.below(100));
+        let (seed, faults) = (self.plan.chaos, self.active.names());
+        Some(json!({ "session": session, "seed": seed, "faults": faults }))
+    }
+
+    fn features_to_offer(&self, features: u64) -> u64 {
+        let mut offered = features;
+        if self.has(Fault::AdminQueue) {
+            offered |= bit(F_ADMIN_VQ);
+        }
+        if self.has(Fault::NoVersion1) {
+            offered &= !bit(F_VERSION_1);
+        }
+        offered
+    }
+
+    fn on_config_space_read(&mut self, space: &ConfigSpace, offset: u64, data: &mut [u8]) {
+        if let Some(bytes) = capability::view(self.active, self.bound, space, &mut self.random) {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (byte, n) in data.iter_mut().zip(from..) {
+                *byte = bytes.get(n).copied().unwrap_or(0xff);
+            }
+        }
+    }
+
+    fn on_common_read(&mut self, feature_select: u32, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            match at {
+                7 if feature_select == 0 && self.has(Fault::SwiotlbFlickers) => {
+                    // The last byte of the word, and bit 27 is in it.
+                    if self.random.below(2) == 0 {
+                        *byte &= !(bit(F_SWIOTLB) >> 24) as u8;
+                    }
+                }
+                20 => *byte = self.status(*byte),
+                21 if self.has(Fault::GenerationRuns) => *byte = self.random.next() as u8,
+                _ => {}
+            }
+        }
+    }
+
+    fn on_device_config_read(&mut self, data: &mut [u8]) {
+        if self.has(Fault::DeviceConfigRandom) {
+            self.random.fill(data);
+        }
+    }
+
+    fn on_features_ok(&mut self, region: &Region) {
+        if self.has(Fault::Scribble) {
+            self.write_region(region, Attack::scribble);
+        }
+    }
+
+    fn on_driver_ok(
+        &mut self,
+        region: &Region,
+        rings: &[Range<usize>],
+        vectors: &[Option<EventFd>],
+    ) {
+        self.bound = true;
+        if self.has(Fault::DataRewritten) {
+            self.write_region(region, |memory, random| {
+                Attack::rewrite(memory, rings.to_vec(), random)
+            });
+        }
+        // Interrupts have the driver look at what is scribbled.
+        if self.has(Fault::IrqStorm) || self.has(Fault::Scribble) {
+            let vectors = vectors.iter().flatten();
+            let vectors = vectors.filter_map(|fd| fd.try_clone().ok());
+            self.threads.push(Attack::storm(vectors.collect()));
+        }
+    }
+
+    fn queue_mode(&self) -> QueueMode {
+        self.active.queue_mode()
+    }
+
+    fn before_interrupt(
+        &mut self,
+        memory: &Memory<'_>,
+        ring: &RingAddresses,
+        seen: &mut u16,
+    ) -> Interrupt {
+        if !ring.packed {
+            let mut victim = Victim::new(memory, ring);
+            victim.rewrite(self.active, seen, &mut self.random);
+        }
+        if self.has(Fault::IrqNever) {
+            Interrupt::None
+        } else if self.has(Fault::UsedOnIdleQueue) {
+            Interrupt::All
+        } else {
+            Interrupt::Queue
+        }
+    }
+
+    fn needs_reset(&mut self) -> Option<&'static str> {
+        if !self.has(Fault::NeedsReset) {
+            return None;
+        }
+        self.needs_reset_in = self.needs_reset_in?.checked_sub(1);
+        match self.needs_reset_in {
+            None => Some("a fault that was asked for"),
+            Some(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swiotlb_device::types;
+
+    const G: u64 = 1 << 30;
+
+    fn device(region_size: u64) -> DeviceConfig {
+        let mut device = DeviceConfig::new(types::lookup("blk").expect("a type"));
+        device.region_size = region_size;
+        device
+    }
+
+    fn fixed(fault: Fault) -> Plan {
+        Plan {
+            fault: vec![fault],
+            ..Plan::default()
+        }
+    }
+
+    #[test]
+    fn a_seed_always_draws_the_same() {
+        let session = |seed| (0..50).map(|n| drawn(seed, n)).collect::<Vec<_>>();
+        assert_eq!(session(1), session(1));
+        assert_ne!(session(1), session(2));
+        let every: FaultSet = (0..1000).flat_map(|n| drawn(7, n).iter()).collect();
+        assert_eq!(every, FaultSet::drawn());
+    }
+
+    #[test]
+    fn needs_reset_once_a_session() {
+        let mut hostile = Hostile::new(fixed(Fault::NeedsReset), &device(G)).expect("a plan");
+        for session in 0..3 {
+            hostile.on_session(session);
+            let times = (0..1000).filter(|_| hostile.needs_reset().is_some());
+            assert_eq!(times.count(), 1);
+        }
+    }
+
+    #[test]
+    fn it_is_good_for_so_many_negotiations() {
+        let plan = Plan {
+            fault_after: 2,
+            ..fixed(Fault::NoVersion1)
+        };
+        let mut hostile = Hostile::new(plan, &device(G)).expect("a plan");
+        let offers: Vec<_> = (0..4)
+            .map(|negotiations| {
+                hostile.on_session(negotiations);
+                hostile.features_to_offer(bit(F_VERSION_1)) != 0
+            })
+            .collect();
+        assert_eq!(offers, [true, true, false, false]);
+    }
+
+    #[test]
+    fn what_follows_a_bar_can_be_named() {
+        let check = |plan: Plan, bytes| plan.validate(&device(bytes));
+        for fault in [Fault::CapNextDevice, Fault::CapExceedsBar] {
+            let refused = Err(PlanError::Fault(fault.name()));
+            assert_eq!(check(fixed(fault), 4 * G), refused);
+            assert_eq!(check(fixed(fault), 2 * G + 4096), refused);
+            assert_eq!(check(fixed(fault), 2 * G), Ok(()));
+        }
+        let chaos = || Plan {
+            chaos: Some(1),
+            ..Plan::default()
+        };
+        assert_eq!(check(chaos(), 4 * G), Err(PlanError::Chaos));
+        assert_eq!(check(chaos(), 2 * G), Ok(()));
+        assert_eq!(check(fixed(Fault::CapEmpty), 4 * G), Ok(()));
+    }
+}
