@@ -3,6 +3,7 @@
 //! Takes chains from a queue, for a device that works on them itself.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{fence, Ordering};
 
 use crate::addresses::RingAddresses;
@@ -45,6 +46,64 @@ pub struct CheckedChain {
     pub buffers: Vec<Buffer>,
     /// Places that it has in a packed ring.
     places: u16,
+}
+
+/// The bytes of a chain without the cuts between its buffers: those that the device reads, and
+/// those that it writes. A driver may cut a request anywhere (virtio 1.4, 2.7.4).
+impl CheckedChain {
+    /// How many bytes the device may read.
+    pub fn readable(&self) -> u64 {
+        self.bytes(false)
+    }
+
+    /// How many bytes the device may write.
+    pub fn writable(&self) -> u64 {
+        self.bytes(true)
+    }
+
+    fn bytes(&self, writable: bool) -> u64 {
+        let buffers = self.buffers.iter().filter(|b| b.writable == writable);
+        buffers.map(|buffer| u64::from(buffer.length)).sum()
+    }
+
+    /// Copies what the device may read, from the byte `at` on. `region` is the window that the
+    /// buffers lie in. Returns how many bytes these are, fewer than `data` has at the end.
+    pub fn read(&self, region: &impl RingMemory, at: u64, data: &mut [u8]) -> usize {
+        self.copy(false, at, data.len(), |offset, range| {
+            region.read(offset, &mut data[range])
+        })
+    }
+
+    /// The same for what the device may write.
+    pub fn write(&self, region: &impl RingMemory, at: u64, data: &[u8]) -> usize {
+        self.copy(true, at, data.len(), |offset, range| {
+            region.write(offset, &data[range])
+        })
+    }
+
+    /// Calls `copy` for each buffer of this kind with an offset into the region, and what of
+    /// `len` bytes belongs there.
+    fn copy(
+        &self,
+        writable: bool,
+        at: u64,
+        len: usize,
+        mut copy: impl FnMut(usize, Range<usize>) -> Option<()>,
+    ) -> usize {
+        let (mut skip, mut copied) = (at, 0);
+        for buffer in self.buffers.iter().filter(|b| b.writable == writable) {
+            let length = u64::from(buffer.length);
+            let from = skip.min(length);
+            skip -= from;
+            let n = ((length - from) as usize).min(len - copied);
+            let range = copied..copied + n;
+            if n != 0 && copy(buffer.offset + from as usize, range).is_none() {
+                break;
+            }
+            copied += n;
+        }
+        copied
+    }
 }
 
 /// The device's end of one queue.

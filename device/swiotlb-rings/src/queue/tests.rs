@@ -3,7 +3,7 @@
 use std::prelude::rust_2021::*;
 use std::vec;
 
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use super::*;
 use crate::chain::{DESC_F_AVAIL, DESC_F_USED};
@@ -97,6 +97,55 @@ fn a_queue_lies_inside_and_is_aligned() {
     ] {
         assert!(Queue::new(bad, &memory).is_none(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_chain_is_read_and_written_across_its_cuts() {
+    let region: MmapRegion = MmapRegion::new(LEN as usize).expect("a region");
+    let bytes = region.as_volatile_slice();
+    let text: Vec<u8> = (0..64).collect();
+    bytes.write_slice(&text, 0).expect("inside");
+    let of = |offset, length, writable| Buffer {
+        offset,
+        length,
+        writable,
+    };
+    let buffers = vec![
+        of(8, 3, false),
+        of(100, 2, true),
+        of(40, 0, false),
+        of(0, 4, false),
+        of(200, 3, true),
+    ];
+    let chain = CheckedChain {
+        id: 0,
+        buffers,
+        places: 0,
+    };
+    assert_eq!((chain.readable(), chain.writable()), (7, 5));
+    let read = |at, len| {
+        let mut data = vec![0xee; len];
+        let n = chain.read(&bytes, at, &mut data);
+        data.truncate(n);
+        data
+    };
+    assert_eq!(read(0, 7), [8, 9, 10, 0, 1, 2, 3]);
+    assert_eq!(read(2, 3), [10, 0, 1]);
+    assert_eq!(read(5, 9), [2, 3], "no more than there is");
+    assert_eq!(read(7, 1), []);
+    assert_eq!(read(u64::MAX, 1), []);
+
+    assert_eq!(chain.write(&bytes, 1, &[1, 2, 3]), 3);
+    assert_eq!(chain.write(&bytes, 4, &[4, 5]), 1);
+    let mut written = [0; 104];
+    bytes.read_slice(&mut written, 100).expect("inside");
+    assert_eq!(
+        (&written[..3], &written[100..]),
+        (&[0, 1, 0][..], &[2, 3, 4, 0][..])
+    );
+    let mut unread = [0; 64];
+    bytes.read_slice(&mut unread, 0).expect("inside");
+    assert_eq!(unread[..], text, "what is read is not written");
 }
 
 #[test]
