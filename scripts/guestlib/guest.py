@@ -508,7 +508,7 @@ def _names(devices: Sequence[Device]) -> list[str]:
     counts: dict[str, int] = {}
     names = []
     for device in devices:
-        kind = type(device).__name__.lower()
+        kind = "restricted" if isinstance(device, Restricted) else "ordinary"
         names.append(f"{kind}{counts.get(kind, 0)}")
         counts[kind] = counts.get(kind, 0) + 1
     return names

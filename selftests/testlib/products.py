@@ -59,7 +59,7 @@ def module(name: str) -> None:
 
 
 def device() -> None:
-    """The reference device, and the relay."""
+    """The reference device, the relay, and the example."""
     _make("build device")
 
 

@@ -4,13 +4,16 @@
 //!
 //! The device has the registers, checks the rings and counts; a [`Backend`] does what the
 //! driver asks for. [`vhost_user`](crate::vhost_user) has those in other processes.
+//! `examples/virtio_blk.rs` is one in the process of the device, as a VMM has it.
 
 use std::error::Error;
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::mappings::Mapping;
@@ -44,6 +47,13 @@ pub enum BackendError {
     Failed(Box<dyn Error + Send + Sync>),
 }
 
+impl BackendError {
+    /// [`BackendError::Failed`] for this reason.
+    pub fn failed(why: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed(why.into())
+    }
+}
+
 /// Memory that the backend may access: the region. Guest memory is only there if that is
 /// allowed explicitly.
 #[derive(Clone, Copy)]
@@ -58,6 +68,17 @@ pub struct Share<'a> {
     pub inode: u64,
     /// Where a vhost-user backend is told that it begins in this process.
     pub host: u64,
+}
+
+impl Share<'_> {
+    /// Maps it into this process.
+    pub fn map(&self) -> Result<MmapRegion, BackendError> {
+        let file = self.file.try_clone_to_owned();
+        let file = File::from(file.map_err(BackendError::failed)?);
+        let length = usize::try_from(self.window.len).map_err(BackendError::failed)?;
+        let backing = FileOffset::new(file, self.offset);
+        MmapRegion::from_file(backing, length).map_err(BackendError::failed)
+    }
 }
 
 /// One queue as the backend is to run it.
@@ -129,8 +150,8 @@ pub trait Backend: Send {
     /// Where the interrupts of a queue go from now on.
     fn set_call(&mut self, index: u16, call: &EventFd, by: Instant) -> Result<(), BackendError>;
 
-    /// Whether it has ended by itself: it will touch neither queues nor memory again. Does not
-    /// block.
+    /// Whether it has ended by itself. The device drops it then, from when on it touches
+    /// neither queues nor memory. Does not block.
     fn is_gone(&self) -> bool {
         false
     }

@@ -8,7 +8,7 @@ use std::io::{IoSliceMut, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::io::{preadv2, ReadWriteFlags};
+use rustix::io::{preadv2, Errno, ReadWriteFlags};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Notifies whoever listens; one that is full has been notified. There is no write of an
@@ -27,6 +27,18 @@ pub fn take(fd: &EventFd) -> bool {
     let mut data = [IoSliceMut::new(&mut count)];
     // At no offset: an eventfd has none.
     preadv2(borrowed(fd), &mut data, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
+}
+
+/// Waits for a notification, and takes it.
+pub fn wait(fd: &EventFd) -> Result<()> {
+    let borrowed = borrowed(fd);
+    while !take(fd) {
+        match poll(&mut [PollFd::new(&borrowed, PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Whether there is a notification, which stays.
@@ -48,6 +60,9 @@ fn borrowed(fd: &EventFd) -> BorrowedFd<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
 
     /// As a backend may have made it.
@@ -64,6 +79,18 @@ mod tests {
         assert!(is_raised(&fd) && is_raised(&fd));
         assert!(take(&fd));
         assert!(!is_raised(&fd) && !take(&fd));
+    }
+
+    #[test]
+    fn it_is_waited_for_and_taken() {
+        let fd = blocking();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait(&fd).expect("an eventfd"));
+            thread::sleep(Duration::from_millis(20));
+            assert!(!waiting.is_finished());
+            raise(&fd).expect("write");
+        });
+        assert!(!is_raised(&fd));
     }
 
     #[test]

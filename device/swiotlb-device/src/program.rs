@@ -26,8 +26,6 @@ use crate::server::{self, Shared};
 use crate::vhost_user::VhostUser;
 use crate::{panics, sandbox, watcher};
 
-/// How often the rings and the backend are looked at without a notification.
-const TICK: Duration = Duration::from_millis(10);
 /// How often a backend is looked for that went away.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -172,14 +170,7 @@ fn watch<H: Hooks>(
                 server::lock(&without).take_found();
             }
         })?;
-    let device = Arc::clone(device);
-    thread::Builder::new()
-        .name("watch".into())
-        .spawn(move || loop {
-            thread::sleep(TICK);
-            server::lock(&device).tick();
-        })?;
-    Ok(())
+    server::tick(device)
 }
 
 /// Ends the program when there is a signal, after some last deeds.

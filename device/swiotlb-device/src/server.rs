@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags};
 use thiserror::Error;
@@ -30,6 +30,9 @@ use crate::panics;
 use crate::pci;
 use crate::region::RegionError;
 use crate::ring::Window;
+
+/// How often the rings and the backend are looked at without a notification.
+const TICK: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Error)]
 pub enum ServerError {
@@ -189,6 +192,20 @@ fn irqs(config: &DeviceConfig) -> Vec<IrqInfo> {
             }
         })
         .collect()
+}
+
+/// Starts the thread that calls [`Device::tick`], until the device is dropped.
+pub fn tick<H: Hooks>(device: &Shared<H>) -> io::Result<()> {
+    let device = Arc::downgrade(device);
+    let thread = thread::Builder::new().name("watch".into());
+    thread.spawn(move || loop {
+        thread::sleep(TICK);
+        match device.upgrade() {
+            Some(device) => lock(&device).tick(),
+            None => return,
+        }
+    })?;
+    Ok(())
 }
 
 /// Serves one client after the other; returns after the first if that is to be the only one.

@@ -58,7 +58,7 @@ impl From<VhostUserError> for BackendError {
     fn from(error: VhostUserError) -> Self {
         match error {
             VhostUserError::Connect { .. } => Self::Absent(error.into()),
-            other => Self::Failed(other.into()),
+            other => Self::failed(other),
         }
     }
 }
