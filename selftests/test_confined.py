@@ -3,7 +3,7 @@
 namespaces of its own, and behind a relay that lets no DMA through. All works as ever.
 
 That the relay refuses a device that asks for DMA, and that the sandbox ends one that
-does what is not listed, is in device/swiotlb-device (tests/relay.rs, src/sandbox.rs).
+does what is not listed, is in device/ (vfio-user-relay/tests/relay.rs, program/src/sandbox.rs).
 """
 
 import ctypes
@@ -73,7 +73,7 @@ def test_is_in_its_sandbox(boot: Boot, device: str) -> None:
     """It ran to its end there, or the run would have failed; landlock is the host's to have."""
     (event,) = events(boot.report(device), "sandbox")
     assert event["landlock"] == landlock() and event["instructions"] > 0
-    assert event["sockets"] == ("backend" if landlock() == "full" else "any")
+    assert event["sockets"] == ("peer" if landlock() == "full" else "any")
 
 
 @pytest.mark.parametrize("device", ["restricted0", "restricted1"])

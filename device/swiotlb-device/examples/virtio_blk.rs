@@ -27,11 +27,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use clap::Parser;
+use device_program::listen;
 use swiotlb_device::backend::{Backend, BackendError, Backends, QueueSetup, Share};
 use swiotlb_device::config::DeviceConfig;
 use swiotlb_device::device::Device;
 use swiotlb_device::hooks::Honest;
-use swiotlb_device::listen::listen;
 use swiotlb_device::report::Report;
 use swiotlb_device::virtio::{bit, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1};
 use swiotlb_device::{notify, panics, server, types};

@@ -4,6 +4,7 @@
 //! variant, and the other keys are the variant's fields. report.schema.json
 //! is made from this file.
 
+use device_program::sandbox::Entered;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -99,30 +100,6 @@ pub struct BackendMapping {
     pub region: bool,
 }
 
-/// How much of Landlock the kernel enforces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Landlock {
-    /// All that the device asks for.
-    Full,
-    /// Some of it.
-    Partial,
-    /// Nothing.
-    None,
-}
-
-/// The sockets with paths that the sandbox leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Sockets {
-    /// Those in the backend's directory.
-    Backend,
-    /// Every one that the user can connect to.
-    Any,
-}
-
 /// What was reset.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -203,14 +180,7 @@ pub enum Event {
     /// The program began.
     Start(Start),
     /// The program entered its sandbox.
-    Sandbox {
-        /// How much of Landlock the kernel enforces.
-        landlock: Landlock,
-        /// The sockets with paths that can be connected to.
-        sockets: Sockets,
-        /// The length of the seccomp filters, in instructions.
-        instructions: usize,
-    },
+    Sandbox(Entered),
     /// The watcher saw a pattern at a place for the first time.
     Watch {
         /// The number of the pattern in `--watch`, from 0.
@@ -506,7 +476,8 @@ pub struct Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lines::Line;
+    use device_program::sandbox::{Landlock, Sockets};
+    use device_program::Line;
     use schemars::generate::SchemaSettings;
     use serde_json::json;
     use std::collections::{BTreeMap, BTreeSet};
@@ -548,11 +519,11 @@ mod tests {
         };
         vec![
             Event::Start(start),
-            Event::Sandbox {
+            Event::Sandbox(Entered {
                 landlock: Landlock::Full,
-                sockets: Sockets::Backend,
+                sockets: Sockets::Peer,
                 instructions: 1,
-            },
+            }),
             Event::Watch {
                 pattern: 0,
                 offset: 0,

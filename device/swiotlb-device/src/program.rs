@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use device_program::{listen, sandbox};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
@@ -20,14 +21,23 @@ use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::events::{Event, Start};
 use crate::hooks::Hooks;
-use crate::listen::listen;
 use crate::report::{hex_bytes, Report};
 use crate::server::{self, Shared};
 use crate::vhost_user::VhostUser;
-use crate::{panics, sandbox, watcher};
+use crate::{panics, watcher};
 
 /// How often a backend is looked for that went away.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What the device does with the memory of clients beside what every program does: regions
+/// of its own, and the length of others' files.
+const FOR_REGIONS: &[libc::c_long] = &[
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_eventfd2,
+    libc::SYS_preadv2,
+];
 
 const ENDS: [i32; 2] = [SIGTERM, SIGINT];
 
@@ -101,9 +111,8 @@ fn run<H: Hooks>(
     let listener = listen(&args.socket)?;
     // Threads are in the sandbox if they are started in it.
     if args.sandbox {
-        let directory = sandbox::parent(&args.socket);
-        let entered = sandbox::enter(directory, &args.backend)?;
-        report.event(entered);
+        let entered = sandbox::enter(&args.socket, &args.backend, FOR_REGIONS)?;
+        report.event(Event::Sandbox(entered));
     }
     if !args.watch.is_empty() {
         let patterns: Vec<_> = args.watch.iter().map(|bytes| bytes.0.clone()).collect();

@@ -10,8 +10,9 @@ use std::mem::{discriminant, Discriminant};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use device_program::Lines;
+
 use crate::events::{Counters, Event, Totals};
-use crate::lines::Lines;
 
 /// Lines of one kind that are written for one client: a guest that does the same over and
 /// over fills no disk.

@@ -169,10 +169,6 @@ impl Machine {
 
     /// A relay before device.sock, at relay.sock.
     pub fn start_relay(&mut self) {
-        self.start_relay_with(&[]);
-    }
-
-    pub fn start_relay_with(&mut self, options: &[&str]) {
         let socket = self.path("relay.sock");
         let child = Command::new(built("swiotlb-relay"))
             .arg("--socket")
@@ -181,14 +177,9 @@ impl Machine {
             .arg(self.path("device.sock"))
             .arg("--report")
             .arg(self.path("relay.report"))
-            .args(options)
             .spawn();
         self.relay = Some(child.expect("the relay"));
         wait_for("the relay's socket", || socket.exists());
-    }
-
-    pub fn relay_id(&self) -> u32 {
-        self.relay.as_ref().expect("a relay").id()
     }
 
     /// Returns what it counted.

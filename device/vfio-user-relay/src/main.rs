@@ -12,8 +12,6 @@
 #![forbid(unsafe_code)]
 
 mod answers;
-mod lines;
-mod listen;
 mod message;
 
 use std::error::Error;
@@ -30,13 +28,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use device_program::sandbox::{self, Entered};
+use device_program::{listen, Lines};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::answers::{Answers, Unexpected};
-use crate::lines::Lines;
-use crate::listen::listen;
 use crate::message::{Message, COMMAND, KIND, SET_IRQS};
 
 /// After a client that could not be accepted.
@@ -101,6 +99,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         socket: options.socket.display().to_string(),
         device: options.device.display().to_string(),
     });
+    // Threads are in the sandbox if they are started in it.
+    let entered = sandbox::enter(&options.socket, &options.device, &[])?;
+    report.event(&Event::Sandbox(entered));
     let (socket, last) = (options.socket.clone(), Arc::clone(&report));
     thread::spawn(move || {
         if signals.forever().next().is_some() {
@@ -279,6 +280,8 @@ enum Event {
         socket: String,
         device: String,
     },
+    /// The relay entered its sandbox.
+    Sandbox(Entered),
     /// A VMM connected.
     Connect,
     /// A command of the device did not pass.

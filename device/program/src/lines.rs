@@ -12,8 +12,8 @@ use serde::Serialize;
 
 /// One line: what happened, and when.
 #[derive(Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct Line<'a, E> {
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Line<'a, E> {
     /// The seconds since the program started.
     t: f64,
     /// What happened.
@@ -21,13 +21,14 @@ pub(crate) struct Line<'a, E> {
     event: &'a E,
 }
 
+/// The file that the lines go to.
 pub struct Lines {
     out: Option<Box<dyn Write + Send>>,
     start: Instant,
 }
 
 impl Lines {
-    /// Without a path they go nowhere but to the log.
+    /// Creates the file. Without a path the lines go nowhere but to the log.
     pub fn create(path: Option<&Path>) -> io::Result<Self> {
         Ok(match path {
             None => Self::to(None),
@@ -35,6 +36,7 @@ impl Lines {
         })
     }
 
+    /// Has the lines go to `out`, or nowhere but to the log.
     pub fn to(out: Option<Box<dyn Write + Send>>) -> Self {
         Self {
             out,

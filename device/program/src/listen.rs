@@ -8,15 +8,27 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+/// Why there is no socket to listen on.
 #[derive(Debug, Error)]
 pub enum ListenError {
+    /// The system does not let it be.
     #[error("cannot listen on {path}: {source}")]
-    Listen { path: PathBuf, source: io::Error },
+    Listen {
+        /// The path of the socket.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another program listens at this path.
     #[error("{0} is in use: another program listens on it")]
     InUse(PathBuf),
 }
 
-/// Takes the place of a socket that nobody listens on any more.
+/// Listens at a path, and takes the place of a socket there that no program listens on.
+///
+/// # Errors
+///
+/// [`ListenError::InUse`] if another program listens there.
 pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     let failed = |source| ListenError::Listen {
         path: path.into(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the device gives up once it has its sockets and its region, for the
-//! case that a guest or a backend gets it to do what it was not written for.
+//! What a program gives up once it has its sockets, for the case that a peer
+//! gets it to do what it was not written for.
 //!
 //! Landlock takes the file system away, and seccomp all system calls but those
 //! that are listed here. One that is not ends the program, with a message and
@@ -23,36 +23,75 @@ use seccompiler::{
     apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp,
     SeccompCondition, SeccompFilter, SeccompRule,
 };
+use serde::Serialize;
 use thiserror::Error;
 
-use crate::events::{Event, Landlock, Sockets};
+/// How much of Landlock the kernel enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Landlock {
+    /// All that the sandbox asks for.
+    Full,
+    /// Some of it.
+    Partial,
+    /// Nothing.
+    None,
+}
+
+/// The sockets with paths that the sandbox leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Sockets {
+    /// Those in the peer's directory.
+    Peer,
+    /// Every one that the user can connect to.
+    Any,
+}
+
+/// What became of a sandbox.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Entered {
+    /// How much of Landlock the kernel enforces.
+    pub landlock: Landlock,
+    /// The sockets with paths that can be connected to.
+    pub sockets: Sockets,
+    /// The length of the seccomp filters, in instructions.
+    pub instructions: usize,
+}
 
 /// The exit status after a system call that is not allowed: as a shell has it
 /// for SIGSYS.
 const STATUS: libc::c_int = 128 + libc::SIGSYS;
 
+/// Why there is no sandbox.
 #[derive(Debug, Error)]
 pub enum SandboxError {
+    /// A directory cannot be opened.
     #[error("no directory for the sandbox: {0}")]
     Directory(#[from] PathFdError),
+    /// Landlock has a rule that the kernel does not take.
     #[error("landlock: {0}")]
     Landlock(#[from] RulesetError),
+    /// The filter of system calls cannot be made.
     #[error("the filter of system calls: {0}")]
     Filter(#[from] BackendError),
+    /// The kernel does not take the filter.
     #[error("seccomp: {0}")]
     Seccomp(#[from] seccompiler::Error),
+    /// The handler that names a forbidden system call cannot be set.
     #[error("no handler of SIGSYS: {0}")]
     Handler(io::Error),
 }
 
-/// System calls whatever their arguments: of memory, threads, time, and files
-/// and sockets that are open. Some of them are in [`FAILING`], too.
+/// System calls whatever their arguments: of threads, time, memory, files and
+/// sockets that are open. Some of them are in [`FAILING`], too.
 const ALLOWED: &[libc::c_long] = &[
     // memory
     libc::SYS_brk,
-    libc::SYS_ftruncate,
     libc::SYS_madvise,
-    libc::SYS_memfd_create,
     libc::SYS_mremap,
     libc::SYS_munmap,
     // threads and their end
@@ -78,13 +117,10 @@ const ALLOWED: &[libc::c_long] = &[
     // what is open
     libc::SYS_close,
     libc::SYS_dup,
-    libc::SYS_eventfd2,
-    libc::SYS_fallocate,
     libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_lseek,
     libc::SYS_ppoll,
-    libc::SYS_preadv2,
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_statx,
@@ -116,30 +152,32 @@ const ALLOWED_OLD: &[libc::c_long] = &[];
 
 /// System calls that fail with an error, and end nothing. A filter cannot see the
 /// flags of clone3, which are in memory: without it the C library takes clone.
-/// Files are opened for a look at the mappings of a backend, and by a panic.
+/// Files are opened by a panic, and for a look at the mappings of a backend.
 const FAILING: &[(libc::c_long, libc::c_int)] = &[
     (libc::SYS_clone3, libc::ENOSYS),
     (libc::SYS_openat, libc::EACCES),
 ];
 
 /// Enters the sandbox, with all threads that are started from now on. What is
-/// left of the file system is that files in `directory` can be removed, and that
-/// sockets can be connected to: if the kernel can tell them apart, those where
-/// `backend` is.
+/// left of the file system is that files beside `socket` can be removed, and that
+/// sockets can be connected to: if the kernel can tell them apart, those beside
+/// `peer`. Of the system calls that not every program needs, `more` are allowed.
 ///
-/// Returns what the report says of it.
-pub fn enter(directory: &Path, backend: &Path) -> Result<Event, SandboxError> {
-    let (landlock, sockets) = restrict_files(directory, backend)?;
+/// # Errors
+///
+/// The program is then in none of the sandbox, or in a part of it.
+pub fn enter(socket: &Path, peer: &Path, more: &[libc::c_long]) -> Result<Entered, SandboxError> {
+    let (landlock, sockets) = restrict_files(parent(socket), peer)?;
     handle_violations().map_err(SandboxError::Handler)?;
     let mut instructions = 0;
     // The last of them lets no other follow.
-    for filter in failing()?.into_iter().chain([filter()?]) {
+    for filter in failing()?.into_iter().chain([filter(more)?]) {
         let filter: BpfProgram = filter.try_into()?;
         instructions += filter.len();
         // It sets no_new_privs first.
         apply_filter(&filter)?;
     }
-    Ok(Event::Sandbox {
+    Ok(Entered {
         landlock,
         sockets,
         instructions,
@@ -147,10 +185,10 @@ pub fn enter(directory: &Path, backend: &Path) -> Result<Event, SandboxError> {
 }
 
 /// Says how much of it this kernel has, and which sockets are left.
-fn restrict_files(directory: &Path, backend: &Path) -> Result<(Landlock, Sockets), SandboxError> {
+fn restrict_files(directory: &Path, peer: &Path) -> Result<(Landlock, Sockets), SandboxError> {
     let abi = ABI::V9;
-    // Not the socket itself: a backend that comes back has another at its path.
-    let backend = fs::canonicalize(backend).unwrap_or_else(|_| backend.into());
+    // Not the socket itself: a peer that comes back has another at its path.
+    let peer = fs::canonicalize(peer).unwrap_or_else(|_| peer.into());
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
@@ -161,7 +199,7 @@ fn restrict_files(directory: &Path, backend: &Path) -> Result<(Landlock, Sockets
             AccessFs::RemoveFile,
         ))?
         .add_rule(PathBeneath::new(
-            PathFd::new(parent(&backend))?,
+            PathFd::new(parent(&peer))?,
             AccessFs::ResolveUnix,
         ))?
         .restrict_self()?;
@@ -171,14 +209,14 @@ fn restrict_files(directory: &Path, backend: &Path) -> Result<(Landlock, Sockets
         RulesetStatus::NotEnforced => Landlock::None,
     };
     let sockets = match status.landlock {
-        LandlockStatus::Available { effective_abi, .. } if effective_abi >= abi => Sockets::Backend,
+        LandlockStatus::Available { effective_abi, .. } if effective_abi >= abi => Sockets::Peer,
         _ => Sockets::Any,
     };
     Ok((landlock, sockets))
 }
 
 /// The directory that a file is in.
-pub fn parent(path: &Path) -> &Path {
+fn parent(path: &Path) -> &Path {
     let directory = path.parent().filter(|d| *d != Path::new(""));
     directory.unwrap_or(Path::new("."))
 }
@@ -195,8 +233,8 @@ fn failing() -> Result<Vec<SeccompFilter>, BackendError> {
     FAILING.iter().map(filter).collect()
 }
 
-fn filter() -> Result<SeccompFilter, BackendError> {
-    let allowed = ALLOWED.iter().chain(ALLOWED_OLD);
+fn filter(more: &[libc::c_long]) -> Result<SeccompFilter, BackendError> {
+    let allowed = ALLOWED.iter().chain(ALLOWED_OLD).chain(more);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         allowed.map(|call| (*call, Vec::new())).collect();
     let only = |conditions: &[(u8, SeccompCmpOp, u64)]| {
@@ -282,10 +320,7 @@ extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const 
     // Not on the heap, which may be locked.
     let mut text = [0; 80];
     let mut rest = &mut text[..];
-    let _ = writeln!(
-        rest,
-        "swiotlb-device: ended by its sandbox: system call {call}"
-    );
+    let _ = writeln!(rest, "ended by its sandbox: system call {call}");
     let length = 80 - rest.len();
     // SAFETY: The text is as long as that.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), length) };
@@ -295,20 +330,21 @@ extern "C" fn violation(_: libc::c_int, info: *const libc::siginfo_t, _: *const 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::panics;
-    use crate::region::Region;
+    use rustix::event::{eventfd, EventfdFlags};
+    use rustix::fs::{memfd_create, MemfdFlags};
     use std::ffi::CString;
     use std::fs::File;
     use std::net::TcpStream;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::os::unix::process::ExitStatusExt;
+    use std::panic;
     use std::process::{Command, Output};
     use std::thread;
 
     const DIRECTORY: &str = "SANDBOX_DIRECTORY";
     const DEED: &str = "SANDBOX_DEED";
-    const BACKEND: &str = "backend/socket";
+    const PEER: &str = "peer/socket";
     const ELSEWHERE: &str = "elsewhere/socket";
     /// What the C library makes of mkdir().
     #[cfg(target_arch = "x86_64")]
@@ -321,8 +357,10 @@ mod tests {
     fn inside(name: &str, deed: &str) -> Output {
         if let Ok(directory) = std::env::var(DIRECTORY) {
             let directory = Path::new(&directory);
-            let told = enter(directory, &directory.join(BACKEND)).expect("a sandbox");
-            println!("told {}", told.name());
+            let more = &[libc::SYS_memfd_create];
+            let told = enter(&directory.join("mine"), &directory.join(PEER), more);
+            let told = told.expect("a sandbox");
+            println!("told {told:?}");
             let deed = std::env::var(DEED).expect("a deed");
             act(&deed, directory, &told);
             // Without the harness, which may want more than is allowed.
@@ -336,7 +374,7 @@ mod tests {
             fs::create_dir(parent(&path)).expect("directory");
             UnixListener::bind(path).expect("socket")
         };
-        let _listeners = [BACKEND, ELSEWHERE].map(listen);
+        let _listeners = [PEER, ELSEWHERE].map(listen);
         Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", &format!("sandbox::tests::{name}"), "--nocapture"])
             .env(DIRECTORY, directory.path())
@@ -345,25 +383,16 @@ mod tests {
             .expect("a process")
     }
 
-    fn sockets(told: &Event) -> Sockets {
-        match told {
-            Event::Sandbox { sockets, .. } => *sockets,
-            other => unreachable!("{other:?}"),
-        }
-    }
-
     #[allow(unsafe_code)]
-    fn act(deed: &str, directory: &Path, told: &Event) {
+    fn act(deed: &str, directory: &Path, told: &Entered) {
         match deed {
             "work" => {
-                let mut socket = UnixStream::connect(directory.join(BACKEND)).expect("connect");
+                let mut socket = UnixStream::connect(directory.join(PEER)).expect("connect");
                 let write = move || socket.write_all(b"from a thread");
                 thread::spawn(write).join().expect("thread").expect("write");
                 fs::remove_file(directory.join("mine")).expect("remove");
                 work_as_others_do(directory);
-                let region = Region::new(4096, 8192).expect("a region for the next client");
-                region.map_again().expect("for the watcher");
-                region.clear().expect("clear");
+                memfd_create("more", MemfdFlags::empty()).expect("what is allowed beside");
             }
             "open" => {
                 // Who may not open anything does not learn what there is either.
@@ -374,14 +403,18 @@ mod tests {
                 }
             }
             "reach" => match UnixStream::connect(directory.join(ELSEWHERE)) {
-                Ok(_) => assert_eq!(sockets(told), Sockets::Any),
+                Ok(_) => assert_eq!(told.sockets, Sockets::Any),
                 Err(error) => {
-                    assert_eq!(sockets(told), Sockets::Backend);
+                    assert_eq!(told.sockets, Sockets::Peer);
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
                 }
             },
             "panic" => {
-                panics::abort_on_panic();
+                let report = panic::take_hook();
+                panic::set_hook(Box::new(move |info| {
+                    report(info);
+                    process::abort();
+                }));
                 panic!("a defect");
             }
             "clone3" => {
@@ -392,6 +425,7 @@ mod tests {
             }
             "connect" => drop(TcpStream::connect("127.0.0.1:9")),
             "send" => drop(UnixDatagram::unbound()),
+            "more" => drop(eventfd(0, EventfdFlags::empty())),
             "execute" => drop(Command::new("/bin/true").status()),
             "create" => drop(fs::create_dir(directory.join("new"))),
             // SAFETY: It is not done. A child would go on like its parent, and end.
@@ -449,7 +483,7 @@ mod tests {
     fn work_is_done_inside() {
         let output = inside("work_is_done_inside", "work");
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(String::from_utf8_lossy(&output.stdout).contains("told sandbox"));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("told Entered"));
     }
 
     #[test]
@@ -480,6 +514,7 @@ mod tests {
             ("prefer", libc::SYS_setpriority),
             ("rmdir", libc::SYS_unlinkat),
             ("signal", libc::SYS_tgkill),
+            ("more", libc::SYS_eventfd2),
         ] {
             let output = inside("what_is_not_listed_ends_it", deed);
             assert_eq!(output.status.code(), Some(STATUS), "{deed}");
