@@ -4,8 +4,8 @@
 //! gets it to do what it was not written for.
 //!
 //! Landlock takes the file system away, and seccomp all system calls but those
-//! that are listed here. One that is not ends the program, with a message and
-//! [`STATUS`].
+//! that are listed here. One that is not ends the program, with a message and the
+//! exit status that a shell has for SIGSYS.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -50,12 +50,16 @@ const ISR_CONFIG: u8 = 2;
 const BAD_RING: &str = "a ring lies outside the region, is not aligned, or has no possible size";
 const BAD_CHAIN: &str = "the driver gave an address outside the region or a malformed chain";
 
+/// Why there is no device.
 #[derive(Debug, Error)]
 pub enum DeviceError {
+    /// There is no such device.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no memory for the region.
     #[error(transparent)]
     Region(#[from] RegionError),
+    /// There is no backend, or none that will do.
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
@@ -99,6 +103,7 @@ struct Running {
     queues: Vec<RunningQueue>,
 }
 
+/// A virtio device with a region of its own.
 pub struct Device<H> {
     config: Arc<DeviceConfig>,
     report: Arc<Report>,
@@ -173,10 +178,12 @@ impl<H: Hooks> Device<H> {
         Ok(device)
     }
 
+    /// The region that the client has now.
     pub fn region(&self) -> &Region {
         &self.region
     }
 
+    /// The BAR with this number.
     pub fn bar(&self, slot: usize) -> Option<Bar> {
         self.pci.bar(slot)
     }
@@ -205,10 +212,12 @@ impl<H: Hooks> Device<H> {
         self.backend = Some(backend);
     }
 
+    /// What looks for a backend while the device has none.
     pub fn search(&self) -> Arc<Search> {
         Arc::clone(&self.search)
     }
 
+    /// Whether the device has no backend.
     pub fn lacks_backend(&self) -> bool {
         self.backend.is_none()
     }
@@ -325,6 +334,7 @@ impl<H: Hooks> Device<H> {
         self.begin_session();
     }
 
+    /// A client has connected.
     pub fn connected(&mut self) {
         self.report.count(|c| c.connections += 1);
         self.report.connected();
@@ -1151,6 +1161,7 @@ impl<H: Hooks> Device<H> {
 
     // Accesses
 
+    /// A read of PCI configuration space.
     pub fn config_read(&mut self, offset: u64, data: &mut [u8]) {
         self.pci.read(offset, data);
         self.hooks.on_config_space_read(&self.pci, offset, data);
@@ -1166,6 +1177,7 @@ impl<H: Hooks> Device<H> {
         }
     }
 
+    /// A write of PCI configuration space.
     pub fn config_write(&mut self, offset: u64, data: &[u8]) {
         self.pci.write(offset, data);
         if let Some(access) = self.pci.window_access(offset) {
@@ -1174,6 +1186,7 @@ impl<H: Hooks> Device<H> {
         }
     }
 
+    /// A read of a BAR; where there is nothing, bytes are 0.
     pub fn bar_read(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
         data.fill(0);
         match (bar, offset) {
@@ -1200,6 +1213,7 @@ impl<H: Hooks> Device<H> {
         }
     }
 
+    /// A write of a BAR; where there is nothing, it has no effect.
     pub fn bar_write(&mut self, bar: usize, offset: u64, data: &[u8]) {
         match (bar, offset) {
             (CONTROL_BAR, pci::COMMON_OFFSET..pci::ISR_OFFSET) => {

@@ -25,8 +25,11 @@ const FUSE_IN_UNIQUE: u64 = 8;
 /// A type of device, by its errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
+    /// virtio-blk.
     Blk,
+    /// virtio-scsi.
     Scsi,
+    /// virtio-fs.
     Fs,
 }
 

@@ -8,6 +8,7 @@
 //! vhost-user backend (qemu-storage-daemon, virtiofsd...). See README.md.
 
 #![deny(unsafe_code)]
+#![warn(missing_docs)]
 
 #[cfg(feature = "program")]
 pub mod args;
@@ -16,10 +17,10 @@ pub mod config;
 pub mod device;
 pub mod events;
 pub mod failure;
-pub mod guest_memory;
+mod guest_memory;
 pub mod hooks;
-pub mod limits;
-pub mod mappings;
+mod limits;
+mod mappings;
 pub mod notify;
 pub mod panics;
 pub mod pci;
@@ -27,9 +28,9 @@ pub mod pci;
 pub mod program;
 pub mod region;
 pub mod report;
-pub mod requests;
+mod requests;
 pub mod ring;
-pub mod search;
+mod search;
 pub mod server;
 pub mod types;
 pub mod vhost_user;

@@ -3,7 +3,7 @@
 //! The device as PCI sees it: configuration space, BARs, capabilities. Pure:
 //! bytes in, bytes out.
 //!
-//! What the device presents is first a list ([`capabilities`]), then bytes
+//! What the device presents is first a list ([`Layout::capabilities`]), then bytes
 //! ([`ConfigSpace::new`]), so that a test can alter the list in between.
 
 use crate::config::DeviceConfig;
@@ -16,29 +16,46 @@ pub const CONFIG_SIZE: usize = 256;
 pub const CONTROL_BAR: usize = 0;
 /// BAR with the region; 64 bits wide, so it takes slot 5 as well.
 pub const BOUNCE_BAR: usize = 4;
+/// The number of BARs of a PCI function.
 pub const BAR_COUNT: usize = 6;
 
 /// Layout of the control BAR, in bytes.
 pub const COMMON_OFFSET: u64 = 0x0000;
+/// The length of the common configuration.
 pub const COMMON_LENGTH: u64 = 64;
+/// Where the ISR status is.
 pub const ISR_OFFSET: u64 = 0x1000;
+/// Where the configuration space of the device type begins.
 pub const DEVICE_OFFSET: u64 = 0x2000;
+/// The length of the configuration space of the device type.
 pub const DEVICE_LENGTH: u64 = 0x1000;
+/// Where the notification registers begin.
 pub const NOTIFY_OFFSET: u64 = 0x3000;
+/// The length of the notification registers.
 pub const NOTIFY_LENGTH: u64 = 0x1000;
+/// Bytes from the notification register of one queue to that of the next.
 pub const NOTIFY_MULTIPLIER: u32 = 4;
+/// Where the MSI-X table begins.
 pub const MSIX_TABLE_OFFSET: u64 = 0x4000;
+/// Where the MSI-X pending bits begin.
 pub const MSIX_PBA_OFFSET: u64 = 0x6000;
+/// The length of [`CONTROL_BAR`].
 pub const CONTROL_BAR_SIZE: u64 = 0x8000;
 
 /// Vendor capability types, virtio 1.4, 4.1.4; the last is the proposal's.
 pub const CAP_COMMON: u8 = 1;
+/// `cfg_type` of the notification registers.
 pub const CAP_NOTIFY: u8 = 2;
+/// `cfg_type` of the ISR status.
 pub const CAP_ISR: u8 = 3;
+/// `cfg_type` of the configuration space of the device type.
 pub const CAP_DEVICE: u8 = 4;
+/// `cfg_type` of the window to BARs in configuration space.
 pub const CAP_PCI_CFG: u8 = 5;
+/// `cfg_type` of the region.
 pub const CAP_SWIOTLB: u8 = swiotlb_rings::VIRTIO_PCI_CAP_SWIOTLB;
 
+/// The ID of vendor capabilities, as all of virtio's are.
 pub const CAP_ID_VENDOR: u8 = swiotlb_rings::PCI_CAP_ID_VENDOR;
 const CAP_ID_MSIX: u8 = 0x11;
 
@@ -48,6 +65,7 @@ const MODERN_DEVICE_ID: u16 = 0x1040;
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const BARS: usize = 0x10;
+/// Where the offset of the first capability is.
 pub const CAP_POINTER: usize = 0x34;
 const FIRST_CAP: usize = 0x40;
 /// Where in a `struct virtio_pci_cap` its type stands.
@@ -67,16 +85,26 @@ const BAR_PREFETCH: u32 = 0x8;
 pub enum Capability {
     /// `struct virtio_pci_cap`, and what some types have behind it.
     Virtio {
+        /// What it names.
         cfg_type: u8,
+        /// The number of the BAR.
         bar: u8,
+        /// Where it begins in the BAR.
         offset: u32,
+        /// The number of bytes.
         length: u32,
+        /// What follows `length`.
         more: Vec<u8>,
     },
+    /// The MSI-X capability.
     Msix {
+        /// The number of vectors.
         vectors: u16,
+        /// The BAR with the table and the pending bits.
         bar: u8,
+        /// Where the table begins in the BAR.
         table: u32,
+        /// Where the pending bits begin in the BAR.
         pba: u32,
     },
 }
@@ -86,7 +114,9 @@ pub enum Capability {
 pub struct Bar {
     /// Bytes, a power of two.
     pub size: u64,
+    /// Whether its addresses have 64 bits.
     pub wide: bool,
+    /// Whether reads have no side effects.
     pub prefetchable: bool,
     /// Whether it has I/O ports; the device itself has no such BAR.
     pub io: bool,
@@ -95,13 +125,18 @@ pub struct Bar {
 /// Everything that configuration space is made from.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// The PCI device ID.
     pub device_id: u16,
+    /// Class, subclass, programming interface.
     pub class: u32,
+    /// The BARs by number; none where a BAR of 64 bits goes on.
     pub bars: [Option<Bar>; BAR_COUNT],
+    /// The capabilities, in their order.
     pub capabilities: Vec<Capability>,
 }
 
 impl Layout {
+    /// What a correct device presents.
     pub fn new(config: &DeviceConfig) -> Self {
         let mut bars = [None; BAR_COUNT];
         bars[CONTROL_BAR] = Some(Bar {
@@ -169,8 +204,11 @@ fn capabilities(config: &DeviceConfig) -> Vec<Capability> {
 /// An access that the guest makes through the capability of type 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowAccess {
+    /// The number of the BAR.
     pub bar: u8,
+    /// Where in the BAR.
     pub offset: u64,
+    /// The number of bytes: 1, 2 or 4.
     pub length: usize,
 }
 
@@ -310,6 +348,7 @@ impl ConfigSpace {
         }
     }
 
+    /// Writes the bits that can be written.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         for (n, byte) in data.iter().enumerate() {
             let at = usize::try_from(offset)

@@ -24,12 +24,21 @@ const HOST: u64 = 1 << 62;
 /// The name under which it shows in /proc/PID/maps.
 pub const NAME: &str = "swiotlb-region";
 
+/// Why there is no region.
 #[derive(Debug, Error)]
 pub enum RegionError {
+    /// There is no memory file of this length.
     #[error("cannot create a memory file of {bytes} bytes: {source}")]
-    Create { bytes: u64, source: io::Error },
+    Create {
+        /// Its length.
+        bytes: u64,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It cannot be mapped.
     #[error("cannot map the region: {0}")]
     Map(#[from] MmapRegionError),
+    /// No region has this length.
     #[error("{0} bytes are more than this machine can address")]
     Size(u64),
 }
@@ -87,10 +96,12 @@ impl Region {
         self.size
     }
 
+    /// The inode of the memfd.
     pub fn inode(&self) -> u64 {
         self.inode
     }
 
+    /// The memfd, which stays open as long as the region is there.
     pub fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
@@ -115,6 +126,7 @@ impl Region {
         Ok(MmapRegion::from_file(backing, self.map.len())?)
     }
 
+    /// The bytes of the region.
     pub fn bytes(&self) -> VolatileSlice<'_> {
         self.map.as_volatile_slice()
     }
@@ -127,6 +139,7 @@ impl Region {
         }
     }
 
+    /// Writes from an offset in the BAR; bytes outside the region are left out.
     pub fn write(&self, bar_offset: u64, data: &[u8]) {
         if let Some(at) = self.inside(bar_offset, data.len()) {
             let _ = self.bytes().write_slice(data, at);

@@ -48,6 +48,7 @@ impl Report {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes counters.
     pub fn count(&self, change: impl FnOnce(&mut Counters)) {
         change(&mut self.lock().counters);
     }

@@ -34,12 +34,16 @@ use crate::ring::Window;
 /// How often the rings and the backend are looked at without a notification.
 const TICK: Duration = Duration::from_millis(10);
 
+/// Why no client is served.
 #[derive(Debug, Error)]
 pub enum ServerError {
+    /// The socket cannot be waited at.
     #[error("cannot wait for a client: {0}")]
     Wait(io::Error),
+    /// There are no more threads.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// There is no memory for the region of the next client.
     #[error("no region for the next client: {0}")]
     Region(#[from] RegionError),
 }

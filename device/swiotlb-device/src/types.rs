@@ -9,6 +9,7 @@ use crate::failure::Failure;
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceType {
+    /// The name, for `--type` and messages.
     pub name: &'static str,
     /// virtio 1.4, section 5.
     pub id: u16,

@@ -6,23 +6,36 @@
 
 /// Device status bits, virtio 1.4, 2.1.
 pub const STATUS_DRIVER_OK: u8 = 4;
+/// Device status FEATURES_OK (virtio 1.4, 2.1).
 pub const STATUS_FEATURES_OK: u8 = 8;
+/// Device status DEVICE_NEEDS_RESET (virtio 1.4, 2.1).
 pub const STATUS_NEEDS_RESET: u8 = 64;
 
+/// VIRTIO_F_SWIOTLB, the proposal.
 pub const F_SWIOTLB: u32 = swiotlb_rings::VIRTIO_F_SWIOTLB;
+/// VIRTIO_F_INDIRECT_DESC (virtio 1.4, 6), as those that follow.
 pub const F_INDIRECT_DESC: u32 = 28;
+/// VIRTIO_F_EVENT_IDX.
 pub const F_EVENT_IDX: u32 = 29;
+/// VHOST_USER_F_PROTOCOL_FEATURES, which no driver sees.
 pub const F_PROTOCOL_FEATURES: u32 = 30;
+/// VIRTIO_F_VERSION_1.
 pub const F_VERSION_1: u32 = swiotlb_rings::VIRTIO_F_VERSION_1;
+/// VIRTIO_F_ACCESS_PLATFORM.
 pub const F_ACCESS_PLATFORM: u32 = 33;
+/// VIRTIO_F_RING_PACKED.
 pub const F_RING_PACKED: u32 = 34;
+/// VIRTIO_F_ORDER_PLATFORM.
 pub const F_ORDER_PLATFORM: u32 = 36;
+/// VIRTIO_F_RING_RESET.
 pub const F_RING_RESET: u32 = 40;
+/// VIRTIO_F_ADMIN_VQ.
 pub const F_ADMIN_VQ: u32 = 41;
 
 /// No vector is assigned.
 pub const NO_VECTOR: u16 = 0xffff;
 
+/// The mask of a feature bit.
 pub const fn bit(number: u32) -> u64 {
     1 << number
 }
@@ -53,10 +66,15 @@ pub struct Offer {
     pub added: u64,
     /// Not offered, whatever the backend offers.
     pub hidden: u64,
+    /// Whether VIRTIO_F_SWIOTLB is offered.
     pub swiotlb: bool,
+    /// Whether VIRTIO_F_ACCESS_PLATFORM is offered.
     pub access_platform: bool,
+    /// Whether VIRTIO_F_RING_PACKED is offered if the backend has it.
     pub packed: bool,
+    /// Whether VIRTIO_F_INDIRECT_DESC is offered if the backend has it.
     pub indirect: bool,
+    /// Whether VIRTIO_F_EVENT_IDX is offered if the backend has it.
     pub event_idx: bool,
 }
 
@@ -97,12 +115,16 @@ pub fn lost_features(accepted: u64, added: u64, offered: u64) -> u64 {
 /// Why FEATURES_OK is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
+    /// The driver accepted a feature that it was not offered.
     NotOffered,
+    /// The driver did not accept VIRTIO_F_VERSION_1.
     NoVersion1,
+    /// The driver did not accept VIRTIO_F_SWIOTLB, which is required.
     NoSwiotlb,
 }
 
 impl Refusal {
+    /// The reason, for the report.
     pub fn text(self) -> &'static str {
         match self {
             Refusal::NotOffered => "a feature was accepted that was not offered",
@@ -115,11 +137,13 @@ impl Refusal {
 /// What a register access asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
+    /// Nothing.
     None,
     /// The driver asked for a reset; the registers have been reset.
     Reset,
     /// The driver set FEATURES_OK.
     Features(Result<(), Refusal>),
+    /// The driver set DRIVER_OK.
     DriverOk,
     /// The driver asked for a reset of this queue; its registers have been reset.
     QueueReset(u16),
@@ -132,8 +156,11 @@ pub enum Effect {
 /// The registers of one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
+    /// The number of descriptors.
     pub size: u16,
+    /// The MSI-X vector, or [`NO_VECTOR`].
     pub vector: u16,
+    /// Whether the driver has enabled the queue.
     pub enabled: bool,
     /// Descriptor table or ring.
     pub desc: u64,
@@ -146,14 +173,19 @@ pub struct Queue {
 /// What the machine needs to know of its device.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
+    /// The features that the device offers.
     pub offered: u64,
     /// FEATURES_OK needs VIRTIO_F_SWIOTLB.
     pub required: bool,
+    /// The number of queues.
     pub queues: u16,
+    /// The largest size of a queue.
     pub queue_size: u16,
+    /// The number of MSI-X vectors.
     pub vectors: u16,
 }
 
+/// The registers, and where the driver is in its negotiation.
 #[derive(Debug)]
 pub struct Registers {
     rules: Rules,
@@ -181,6 +213,7 @@ impl Queue {
 }
 
 impl Registers {
+    /// The registers as after power-on.
     pub fn new(rules: Rules) -> Self {
         let queue = Queue::new(rules.queue_size);
         Self {
@@ -204,34 +237,42 @@ impl Registers {
         self.generation = generation;
     }
 
+    /// The device status.
     pub fn status(&self) -> u8 {
         self.status
     }
 
+    /// The features that the device offers.
     pub fn offered(&self) -> u64 {
         self.rules.offered
     }
 
+    /// The features that the driver accepted.
     pub fn accepted(&self) -> u64 {
         self.driver_features
     }
 
+    /// Whether the driver accepted the feature with this bit number.
     pub fn has(&self, feature: u32) -> bool {
         self.driver_features & bit(feature) != 0
     }
 
+    /// Which half of the offered features the driver reads.
     pub fn device_feature_select(&self) -> u32 {
         self.device_feature_select
     }
 
+    /// The registers of all queues.
     pub fn queues(&self) -> &[Queue] {
         &self.queues
     }
 
+    /// The MSI-X vector of configuration changes, or [`NO_VECTOR`].
     pub fn config_vector(&self) -> u16 {
         self.config_vector
     }
 
+    /// Sets DEVICE_NEEDS_RESET.
     pub fn set_needs_reset(&mut self) {
         self.status |= STATUS_NEEDS_RESET;
     }
@@ -272,6 +313,7 @@ impl Registers {
         }
     }
 
+    /// Reads registers from `offset` on; bytes between registers are 0.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         for (n, byte) in data.iter_mut().enumerate() {
             let at = offset.saturating_add(n as u64);

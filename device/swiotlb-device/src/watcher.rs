@@ -40,6 +40,7 @@ impl Watcher {
     }
 }
 
+/// Starts the thread.
 pub fn start(
     mut memory: MmapRegion,
     patterns: &[Vec<u8>],
