@@ -23,9 +23,9 @@ $(foreach name,CURDIR BUILD KDIR MO DESTDIR INSTALL_MOD_PATH,$(call unfit,$($(na
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
-	@scripts/check-kdir "$(KDIR)"
+	@scripts/lib/check-kdir "$(KDIR)"
 	$(MAKE) -C "$(KDIR)" M=$(CURDIR) $(if $(MO),MO="$(abspath $(MO))") \
-		$(shell scripts/check-kdir --compiler "$(KDIR)") modules
+		$(shell scripts/lib/check-kdir --compiler "$(KDIR)") modules
 
 # Where `make install` puts things; the kernel's own variable for modules wins.
 INSTALL_MOD_PATH ?= $(DESTDIR)

@@ -146,7 +146,7 @@ class TestSource:
     """Before DKMS builds: status 77 passes over the kernel."""
 
     def source(self, system: System, release: str, before: str = ":") -> Answer:
-        scripts = f"/usr/src/virtio-swiotlb-{system.version}/scripts"
+        scripts = f"/usr/src/virtio-swiotlb-{system.version}/scripts/lib"
         system.run(f"dpkg-deb -x /{system.deb.name} /")
         return system.run(f"{before} && {scripts}/dkms-build source {release}")
 
@@ -184,4 +184,4 @@ class TestSource:
             text=True,
             check=True,
         ).stdout
-        assert sourced == "scripts/dkms-build source R, scripts/dkms-build module R\n"
+        assert sourced == "scripts/lib/dkms-build source R, scripts/lib/dkms-build module R\n"

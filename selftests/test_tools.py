@@ -12,7 +12,11 @@ import pytest
 from guestlib.paths import BUILD, TOP
 from guestlib.result import read_report
 
-SCRIPTS = [p for p in sorted(TOP.glob("scripts/*")) if p.is_file() and os.access(p, os.X_OK)]
+SCRIPTS = [
+    path
+    for path in sorted([*TOP.glob("scripts/*"), *TOP.glob("scripts/lib/*")])
+    if path.is_file() and os.access(path, os.X_OK)
+]
 #: Runs a script in a mount namespace of its own: its mounts are gone with it.
 ALONE = ("unshare", "--mount", "--propagation", "unchanged", "bash", "-c")
 
@@ -89,12 +93,12 @@ class TestKernelTree:
         return errors[0]
 
     def test_a_good_tree_passes(self, tmp_path: Path) -> None:
-        answer = run("scripts/check-kdir", tree(tmp_path / "tree"))
+        answer = run("scripts/lib/check-kdir", tree(tmp_path / "tree"))
         assert (answer.returncode, answer.stderr) == (0, "")
 
     def test_the_real_trees_pass(self, kernels: None) -> None:
         for kernel in ("stock", "test"):
-            answer = run("scripts/check-kdir", BUILD / "kernel" / kernel)
+            answer = run("scripts/lib/check-kdir", BUILD / "kernel" / kernel)
             assert (answer.returncode, answer.stderr) == (0, "")
 
     def test_no_tree(self, tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ class TestKernelTree:
         """It needs the flavour of RCU that waits for tasks which were preempted."""
         made = tree(tmp_path / "tree", more="CONFIG_PREEMPTION=y\n" + rcu)
         if passes:
-            assert run("scripts/check-kdir", made).returncode == 0
+            assert run("scripts/lib/check-kdir", made).returncode == 0
         else:
             assert "no RCU for tasks" in self.complaint(made)
 
@@ -142,7 +146,7 @@ class TestKernelTree:
 
     @pytest.mark.parametrize("release", ["7.2.0", "7.2.14+deb13-cloud-amd64", "7.3.0-rc5-next"])
     def test_its_own_series(self, tmp_path: Path, release: str) -> None:
-        answer = run("scripts/check-kdir", tree(tmp_path / "tree", release=release))
+        answer = run("scripts/lib/check-kdir", tree(tmp_path / "tree", release=release))
         assert (answer.returncode, answer.stderr) == (0, "")
 
     def test_not_prepared(self, tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ class TestKernelTree:
         more = f"CONFIG_{symbol}=y\n"
         said = self.complaint(tree(tmp_path / "old", release="7.2.3", more=more))
         assert "supports from 7.3 on" in said
-        answer = run("scripts/check-kdir", tree(tmp_path / "new", more=more))
+        answer = run("scripts/lib/check-kdir", tree(tmp_path / "new", more=more))
         assert (answer.returncode, answer.stderr) == (0, "")
 
     @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ class TestKernelTree:
         bindgen.chmod(0o755)
         made = tree(tmp_path / "tree")
         if passes:
-            answer = run("scripts/check-kdir", made, BINDGEN=str(bindgen))
+            answer = run("scripts/lib/check-kdir", made, BINDGEN=str(bindgen))
             assert (answer.returncode, answer.stderr) == (0, "")
         else:
             said = self.complaint(made, BINDGEN=str(bindgen))
@@ -226,7 +230,7 @@ class TestPlaces:
         """The kernel's build asks where the tree really is."""
         tree(place)
         (tmp_path / "link").symlink_to(place)
-        self.refused(run("scripts/check-kdir", tmp_path / "link"), place)
+        self.refused(run("scripts/lib/check-kdir", tmp_path / "link"), place)
 
     def refused(self, answer: subprocess.CompletedProcess, place: Path) -> None:
         assert answer.returncode != 0
@@ -503,7 +507,7 @@ def test_help(script: Path, tmp_path: Path) -> None:
     for word in ("-h", "--help"):
         answer = run(script, word, BUILD=str(tmp_path))
         assert (answer.returncode, answer.stderr) == (0, "")
-        assert f"scripts/{script.name}" in answer.stdout
+        assert str(script.relative_to(TOP)) in answer.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -529,7 +533,7 @@ def test_licences(
     package = {"name": "a", "version": "1", "id": "a", "license": licence, "source": source}
     metadata = tmp_path / "metadata"
     metadata.write_text(json.dumps({"workspace_members": [], "packages": [package]}))
-    answer = run("bash", "-c", f"scripts/licences-are-allowed <{metadata}")
+    answer = run("bash", "-c", f"scripts/lib/licences-are-allowed <{metadata}")
     assert (answer.returncode == 0) == allowed, answer.stdout + answer.stderr
 
 

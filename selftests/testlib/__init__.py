@@ -10,5 +10,5 @@
     stale_data      tests of stale bytes
     debian          a Debian system on a restricted disk
 
-How a guest is made is guestlib's (scripts/guestlib), which scripts share with the tests.
+How a guest is made is guestlib's (scripts/lib/guestlib), which scripts share with the tests.
 """

@@ -146,7 +146,7 @@ def _outcomes(tests: list[dict[str, str]]) -> str:
 
 def _version(backend: str) -> str:
     """Name and version of a backend: a package's, or a crate's."""
-    crates = (TOP / "scripts/backend.crates").read_text()
+    crates = (TOP / "scripts/packages/backend.crates").read_text()
     if found := re.search(rf"^{re.escape(backend)}\s+(\S+)", crates, re.M):
         return f"{backend} {found[1]} (crate)"
     packages = {"qemu-storage-daemon": "qemu-utils"}

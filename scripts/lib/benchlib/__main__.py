@@ -19,7 +19,7 @@ from guestlib.paths import BUILD
 
 from . import counts, fio, plot, table
 
-TOP = Path(__file__).resolve().parent.parent.parent
+TOP = Path(__file__).resolve().parents[3]
 KEPT = TOP / "selftests/bench/figures.json"
 RESULTS = BUILD / "bench/results"
 TOLERANCE = 1.10

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parents[2]
+TOP = Path(__file__).resolve().parents[3]
 BUILD = Path(os.environ.get("BUILD") or TOP / "build")
 HERE = Path(__file__).resolve().parent
 
