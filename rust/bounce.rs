@@ -343,6 +343,11 @@ impl Bounce {
     }
 }
 
+/// Length of a descriptor of a split ring in bytes (virtio 1.4, 2.7.5).
+const DESCRIPTOR_BYTES: usize = 16;
+/// Where a descriptor has its flags, a le16.
+const DESCRIPTOR_FLAGS: usize = 12;
+
 impl Map for Bounce {
     /// # Safety
     ///
@@ -414,6 +419,22 @@ impl Map for Bounce {
         // SAFETY: As above.
         unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(pool::PAGE)) };
         Some((vaddr.cast(), self.region.bus() + offset as u64))
+    }
+
+    // The pool knows what is a ring, and keeps it as long as it is written to. How many of its bytes
+    // are descriptors only the core knows; it reads nothing else of a broken ring.
+    #[cold]
+    fn end_chains(&self) {
+        self.pool.rings(|offset, bytes| {
+            for at in (offset..offset + bytes).step_by(DESCRIPTOR_BYTES) {
+                // SAFETY: The pool gave these bytes of the region to a ring, and keeps them until
+                // this returns. Core and device may use them meanwhile: no reference to them exists.
+                unsafe {
+                    let flags = self.region.base().as_ptr().add(at + DESCRIPTOR_FLAGS);
+                    flags.cast::<u16>().write_volatile(0);
+                }
+            }
+        });
     }
 
     fn free(&self, handle: Handle, len: usize) {

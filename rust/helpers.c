@@ -150,39 +150,24 @@ void virtio_swiotlb_synchronize_rcu_tasks(void)
 }
 
 /*
- * Ends the use of a device's rings. May be called in any context, also by the
- * core while it takes a chain of a split ring apart: it goes by the NEXT flags
- * in shared memory, and would follow them for ever if the device sets them all.
- * So the second time all chains are ended, those of other queues, too. Not the
- * first time: the core counts their links once more if the driver takes back
- * what is in them, and dies if there are fewer than there were.
- *
- * A ring that is reset is left alone: it may be replaced meanwhile by another.
+ * Ends the use of a device's rings. May be called in any context. Returns whether
+ * all of them had been broken before, and are split rings.
  */
-void virtio_swiotlb_break(struct virtio_device *vdev)
+bool virtio_swiotlb_break(struct virtio_device *vdev)
 {
-	bool packed = __virtio_test_bit(vdev, VIRTIO_F_RING_PACKED);
-	const struct vring *vring;
-	bool again = true;
+	bool broken = !__virtio_test_bit(vdev, VIRTIO_F_RING_PACKED);
 	struct virtqueue *vq;
 	unsigned long flags;
-	unsigned int i;
 
 	/* The list is kept by tasks only; one of them may be interrupted here. */
 	if (!spin_trylock_irqsave(&vdev->vqs_list_lock, flags))
-		return;
+		return false;
 	virtio_device_for_each_vq(vdev, vq) {
-		again &= virtqueue_is_broken(vq);
+		broken &= virtqueue_is_broken(vq);
 		__virtqueue_break(vq);
 	}
-	virtio_device_for_each_vq(vdev, vq) {
-		if (!again || packed || vq->reset)
-			continue;
-		vring = virtqueue_get_vring(vq);
-		for (i = 0; i < vring->num; i++)
-			WRITE_ONCE(vring->desc[i].flags, 0);
-	}
 	spin_unlock_irqrestore(&vdev->vqs_list_lock, flags);
+	return broken;
 }
 
 /* What the module! macro has no key for. */

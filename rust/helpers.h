@@ -28,7 +28,7 @@ unsigned long virtio_swiotlb_lock(spinlock_t *lock);
 bool virtio_swiotlb_trylock(spinlock_t *lock, unsigned long *flags);
 void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags);
 void virtio_swiotlb_synchronize_rcu_tasks(void);
-void virtio_swiotlb_break(struct virtio_device *vdev);
+bool virtio_swiotlb_break(struct virtio_device *vdev);
 
 /*
  * The module's parameters: those of Rust modules are numbers, and sysfs does not

@@ -553,6 +553,15 @@ impl<P: Platform> Pool<P> {
             .map_err(|why| locked.counters.bad(why))
     }
 
+    /// Calls `f` with the offset and the length of each ring in bytes, under the lock of its area:
+    /// as long as `f` runs, the ring is not given back.
+    pub(crate) fn rings(&self, mut f: impl FnMut(usize, usize)) {
+        for locked in self.areas.iter() {
+            let area = locked.area.lock();
+            area.rings(|offset, bytes| f(locked.base + offset, bytes));
+        }
+    }
+
     /// What has been counted. Takes no lock.
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats {
@@ -827,8 +836,17 @@ mod tests {
         assert_eq!(pool.stats().used_bytes, 3 * PAGE);
         assert_eq!(pool.unmap(0, 6726), Err(BadHandle::Unmapped));
         assert_eq!(pool.free(0, 4096), Err(BadHandle::Length));
+        let mut rings = [(0, 0); 2];
+        let mut found = 0;
+        pool.rings(|offset, bytes| {
+            rings[found] = (offset, bytes);
+            found += 1;
+        });
+        assert_eq!(rings, [(0, 2 * PAGE), (2 * PAGE, PAGE)]);
         assert_eq!(pool.free(0, 6726), Ok(()));
+        pool.rings(|offset, bytes| assert_eq!((offset, bytes), (2 * PAGE, PAGE)));
         assert_eq!(pool.free(2 * PAGE, 1734), Ok(()));
+        pool.rings(|_, _| unreachable!());
         assert_eq!(pool.stats().reserved_bytes, 0);
         assert_eq!(pool.stats().largest_free_bytes, SMALLEST);
         Ok(())

@@ -142,15 +142,16 @@ impl Device {
     }
 
     /// Ends the use of the device's rings: nothing is put into them any more, and nothing taken
-    /// out, until the driver is bound anew. May be called in any context.
+    /// out, until the driver is bound anew. Returns whether all of them had been broken before, and
+    /// are split rings. May be called in any context.
     ///
     /// # Safety
     ///
     /// The device must have a driver whose rings exist.
     #[cold]
-    unsafe fn break_rings(&self) {
+    unsafe fn break_rings(&self) -> bool {
         // SAFETY: By the type invariant, and by the safety requirements.
-        unsafe { bindings::virtio_swiotlb_break(self.as_raw()) };
+        unsafe { bindings::virtio_swiotlb_break(self.as_raw()) }
     }
 
     /// Unbinds the device's driver, if it has one. May sleep; not under the device lock.

@@ -379,6 +379,23 @@ impl<P: Platform> Area<P> {
         Ok(start as usize * PAGE)
     }
 
+    /// Calls `f` with the offset and the length of each ring, in bytes.
+    pub(super) fn rings(&self, mut f: impl FnMut(usize, usize)) {
+        let mut page = 0;
+        let mut left = self.ring_pages;
+        // Rings lie at the low end of the area: the last one comes soon.
+        while left > 0 && page < self.runs.pages.len() {
+            page += match self.runs.pages[page].state {
+                State::Ring { pages } => {
+                    f(page * PAGE, pages as usize * PAGE);
+                    left -= pages;
+                    pages as usize
+                }
+                _ => 1,
+            };
+        }
+    }
+
     /// Gives back the ring of exactly `pages` pages at `offset`.
     pub(super) fn free(
         &mut self,

@@ -235,13 +235,18 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// Whether the first descriptor says that there is another (split rings).
+    /// Whether a descriptor says that there is another (split rings).
     ///
     /// # Errors
     ///
     /// `EFAULT` if the ring is not in the region.
     pub(crate) fn is_linked(&self) -> Result<bool> {
-        Ok(self.desc(self.desc, 0, false)?.flags & NEXT != 0)
+        for index in 0..self.num {
+            if self.desc(self.desc, index, false)?.flags & NEXT != 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// One more request was seen to by somebody else (split rings).

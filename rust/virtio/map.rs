@@ -56,7 +56,7 @@ impl Direction {
 
 /// Maps the rings and buffers of one device.
 ///
-/// `map`, `unmap` and the syncs may be called in any context but NMI (virtio-input puts buffers
+/// `map`, `unmap`, `end_chains` and the syncs may be called in any context but NMI (virtio-input puts buffers
 /// back in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
 pub(crate) trait Map: Send + Sync + 'static {
     /// Maps `len` bytes of guest memory at physical address `phys`. `None` if there is no room:
@@ -70,6 +70,8 @@ pub(crate) trait Map: Send + Sync + 'static {
     /// Undoes `map`. With `discard` the buffer keeps what it has, whatever the device wrote.
     /// `false` if nothing is mapped so: then the core has lost track of its rings.
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool;
+    /// Ends all chains of descriptors in split rings, of which the core uses none any more.
+    fn end_chains(&self);
     /// Lets the CPU see what the device wrote to part of a mapping.
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction);
     /// Lets the device see what the CPU wrote to part of a mapping.
@@ -195,10 +197,18 @@ impl<T: Map> Mapper<T> {
         let this = unsafe { Self::of(token) };
         let discard = attrs & core_bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong != 0;
         let dir = Direction::from_raw(dir);
-        if !this.inner.unmap(handle, len, dir, discard) {
-            // SAFETY: The token's driver data is the device, as in `of()`; what is unmapped was
-            // mapped for a driver, whose rings exist.
-            unsafe { Device::from_raw((*token.dma_dev).driver_data.cast()).break_rings() };
+        if this.inner.unmap(handle, len, dir, discard) {
+            return;
+        }
+        // SAFETY: The token's driver data is the device, as in `of()`; what is unmapped was
+        // mapped for a driver, whose rings exist.
+        let broken = unsafe { Device::from_raw((*token.dma_dev).driver_data.cast()).break_rings() };
+        // The core takes the chains of a split ring apart by the NEXT flags in shared memory, and
+        // would follow them for ever if the device sets them all. So the second time the chains
+        // are ended. Not the first time: the core counts their links once more if the driver takes
+        // back what is in them, and dies if there are fewer than there were.
+        if broken {
+            this.inner.end_chains();
         }
     }
 
