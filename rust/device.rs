@@ -109,12 +109,8 @@ impl Common {
     /// As the module was loaded.
     pub(crate) fn parameters(&self) -> Parameters {
         #[cfg(CONFIG_KUNIT = "y")]
-        if crate::tests::fake::requires() {
-            return Parameters {
-                require: true,
-                ..self.parameters
-            };
-        }
+        return crate::tests::fake::parameters(self.parameters);
+        #[cfg(not(CONFIG_KUNIT = "y"))]
         self.parameters
     }
 

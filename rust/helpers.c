@@ -190,7 +190,7 @@ static const enum hint hint_values[ARRAY_SIZE(hint_names)] = {
 	NONE, NONE, NONE, ALL, ALL, ALL,
 };
 
-static enum hint hint = ALL;
+static enum hint hint = POOL;
 
 static int hint_set(const char *value, const struct kernel_param *param)
 {
@@ -216,7 +216,7 @@ static const struct kernel_param_ops hint_ops = {
 
 module_param_cb(hint, &hint_ops, NULL, 0444);
 MODULE_PARM_DESC(hint,
-		 "Which regions are used that come without the feature bit: \"none\" (0), \"pool\" (none that a capability names), \"all\" (1) (default: all)");
+		 "Which regions are used that come without the feature bit: \"none\" (0), \"pool\" (none that a capability names), \"all\" (1) (default: pool)");
 
 bool virtio_swiotlb_hint_all(void)
 {
@@ -249,6 +249,26 @@ MODULE_PARM_DESC(except,
 const char *virtio_swiotlb_except(void)
 {
 	return except;
+}
+
+static char *types = "";
+module_param(types, charp, 0444);
+MODULE_PARM_DESC(types,
+		 "Device types to bounce though their drivers were never tried: names or numbers, with commas (default: none)");
+
+const char *virtio_swiotlb_types(void)
+{
+	return types;
+}
+
+static bool packed_disks;
+module_param(packed_disks, bool, 0444);
+MODULE_PARM_DESC(packed_disks,
+		 "Let disks use packed rings, with which a full region is an I/O error (default: 0)");
+
+bool virtio_swiotlb_packed_disks(void)
+{
+	return packed_disks;
 }
 
 enum from_device { PRESERVE, CLEAR };

@@ -38,6 +38,8 @@ bool virtio_swiotlb_hint_all(void);
 bool virtio_swiotlb_takeover(void);
 bool virtio_swiotlb_require(void);
 const char *virtio_swiotlb_except(void);
+const char *virtio_swiotlb_types(void);
+bool virtio_swiotlb_packed_disks(void);
 bool virtio_swiotlb_from_device_clear(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

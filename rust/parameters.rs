@@ -4,9 +4,13 @@
 
 use super::{
     bindings,
-    policy::types::{
-        Names,
-        Types, //
+    policy::{
+        can_bounce,
+        types::{
+            Name,
+            Names,
+            Types, //
+        }, //
     }, //
 };
 use kernel::{
@@ -25,6 +29,10 @@ pub(crate) struct Parameters {
     pub(crate) require: bool,
     /// The device types that `require` leaves alone.
     pub(crate) except: Types,
+    /// Device types that are bounced though their drivers were never tried.
+    pub(crate) types: Types,
+    /// Whether disks may use packed rings.
+    pub(crate) packed_disks: bool,
     /// What a mapping that the device only writes begins with.
     pub(crate) from_device: FromDevice,
 }
@@ -44,12 +52,21 @@ impl Parameters {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for an unknown device type, after a message.
+    /// `EINVAL` for a device type that is unknown, or that `types` lists and cannot be bounced,
+    /// after a message.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: No requirements.
         let except = unsafe { bindings::virtio_swiotlb_except() };
         // SAFETY: The parameter is a string, and does not change.
         let except = unsafe { CStr::from_char_ptr(except) };
+        // SAFETY: No requirements.
+        let types = unsafe { bindings::virtio_swiotlb_types() };
+        // SAFETY: As above.
+        let types = device_types("types", unsafe { CStr::from_char_ptr(types) })?;
+        if let Some(kind) = types.iter().find(|kind| !can_bounce(*kind)) {
+            pr_err!("types lists {}, which cannot be bounced\n", Name(kind));
+            return Err(EINVAL);
+        }
         // SAFETY: No requirements.
         let clear = unsafe { bindings::virtio_swiotlb_from_device_clear() };
         Ok(Self {
@@ -60,12 +77,20 @@ impl Parameters {
             // SAFETY: No requirements.
             require: unsafe { bindings::virtio_swiotlb_require() },
             except: device_types("except", except)?,
+            types,
+            // SAFETY: No requirements.
+            packed_disks: unsafe { bindings::virtio_swiotlb_packed_disks() },
             from_device: if clear {
                 FromDevice::Clear
             } else {
                 FromDevice::Preserve
             },
         })
+    }
+
+    /// Whether devices of type `kind` are bounced if they can be.
+    pub(crate) fn trusts(&self, kind: u32) -> bool {
+        Types::TRIED.has(kind) || self.types.has(kind)
     }
 
     /// Whether a device of type `kind` may have no driver unless it is bounced.

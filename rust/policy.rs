@@ -36,6 +36,9 @@ pub struct Facts {
     pub names_regions: bool,
     /// Whether the transport maps buffers in a way of its own (vDPA).
     pub own_mapping: bool,
+    /// Whether the driver of this type was tried with a region ([`types::Types::TRIED`]), or
+    /// parameter `types` names it.
+    pub tried: bool,
     /// Parameter `hint`: whether a region that a capability names is used without the bit.
     pub hint: bool,
     /// Parameters `require` and `except`: whether no driver may be bound unless the device is
@@ -58,6 +61,9 @@ pub enum Reason {
     /// maps what the device writes more than once in a request: of the copies that come back
     /// the last one wins, and it may be the one that was not written.
     Type(u32),
+    /// Nobody has tried the driver of this device type with a region, and parameter `types` does
+    /// not name it.
+    Untried(u32),
     /// There is a region without the bit, and parameter `hint` is not `all`.
     HintOff,
     /// No capability names a usable region (R14).
@@ -103,6 +109,11 @@ impl fmt::Display for Reason {
                 f,
                 "a {} device uses guest addresses that are no buffers",
                 type_name(*kind)
+            ),
+            Self::Untried(kind) => write!(
+                f,
+                "drivers of this type were never tried, and no types={}",
+                types::Name(*kind)
             ),
             Self::HintOff => f.write_str("a region without the feature bit, and no hint=all"),
             Self::Malformed(fault) => fault.fmt(f),
@@ -246,6 +257,9 @@ fn decide_by_offer(facts: &Facts) -> Decision {
     if !can_bounce(facts.device_type) {
         return give_up(Reason::Type(facts.device_type));
     }
+    if !facts.tried {
+        return give_up_closed(Reason::Untried(facts.device_type));
+    }
     let extent = match facts.finding {
         Finding::Absent if !facts.names_regions => return give_up(Reason::Transport),
         Finding::Absent => return give_up(Reason::NoRegion),
@@ -265,7 +279,7 @@ fn decide_by_offer(facts: &Facts) -> Decision {
 /// DMA API of its parent, and the addresses of mem, pmem and iommu name guest memory itself. Linux
 /// has no drivers for video, media, camera, dmabuf and RDMA; those that others have put addresses
 /// of pages into their requests, or register memory.
-fn can_bounce(kind: u32) -> bool {
+pub fn can_bounce(kind: u32) -> bool {
     !matches!(
         kind,
         device_type::BALLOON
@@ -310,6 +324,7 @@ mod tests {
             finding,
             names_regions: true,
             own_mapping: false,
+            tried: true,
             hint: true,
             required: false,
         }
@@ -411,6 +426,26 @@ mod tests {
     }
 
     #[test]
+    fn types_that_were_never_tried() {
+        for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
+            let mut facts = facts(BIT, finding);
+            facts.device_type = 9;
+            facts.tried = false;
+            assert_eq!(decide(&facts), Decision::Refuse(Reason::Untried(9)));
+            if finding != Finding::Absent {
+                facts.offered = MODERN;
+                assert_eq!(decide(&facts), Decision::Ignore(Reason::Untried(9)));
+            }
+            // No parameter makes such a type one that can be bounced.
+            facts.offered = BIT;
+            facts.device_type = device_type::GPU;
+            facts.tried = true;
+            let gpu = Reason::Type(device_type::GPU);
+            assert_eq!(decide(&facts), Decision::Decline(gpu));
+        }
+    }
+
+    #[test]
     fn own_mapping_is_left_alone() {
         let mut facts = facts(BIT, Finding::Usable(REGION));
         facts.own_mapping = true;
@@ -436,13 +471,14 @@ mod tests {
     fn mode(f: &Facts) -> &'static str {
         let modern = f.offered.has(Features::VERSION_1);
         let asks = modern && f.offered.has(Features::SWIOTLB);
-        let can = modern && !f.own_mapping && f.device_type == NET;
+        let copies = modern && !f.own_mapping && f.device_type == NET;
+        let can = copies && f.tried;
         let usable = matches!(f.finding, Finding::Usable(_));
         match (asks, can && usable) {
             (true, true) => "bounced",
             (false, true) if f.hint => "hint",
             _ if f.required => "refused",
-            (true, false) if can && f.finding == BROKEN => "refused",
+            (true, false) if copies && (!f.tried || f.finding == BROKEN) => "refused",
             (true, _) => "declined",
             (false, _) => "ignored",
         }
@@ -451,7 +487,7 @@ mod tests {
     #[test]
     fn every_combination() {
         const EITHER: [bool; 2] = [false, true];
-        for bits in 0..256_u32 {
+        for bits in 0..512_u32 {
             let on = |bit: u32| EITHER[((bits >> bit) & 1) as usize];
             let mut offered = Features(0);
             for (bit, feature) in [
@@ -472,6 +508,7 @@ mod tests {
                     own_mapping: on(5),
                     hint: on(6),
                     required: on(7),
+                    tried: on(8),
                 };
                 let decision = decide(&facts);
                 assert_eq!(decision.mode(), mode(&facts));
@@ -528,6 +565,10 @@ mod tests {
             (
                 Reason::Type(device_type::CRYPTO),
                 "the driver of crypto devices maps twice what the device writes",
+            ),
+            (
+                Reason::Untried(9),
+                "drivers of this type were never tried, and no types=9p",
             ),
             (Reason::NoDriver, "no driver is bound"),
             (

@@ -42,6 +42,8 @@ DEVICES = {
     "small-optional": disk(region_size="60K", mode="optional"),
     "small-hint": entropy(region_size="32K", offer_swiotlb=False, mode="optional"),
     "balloon": Restricted("entropy", type="5", queues=3, packed=True, region_size="1M"),
+    # A type whose driver (9p) was never tried.
+    "untried": entropy(type="9", region_size="1M", mode="required"),
     "good": disk(region_size="1M"),
 }
 NAMES = {name: f"restricted{index}" for index, name in enumerate(DEVICES)}
@@ -70,7 +72,7 @@ def driver(boot: Boot, name: str) -> str:
 
 def the_line(boot: Boot, name: str, text: str) -> str:
     """The message about a device, which must be there once for each load (the second
-    time with hint=0)."""
+    time without hint=all)."""
     lines = boot.log(NAMES[name], text)
     assert 1 <= len(lines) <= 2, (text, lines)
     return lines[0]
@@ -102,15 +104,15 @@ def test_hinted_disk_has_its_data(boot: Boot) -> None:
     assert summary(boot.report(NAMES["hint-disk"]))["violations"] == 0
 
 
-def test_hint_can_be_turned_off(boot: Boot) -> None:
-    """With hint=0 the driver is bound as if there were no region, and the device sees
+def test_hint_is_not_taken_by_default(boot: Boot) -> None:
+    """Without hint=all the driver is bound as if there were no region, and the device sees
     what it then sees."""
-    late = key_values(boot.fact("hint0-state"))
+    late = key_values(boot.fact("default-state"))
     assert (late["mode"], late["reason"]) == (
         "ignored",
         "a region without the feature bit, and no hint=all",
     )
-    assert boot.fact("hint0_driver") == "virtio_rng"
+    assert boot.fact("default_driver") == "virtio_rng"
     assert the_line(boot, "hint", "not bounced: a region without the feature bit, and no hint=all")
     last = events(boot.report(NAMES["hint"]), "driver_ok")[-1]["negotiation"]
     outside = {e["negotiation"] for e in events(boot.report(NAMES["hint"]), "violation")}
@@ -168,6 +170,15 @@ def test_type_that_cannot_be_bounced(boot: Boot) -> None:
     assert not events(boot.report(NAMES["balloon"]), "driver_ok")
 
 
+def test_type_that_was_never_tried(boot: Boot) -> None:
+    """Fails closed, and says what makes it work."""
+    assert state(boot, "untried")["mode"] == "refused"
+    assert driver(boot, "untried") == ""
+    line = the_line(boot, "untried", "no driver is bound: ")
+    assert "drivers of this type were never tried, and no types=9p" in line
+    assert not events(boot.report(NAMES["untried"]), "driver_ok")
+
+
 def test_others_go_on_working(boot: Boot) -> None:
     """A proper device and an ordinary one, in the same guest."""
     assert_bounced(boot, NAMES["good"], since=1114112)
@@ -180,14 +191,14 @@ def test_decisions_are_counted(boot: Boot) -> None:
     assert sorted(modes) == sorted(state(boot, name)["mode"] for name in DEVICES)
     totals = key_values(boot.fact("totals"))
     kinds = ("seen", "bounced", "hint", "declined", "refused")
-    assert [int(totals[kind]) for kind in kinds] == [len(DEVICES), 1, 2, 3, 2]
+    assert [int(totals[kind]) for kind in kinds] == [len(DEVICES), 1, 2, 3, 3]
 
 
 def test_load_is_announced(boot: Boot) -> None:
-    """The first time there was no driver yet, the second time there were devices."""
+    """The first time there was no driver but that of 9p, the second time there were devices."""
     lines = [line for line in boot.result.kernel_log.splitlines() if ": loaded: " in line]
     assert len(lines) == 2
-    assert "0 devices seen, 0 bounced (0 on a hint), 0 declined, 0 refused" in lines[0]
+    assert "1 devices seen, 0 bounced (0 on a hint), 0 declined, 1 refused" in lines[0]
     assert "1 bounced (0 on a hint)" in lines[1]
 
 
@@ -204,6 +215,8 @@ def test_modinfo(kernel: str) -> None:
     assert field("license").strip() == "GPL"
     assert "VIRTIO_F_SWIOTLB" in field("description")
     parameters = dict(line.split(":", 1) for line in field("parm").splitlines())
-    assert set(parameters) == {"hint", "takeover", "require", "except", "from_device"}
+    assert set(parameters) == {
+        *("hint", "takeover", "require", "except", "types", "packed_disks", "from_device")
+    }
     assert "(default: preserve)" in parameters["from_device"]
-    assert "(default: all)" in parameters["hint"] and "(default: 0" in parameters["takeover"]
+    assert "(default: pool)" in parameters["hint"] and "(default: 0" in parameters["takeover"]

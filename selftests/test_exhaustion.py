@@ -24,6 +24,7 @@ from testlib.harness import (
     assert_confined,
     booted,
     disk,
+    events,
     guest_script,
     packed_disk,
 )
@@ -254,7 +255,8 @@ AREA = 1 << 20
 
 class TestDirections:
     """One CPU's requests hold all of the region that they may. Those of another, in the other
-    direction and on another queue, go on."""
+    direction and on another queue, go on. The disk offers packed rings, with which a request
+    that finds no room would fail."""
 
     @pytest.fixture(scope="class", params=HELD)
     def boot(
@@ -271,7 +273,6 @@ class TestDirections:
         device = packed_disk(
             kind="held-disk",
             file=image,
-            packed=False,
             queues=2,
             queue_size=AT_ONCE,
             config=config.hex(),
@@ -290,6 +291,9 @@ class TestDirections:
         held = boot.kept(f"{others}-held")
         assert held["full"] > 0 and held["maps"] - held["unmaps"] > 0
         assert held["used_bytes"] > held["pool_bytes"] * 7 / 8
+
+    def test_rings_are_split(self, boot: Boot) -> None:
+        assert not any(queue["packed"] for queue in events(boot.report("restricted0"), "queue"))
 
     def test_writes_go_on_while_reads_have_the_region(self, boot: Boot) -> None:
         passed(boot, "writes")

@@ -14,6 +14,7 @@ from testlib.harness import (
     guest_script,
     numbers,
     ordinary_disk,
+    packed_disk,
 )
 
 #: What `hint` is given as, and what sysfs shows then.
@@ -32,6 +33,7 @@ HINTS = {
 WRONG = (
     *("hint=some", "hint=nonsense", "hint=2", "hint=", "takeover=perhaps"),
     *("require=perhaps", "except=rgn", "except=net,,blk", "except=256"),
+    *("types=9q", "types=9p,gpu", "packed_disks=perhaps"),
 )
 
 
@@ -41,6 +43,7 @@ def boot() -> Iterator[Boot]:
         entropy(offer_swiotlb=False, mode="optional"),
         disk(),
         entropy(offer_swiotlb=False, capability=False, mode="optional"),
+        packed_disk(),
         ordinary_disk(),
     ]
     script = guest_script("policy", REJECTED=WRONG, HINTS=HINTS)
@@ -65,10 +68,20 @@ def test_message_lists_the_words(boot: Boot) -> None:
     for line, word in zip(lines, ("rgn", "", "256"), strict=True):
         assert "virtio_swiotlb: except lists net, blk, console, rng, balloon, " in line
         assert f', or numbers from 1 to 255, with commas; not "{word}"' in line
+    listed, gpu = (line for line in boot.result.kernel_log.splitlines() if ": types lists " in line)
+    assert 'numbers from 1 to 255, with commas; not "9q"' in listed
+    assert "virtio_swiotlb: types lists gpu, which cannot be bounced" in gpu
 
 
 def test_defaults(boot: Boot) -> None:
-    assert (boot.fact("hint"), boot.fact("takeover")) == ("all", "N")
+    assert (boot.fact("hint"), boot.fact("takeover")) == ("pool", "N")
+
+
+def test_disks_use_packed_rings_only_if_that_was_asked_for(boot: Boot) -> None:
+    queues = [queue["packed"] for queue in events(boot.report("restricted3"), "queue")]
+    assert queues == [False, True]
+    (line,) = boot.log("restricted3", "swiotlb: split rings are used: ")
+    assert "a request would fail when the region is full (packed_disks=1 accepts that)" in line
 
 
 def test_parameters_cannot_be_changed(boot: Boot) -> None:
@@ -81,7 +94,7 @@ def test_names_of_a_value(boot: Boot, word: str) -> None:
     assert boot.fact(f"hint-{word}") == HINTS[word]
 
 
-def test_pool_uses_no_region_of_a_capability(boot: Boot) -> None:
+def test_default_uses_no_region_of_a_capability(boot: Boot) -> None:
     state = key_values(boot.fact("pool"))
     assert (state["mode"], state["reason"]) == (
         "ignored",
@@ -117,7 +130,7 @@ def test_a_refused_device_was_told_nothing(boot: Boot) -> None:
 
 def test_device_that_had_a_driver_is_an_error(boot: Boot) -> None:
     totals = numbers(boot.fact("totals"))
-    assert (totals["bounced"], totals["hint"], totals["refused"]) == (1, 1, 2)
+    assert (totals["bounced"], totals["hint"], totals["refused"]) == (2, 1, 2)
     assert totals["unconfined"] >= 1
     log = boot.result.kernel_log.splitlines()
     lines = [line for line in log if "not confined, though the guest requires" in line]

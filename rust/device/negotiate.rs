@@ -77,6 +77,7 @@ pub(crate) fn decide(
         finding,
         names_regions: region::can_be_named(dev),
         own_mapping: dev.has_mapping(),
+        tried: parameters.trusts(dev.device_type()),
         hint: parameters.hint,
         required: parameters.requires(dev.device_type()),
     })
@@ -85,11 +86,10 @@ pub(crate) fn decide(
 /// The most segments of a request that the queues of `dev` can hold, whose region has `bytes`
 /// bytes. May sleep; none of the queues may exist yet.
 fn most_segments(dev: &virtio::Device, features: Features, bytes: usize) -> u32 {
-    let kind = dev.device_type();
     let cpus = kernel::cpu::nr_cpu_ids();
-    let queues = limits::request_queues(kind, features, cpus, bytes);
-    let entries = queues::shortest(dev, queues);
-    limits::most_segments(kind, features, entries, cpus, bytes)
+    limits::most_segments(dev.device_type(), features, cpus, bytes, |queues| {
+        queues::shortest(dev, queues)
+    })
 }
 
 /// The override of a device's configuration operations.
@@ -242,6 +242,7 @@ impl Device {
             offered: self.offered_features(),
             agreed: Features(negotiation.features()),
             agreed_beyond: negotiation.features_beyond(),
+            packed_disks: self.common.parameters().packed_disks,
         });
         report::masked(dev, &plan, bytes);
         negotiation.set_features_beyond(plan.told_beyond);

@@ -6,6 +6,7 @@
 
 use super::super::{
     policy::{
+        limits::Split,
         plan::Plan,
         types::Name,
         Decision,
@@ -65,11 +66,16 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
 /// Reports which features a plan masks for a region of `bytes` bytes.
 pub(super) fn masked(dev: &virtio::Device, plan: &Plan, bytes: u64) {
     let dev = dev.as_device();
-    if plan.splits {
-        dev_info!(
+    match plan.split {
+        Some(Split::TooSmall) => dev_info!(
             dev,
             "swiotlb: split rings are used: the region of {bytes} bytes is too small for packed ones\n"
-        );
+        ),
+        Some(Split::Disk) => dev_info!(
+            dev,
+            "swiotlb: split rings are used: with packed ones a request would fail when the region is full (packed_disks=1 accepts that)\n"
+        ),
+        None => {}
     }
     if plan.masked != Features(0) {
         dev_info!(

@@ -22,19 +22,28 @@ const SMALL_BYTES: u64 = 4 << 20;
 /// Regions of fewer bytes have no room for packets of 64 KiB among others, nor for many rings.
 const TINY_BYTES: u64 = 1 << 20;
 
-/// Whether a driver may use packed rings with a region of `bytes` bytes.
+/// Why packed rings are masked. Every device supports split rings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Split {
+    /// The region is too small: a packed ring takes three pages at least, a split ring one.
+    TooSmall,
+    /// The device is a disk, and packed rings were not asked for.
+    Disk,
+}
+
+/// Why a driver must not use packed rings with a region of `bytes` bytes; `None` if it may.
 ///
 /// A full pool makes a driver wait (R15). With packed rings Linux 7.3 turns a full pool into an I/O
 /// error: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM, and disks
-/// fail the request. Every device supports split rings, so a small region gets split rings. A
-/// larger region is full with more requests at once, but one request may take a quarter of any
-/// pool, so a few of the longest requests fill it. A device whose users cannot bear such an error
-/// must not offer packed rings to a disk.
-///
-/// A packed ring takes three pages at least, a split ring one.
-pub fn may_pack(kind: u32, bytes: u64) -> bool {
-    let is_disk = !bounds(kind).is_empty();
-    bytes >= if is_disk { SMALL_BYTES } else { TINY_BYTES }
+/// fail the request. One request may take a quarter of any pool, so a few of the longest requests
+/// fill a pool of any size. Disks get split rings, unless `packed_disks` accepts such errors. A
+/// region of less than 4 MiB is full as a matter of course, so that there is no choice.
+pub fn split(kind: u32, bytes: u64, packed_disks: bool) -> Option<Split> {
+    match !bounds(kind).is_empty() {
+        true if bytes >= SMALL_BYTES => (!packed_disks).then_some(Split::Disk),
+        false if bytes >= TINY_BYTES => None,
+        _ => Some(Split::TooSmall),
+    }
 }
 
 /// Feature bits of `features` to mask because they need more than a region of `bytes` bytes.
@@ -172,8 +181,9 @@ pub fn request_queues(kind: u32, features: Features, cpus: u32, pool_bytes: usiz
     others..others + queues
 }
 
-/// The most segments of a disk's request that its queue can hold, if the shortest queue of the
-/// device has `entries` entries (`None` if that is not known) and there are `cpus` CPUs.
+/// The most segments of a disk's request that its queue can hold, if there are `cpus` CPUs.
+/// `shortest` returns the fewest entries that the device has for one of these queues, `None` if
+/// that is not known. It is called only if the answer depends on it.
 ///
 /// Without indirect tables a request takes an entry for each segment, one for its header and one
 /// for its status. If there are not so many at all, the core warns, and the driver puts the request
@@ -186,19 +196,19 @@ pub fn request_queues(kind: u32, features: Features, cpus: u32, pool_bytes: usiz
 pub fn most_segments(
     kind: u32,
     features: Features,
-    entries: Option<u16>,
     cpus: u32,
     pool_bytes: usize,
+    shortest: impl FnOnce(Range<u32>) -> Option<u16>,
 ) -> u32 {
     const HEADER_AND_STATUS: u32 = 2;
 
     if bounds(kind).is_empty() || features.has(Features::INDIRECT_DESC) {
         return u32::MAX;
     }
-    let queues = request_queues(kind, features, cpus, pool_bytes).end;
+    let queues = request_queues(kind, features, cpus, pool_bytes);
     let entries = [
-        entries,
-        longest_queue(kind, features, queues, queues - 1, pool_bytes),
+        longest_queue(kind, features, queues.end, queues.end - 1, pool_bytes),
+        shortest(queues),
     ]
     .into_iter()
     .flatten()
@@ -381,7 +391,7 @@ mod tests {
                         let packs = features == packed;
                         let least = if packs { 3 } else { 1 };
                         if queues as usize * least > pages / 4
-                            || packs && !may_pack(kind, bytes as u64)
+                            || packs && split(kind, bytes as u64, true).is_some()
                         {
                             continue;
                         }
@@ -556,7 +566,7 @@ mod tests {
             let room = u32::from(entries);
             for packed in [Features(0), Features::RING_PACKED] {
                 let blk = |features: Features, kind| {
-                    most_segments(kind, features.with(packed), Some(entries), 2, 64 << 20)
+                    most_segments(kind, features.with(packed), 2, 64 << 20, |_| Some(entries))
                 };
                 for features in [BIT, mq] {
                     let segments = blk(features, device_type::BLK);
@@ -583,7 +593,7 @@ mod tests {
                 for packed in [Features(0), Features::RING_PACKED] {
                     let features = BIT.with(packed).with(Features::BLK_MQ);
                     for (cpus, offered) in [(1, 1), (2, 64), (4, 2), (64, 64), (512, 512)] {
-                        let most = most_segments(kind, features, Some(1024), cpus, bytes);
+                        let most = most_segments(kind, features, cpus, bytes, |_| Some(1024));
                         let told = Limits::new(kind, bytes, bytes / 4, 1);
                         let queues = told.clamp(Bound::Queues, offered).min(cpus);
                         let queues = queues + Limits::other_queues(kind);
@@ -601,7 +611,7 @@ mod tests {
         }
         // Nothing is known, and no ring is too long.
         assert_eq!(
-            most_segments(device_type::BLK, BIT, None, 1, 4 << 30),
+            most_segments(device_type::BLK, BIT, 1, 4 << 30, |_| None),
             u32::MAX
         );
     }
@@ -668,17 +678,6 @@ mod tests {
             }
             pool = pool * 3 / 2;
         }
-    }
-
-    #[test]
-    fn small_regions_get_split_rings() {
-        for kind in [device_type::BLK, device_type::SCSI] {
-            assert!(!may_pack(kind, MIN_REGION_BYTES));
-            assert!(!may_pack(kind, SMALL_BYTES - 4096));
-            assert!(may_pack(kind, SMALL_BYTES));
-        }
-        assert!(!may_pack(NET, TINY_BYTES - 4096));
-        assert!(may_pack(NET, TINY_BYTES));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use super::{
     limits::{
         features_to_mask,
         features_to_mask_beyond,
-        may_pack, //
+        split,
+        Split, //
     }, //
 };
 
@@ -28,6 +29,8 @@ pub struct Agreement {
     pub agreed: Features,
     /// As `agreed`, the features from 64 on.
     pub agreed_beyond: u64,
+    /// Whether disks may use packed rings.
+    pub packed_disks: bool,
 }
 
 /// The features of a bounced device.
@@ -37,8 +40,8 @@ pub struct Plan {
     pub told: Features,
     /// As `told`, the features from 64 on.
     pub told_beyond: u64,
-    /// Whether packed rings were masked, because the region is too small for them.
-    pub splits: bool,
+    /// Why packed rings were masked, if they were.
+    pub split: Option<Split>,
     /// Other features that were masked, because they need more than the region.
     pub masked: Features,
     /// As `masked`, the features from 64 on.
@@ -59,8 +62,9 @@ impl Plan {
         let bytes = agreement.region_bytes;
         let kind = agreement.device_type;
         let mut told = agreement.agreed.only(Features::KNOWN);
-        let splits = told.has(Features::RING_PACKED) && !may_pack(kind, bytes);
-        if splits {
+        let packs = told.has(Features::RING_PACKED);
+        let split = split(kind, bytes, agreement.packed_disks).filter(|_| packs);
+        if split.is_some() {
             told = told.without(Features::RING_PACKED);
         }
         let masked = features_to_mask(kind, told, bytes);
@@ -76,7 +80,7 @@ impl Plan {
         Self {
             told,
             told_beyond: agreement.agreed_beyond & !masked_beyond,
-            splits,
+            split,
             masked,
             masked_beyond,
         }
@@ -139,7 +143,7 @@ mod tests {
             }
             for device_type in TYPES {
                 for region_bytes in BYTES {
-                    for flags in 0..4 {
+                    for flags in 0..8 {
                         let without = match flags & 1 {
                             0 => Features(0),
                             _ => Features::ACCESS_PLATFORM,
@@ -151,6 +155,7 @@ mod tests {
                             offered: Features(u64::MAX).without(without),
                             agreed,
                             agreed_beyond: 0x1f,
+                            packed_disks: flags & 4 != 0,
                         });
                     }
                 }
@@ -178,7 +183,7 @@ mod tests {
         for_all(|agreement| {
             let plan = Plan::new(agreement);
             let mut dropped = plan.masked.with(Features(1 << 42));
-            if plan.splits {
+            if plan.split.is_some() {
                 dropped = dropped.with(Features::RING_PACKED);
             }
             if !agreement.accepts {
@@ -204,7 +209,7 @@ mod tests {
             assert_eq!(again.told, plan.told.with(platform));
             assert_eq!(again.told_beyond, plan.told_beyond);
             // What was said once is not said again.
-            assert!(!again.splits);
+            assert_eq!(again.split, None);
             assert_eq!(again.masked, Features(0));
             assert_eq!(again.masked_beyond, 0);
         });
@@ -224,20 +229,31 @@ mod tests {
     }
 
     #[test]
-    fn small_regions_split_packed_rings() {
-        let plan = |bytes| {
-            Plan::new(&Agreement {
-                device_type: device_type::BLK,
-                region_bytes: bytes,
+    fn disks_and_small_regions_get_split_rings() {
+        let plan = |device_type, region_bytes, packed_disks| {
+            let plan = Plan::new(&Agreement {
+                device_type,
+                region_bytes,
                 accepts: true,
                 offered: Features(u64::MAX),
                 agreed: Features::VERSION_1.with(Features::RING_PACKED),
                 agreed_beyond: 0,
-            })
+                packed_disks,
+            });
+            assert_eq!(plan.told.has(Features::RING_PACKED), plan.split.is_none());
+            plan.split
         };
-        assert!(plan(MIN_REGION_BYTES).splits);
-        assert!(!plan(MIN_REGION_BYTES).told.has(Features::RING_PACKED));
-        assert!(!plan(4 << 20).splits);
-        assert!(plan(4 << 20).told.has(Features::RING_PACKED));
+        for packed_disks in [false, true] {
+            let small = Some(Split::TooSmall);
+            for kind in [device_type::BLK, device_type::SCSI] {
+                let large = (!packed_disks).then_some(Split::Disk);
+                assert_eq!(plan(kind, MIN_REGION_BYTES, packed_disks), small);
+                assert_eq!(plan(kind, (4 << 20) - 1, packed_disks), small);
+                assert_eq!(plan(kind, 4 << 20, packed_disks), large);
+                assert_eq!(plan(kind, 1 << 40, packed_disks), large);
+            }
+            assert_eq!(plan(device_type::NET, (1 << 20) - 1, packed_disks), small);
+            assert_eq!(plan(device_type::NET, 1 << 20, packed_disks), None);
+        }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sets of device types, as a parameter lists them.
+//! Sets of device types, as a parameter lists them, and those that are bounced without one.
 //!
 //! Pure: may be called in any context.
 
@@ -42,6 +42,21 @@ const NAMES: [(&str, u8); 27] = [
 pub struct Types([u64; 4]);
 
 impl Types {
+    /// The types whose drivers were tried with a region, each with a real backend (drivers.rst).
+    pub const TRIED: Self = Self::of(&[1, 2, 3, 4, 8, 18, 19, 25, 26, 34, 41]);
+
+    /// The types of these numbers, of which none is 0.
+    pub const fn of(kinds: &[u8]) -> Self {
+        let mut types = Self([0; 4]);
+        let mut at = 0;
+        while at < kinds.len() {
+            let kind = kinds[at];
+            types.0[kind as usize / 64] |= 1 << (kind % 64);
+            at += 1;
+        }
+        types
+    }
+
     /// The types that `list` names, separated by commas: names of [`Names`], or decimal numbers
     /// from 1 to 255. An empty list has none.
     ///
@@ -68,6 +83,11 @@ impl Types {
     pub fn has(&self, kind: u32) -> bool {
         let word = self.0.get((kind / 64) as usize);
         word.is_some_and(|word| word & (1 << (kind % 64)) != 0)
+    }
+
+    /// All of them, in order.
+    pub fn iter(self) -> impl Iterator<Item = u32> {
+        (1..256).filter(move |kind| self.has(*kind))
     }
 }
 
@@ -114,6 +134,14 @@ mod tests {
         }
         assert_eq!(Types::parse(""), Ok(Types::default()));
         assert!(!Types::default().has(u32::MAX));
+    }
+
+    #[test]
+    fn tried_types_have_names() {
+        let names = "net,blk,console,rng,scsi,input,vsock,snd,fs,i2c,gpio";
+        assert_eq!(Types::parse(names), Ok(Types::TRIED));
+        assert_eq!(Types::TRIED.iter().count(), 11);
+        assert!(Types::TRIED.iter().all(|kind| Types::TRIED.has(kind)));
     }
 
     #[test]

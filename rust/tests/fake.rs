@@ -10,7 +10,11 @@ use crate::{
     bindings,
     bounce::Bounce,
     device,
-    policy::Reason,
+    parameters::Parameters,
+    policy::{
+        types::Types,
+        Reason, //
+    },
     region::{
         self,
         Source as _, //
@@ -514,9 +518,14 @@ pub(crate) fn module_users() -> i32 {
 static REQUIRES: Atomic<bool> = Atomic::new(false);
 static WITHOUT_MEMORY: Atomic<bool> = Atomic::new(false);
 
-/// Whether the module is to act as if it had been loaded with `require=1`.
-pub(crate) fn requires() -> bool {
-    REQUIRES.load(Relaxed)
+/// The parameters that the module is to act as if it had been loaded with, instead of `loaded`.
+pub(crate) fn parameters(loaded: Parameters) -> Parameters {
+    Parameters {
+        hint: true,
+        types: Types::of(&[TYPE as u8]),
+        require: REQUIRES.load(Relaxed),
+        ..loaded
+    }
 }
 
 /// Whether there is to be no memory to record a device.

@@ -4,7 +4,7 @@
 
 use crate::input::Input;
 use crate::policy::limits::{
-    features_to_mask, longest_queue, may_pack, most_segments, needed, request_queues, Limits,
+    features_to_mask, longest_queue, most_segments, needed, request_queues, split, Limits,
 };
 use crate::policy::{decide, is_relevant, Decision, Facts};
 use crate::wire::capabilities::{ConfigSpace, COMMON_BYTES};
@@ -99,6 +99,7 @@ pub fn policy(data: &[u8]) {
         own_mapping: flags & 16 != 0,
         hint: flags & 32 != 0,
         required: flags & 64 != 0,
+        tried: flags & 128 != 0,
     };
     let bit = facts.offered.has(Features::SWIOTLB);
     let decision = decide(&facts);
@@ -106,7 +107,7 @@ pub fn policy(data: &[u8]) {
         Decision::Accept(extent) | Decision::Hint(extent) => {
             assert_eq!(Finding::Usable(extent), finding);
             assert!(is_relevant(facts.offered, finding));
-            assert!(!facts.own_mapping);
+            assert!(!facts.own_mapping && facts.tried);
             assert_eq!(matches!(decision, Decision::Accept(_)), bit);
             assert!(bit || facts.hint);
             limits(&mut input, facts.device_type, extent.bytes as usize);
@@ -152,7 +153,7 @@ fn requests(input: &mut Input<'_>, facts: &Facts, pool: usize) {
     let features = facts.offered;
     let entries = input.u16() % 1023 + 2;
     let cpus = u32::from(input.u8()) + 1;
-    let most = most_segments(kind, features, Some(entries), cpus, pool);
+    let most = most_segments(kind, features, cpus, pool, |_| Some(entries));
     assert!(most >= 1);
     if bounds(kind).is_empty() || features.has(Features::INDIRECT_DESC) {
         assert_eq!(most, u32::MAX);
@@ -202,7 +203,8 @@ fn queues(input: &mut Input<'_>, facts: &Facts, pool: usize) {
         };
     }
     let least = if packed { 3 } else { 1 };
-    if count as usize * least * page <= pool / 4 && (!packed || may_pack(kind, bytes)) {
+    let may_pack = split(kind, bytes, true).is_none();
+    if count as usize * least * page <= pool / 4 && (!packed || may_pack) {
         assert!(pages * page <= pool / 4);
     }
 }
