@@ -114,8 +114,8 @@ impl AddAssign for Usage {
 pub(crate) struct Bounce {
     region: Region,
     pool: Pool<pool::Kernel>,
-    // The direction whose mappings begin as zeroes.
-    cleared: Option<Direction>,
+    // The fewest bytes of a mapping from the device that begins as zeroes.
+    shortest_cleared: usize,
     kind: u32,
     // The most segments of a request, by the device; 1 as long as the driver has not asked.
     segments: Atomic<u32>,
@@ -153,10 +153,7 @@ impl Bounce {
         Ok(Self {
             region,
             pool,
-            cleared: match from_device {
-                FromDevice::Preserve => None,
-                FromDevice::Clear => Some(Direction::FromDevice),
-            },
+            shortest_cleared: from_device.shortest_cleared(),
             kind,
             segments: Atomic::new(1),
             most_segments: Atomic::new(0),
@@ -359,7 +356,7 @@ impl Map for Bounce {
             .map_near(|| self.cpu(), len, phys, direction.into())
         {
             Ok(offset) => {
-                if self.cleared == Some(direction) {
+                if direction == Direction::FromDevice && len >= self.shortest_cleared {
                     self.clear(offset, len);
                 } else {
                     self.copy_in(phys, offset, len);
@@ -421,14 +418,14 @@ impl Map for Bounce {
         Some((vaddr.cast(), self.region.bus() + offset as u64))
     }
 
-    // The pool knows what is a ring, and keeps it as long as it is written to. How many of its bytes
-    // are descriptors only the core knows; it reads nothing else of a broken ring.
+    // The pool knows what is a ring, and keeps it as long as it is written to. Only the core knows
+    // how many of the bytes are descriptors; it reads nothing else of a broken ring.
     #[cold]
     fn end_chains(&self) {
         self.pool.rings(|offset, bytes| {
             for at in (offset..offset + bytes).step_by(DESCRIPTOR_BYTES) {
                 // SAFETY: The pool gave these bytes of the region to a ring, and keeps them until
-                // this returns. Core and device may use them meanwhile: no reference to them exists.
+                // this returns. Core and device may use them meanwhile: there is no reference.
                 unsafe {
                     let flags = self.region.base().as_ptr().add(at + DESCRIPTOR_FLAGS);
                     flags.cast::<u16>().write_volatile(0);

@@ -271,21 +271,20 @@ bool virtio_swiotlb_packed_disks(void)
 	return packed_disks;
 }
 
-enum from_device { PRESERVE, CLEAR };
-
 static const char * const from_device_names[] = {
-	[PRESERVE] = "preserve",
-	[CLEAR] = "clear",
+	[VIRTIO_SWIOTLB_AUTO] = "auto",
+	[VIRTIO_SWIOTLB_PRESERVE] = "preserve",
+	[VIRTIO_SWIOTLB_CLEAR] = "clear",
 };
 
-static enum from_device from_device = PRESERVE;
+static enum virtio_swiotlb_from_device from_device = VIRTIO_SWIOTLB_AUTO;
 
 static int from_device_set(const char *value, const struct kernel_param *param)
 {
 	int found = sysfs_match_string(from_device_names, value);
 
 	if (found < 0) {
-		pr_err("from_device is \"preserve\" or \"clear\", not \"%s\"\n", value);
+		pr_err("from_device is \"auto\", \"preserve\" or \"clear\", not \"%s\"\n", value);
 		return found;
 	}
 	from_device = found;
@@ -304,9 +303,9 @@ static const struct kernel_param_ops from_device_ops = {
 
 module_param_cb(from_device, &from_device_ops, NULL, 0444);
 MODULE_PARM_DESC(from_device,
-		 "What is in the region where the device is to write: \"preserve\" puts there what the buffer has, \"clear\" zeroes (default: preserve)");
+		 "What is in the region where the device is to write: \"preserve\" puts there what the buffer has, \"clear\" zeroes, \"auto\" zeroes from 512 bytes on (default: auto)");
 
-bool virtio_swiotlb_from_device_clear(void)
+enum virtio_swiotlb_from_device virtio_swiotlb_from_device(void)
 {
-	return from_device == CLEAR;
+	return from_device;
 }

@@ -12,6 +12,13 @@
 #include <linux/types.h>
 #include <linux/virtio.h>
 
+/* What the region has where the device is to write, parameter from_device. */
+enum virtio_swiotlb_from_device {
+	VIRTIO_SWIOTLB_AUTO,
+	VIRTIO_SWIOTLB_PRESERVE,
+	VIRTIO_SWIOTLB_CLEAR,
+};
+
 void virtio_swiotlb_device_lock(struct device *dev);
 int virtio_swiotlb_device_lock_interruptible(struct device *dev);
 void virtio_swiotlb_device_unlock(struct device *dev);
@@ -40,6 +47,6 @@ bool virtio_swiotlb_require(void);
 const char *virtio_swiotlb_except(void);
 const char *virtio_swiotlb_types(void);
 bool virtio_swiotlb_packed_disks(void);
-bool virtio_swiotlb_from_device_clear(void);
+enum virtio_swiotlb_from_device virtio_swiotlb_from_device(void);
 
 #endif /* _VIRTIO_SWIOTLB_HELPERS_H */

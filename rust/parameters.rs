@@ -40,11 +40,37 @@ pub(crate) struct Parameters {
 /// What a mapping that the device only writes begins with: the parameter `from_device`.
 #[derive(Clone, Copy)]
 pub(crate) enum FromDevice {
+    /// Zeroes if the buffer has [`FromDevice::SECTOR`] bytes or more, else the bytes of the buffer.
+    Auto,
     /// The bytes of the buffer: a device that writes only part of it leaves the rest as it was.
     Preserve,
     /// Zeroes: the device does not see what happened to be in the buffer, and what it does not
     /// write comes back as zeroes.
     Clear,
+}
+
+impl FromDevice {
+    /// No data of a disk is shorter, in bytes. What is shorter is mostly a status or a header,
+    /// which the driver may have filled with what it expects if the device writes nothing.
+    const SECTOR: usize = 512;
+
+    fn new() -> Self {
+        // SAFETY: No requirements.
+        match unsafe { bindings::virtio_swiotlb_from_device() } {
+            bindings::virtio_swiotlb_from_device_VIRTIO_SWIOTLB_PRESERVE => Self::Preserve,
+            bindings::virtio_swiotlb_from_device_VIRTIO_SWIOTLB_CLEAR => Self::Clear,
+            _ => Self::Auto,
+        }
+    }
+
+    /// The fewest bytes of a mapping that begins as zeroes.
+    pub(crate) fn shortest_cleared(self) -> usize {
+        match self {
+            Self::Auto => Self::SECTOR,
+            Self::Preserve => usize::MAX,
+            Self::Clear => 0,
+        }
+    }
 }
 
 impl Parameters {
@@ -67,8 +93,6 @@ impl Parameters {
             pr_err!("types lists {}, which cannot be bounced\n", Name(kind));
             return Err(EINVAL);
         }
-        // SAFETY: No requirements.
-        let clear = unsafe { bindings::virtio_swiotlb_from_device_clear() };
         Ok(Self {
             // SAFETY: No requirements.
             hint: unsafe { bindings::virtio_swiotlb_hint_all() },
@@ -80,11 +104,7 @@ impl Parameters {
             types,
             // SAFETY: No requirements.
             packed_disks: unsafe { bindings::virtio_swiotlb_packed_disks() },
-            from_device: if clear {
-                FromDevice::Clear
-            } else {
-                FromDevice::Preserve
-            },
+            from_device: FromDevice::new(),
         })
     }
 

@@ -218,5 +218,5 @@ def test_modinfo(kernel: str) -> None:
     assert set(parameters) == {
         *("hint", "takeover", "require", "except", "types", "packed_disks", "from_device")
     }
-    assert "(default: preserve)" in parameters["from_device"]
+    assert "(default: auto)" in parameters["from_device"]
     assert "(default: pool)" in parameters["hint"] and "(default: 0" in parameters["takeover"]

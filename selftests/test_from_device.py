@@ -34,8 +34,9 @@ def in_image(boot: Boot) -> bytes:
         return file.read(READ_BYTES // 2)
 
 
-def test_preserve_is_the_default(boot: Boot) -> None:
-    assert boot.fact("default-parameter") == boot.fact("preserve-parameter") == "preserve"
+def test_auto_is_the_default(boot: Boot) -> None:
+    assert boot.fact("default-parameter") == boot.fact("auto-parameter") == "auto"
+    assert boot.fact("preserve-parameter") == "preserve"
     assert boot.fact("clear-parameter") == "clear"
 
 
@@ -45,8 +46,10 @@ def test_preserve_leaves_what_the_device_did_not_write(boot: Boot) -> None:
     assert set(second) == {FILL}
 
 
-def test_clear_gives_zeroes_for_what_the_device_did_not_write(boot: Boot) -> None:
-    first, second = halves(boot, "clear")
+@pytest.mark.parametrize("way", ["clear", "auto"])
+def test_rest_of_a_buffer_is_zeroes(boot: Boot, way: str) -> None:
+    """Of one that is a page, or longer."""
+    first, second = halves(boot, way)
     assert first == in_image(boot)
     assert set(second) == {0}
 
@@ -54,4 +57,4 @@ def test_clear_gives_zeroes_for_what_the_device_did_not_write(boot: Boot) -> Non
 def test_another_word_is_refused(boot: Boot) -> None:
     assert boot.status("wrong") != 0
     (line,) = [line for line in boot.result.kernel_log.splitlines() if "from_device is" in line]
-    assert 'virtio_swiotlb: from_device is "preserve" or "clear", not "keep"' in line
+    assert 'virtio_swiotlb: from_device is "auto", "preserve" or "clear", not "keep"' in line

@@ -298,6 +298,26 @@ mod cases {
     }
 
     #[test]
+    fn auto_clears_from_a_sector_on() -> Result {
+        let bench = Bench::with(64 << 10, parameters::FromDevice::Auto)?;
+        for len in [1, 16, 511, 512, 4096] {
+            bench.wipe();
+            let mut buffer = patterned(len, 0)?;
+            let handle = bench.map(&mut buffer, FromDevice)?;
+            let shown = bench.device_reads(handle, len)?;
+            match len < 512 {
+                true => assert_eq!(*shown, *patterned(len, 0)?),
+                false => assert!(shown.iter().all(|b| *b == 0)),
+            }
+            assert_eq!(bench.touched(), len);
+            bench.bounce.unmap(handle, len, FromDevice, false);
+        }
+        // What the device reads is copied, however long.
+        assert!(exact(&bench, 8, 1500, ToDevice)? && exact(&bench, 8, 1500, Bidirectional)?);
+        Ok(())
+    }
+
+    #[test]
     fn clear_is_for_what_the_device_only_writes() -> Result {
         let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
         for direction in [ToDevice, Bidirectional] {

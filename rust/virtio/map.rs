@@ -56,8 +56,8 @@ impl Direction {
 
 /// Maps the rings and buffers of one device.
 ///
-/// `map`, `unmap`, `end_chains` and the syncs may be called in any context but NMI (virtio-input puts buffers
-/// back in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
+/// `map`, `unmap`, `end_chains` and the syncs may be called in any context but NMI (virtio-input
+/// puts buffers back in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
 pub(crate) trait Map: Send + Sync + 'static {
     /// Maps `len` bytes of guest memory at physical address `phys`. `None` if there is no room:
     /// the driver will come again.

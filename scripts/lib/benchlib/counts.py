@@ -16,12 +16,15 @@ CPU = ("-cpu", "qemu64")
 #: One instruction is one nanosecond of the guest's clock.
 _ICOUNT = ("-icount", "shift=0", *CPU)
 
+#: A device type that no driver of the kernel takes.
+_TYPE = "63"
+
 _SECONDS = 1200
 
 
 def device(pool: str, **options: object) -> Restricted:
     """A device that the bench module drives; its backend is never asked for anything."""
-    return Restricted("blk", type="63", region_size=pool, size="1M", config_size=0, **options)
+    return Restricted("blk", type=_TYPE, region_size=pool, size="1M", config_size=0, **options)
 
 
 def counts(pools: Sequence[str], *, peers: bool) -> list[dict]:
@@ -32,8 +35,7 @@ def counts(pools: Sequence[str], *, peers: bool) -> list[dict]:
 
 def clear(pool: str) -> list[dict]:
     """The same of a region with from_device=clear, as a way of its own."""
-    module = Module(parameters={"from_device": "clear"})
-    measured = _bench(["region"], [device(pool)], 1, _ICOUNT, module)
+    measured = _bench(["region"], [device(pool)], 1, _ICOUNT, from_device="clear")
     return [entry | {"way": "clear"} for entry in measured if entry.get("way") == "region"]
 
 
@@ -52,10 +54,11 @@ def _bench(
     devices: Sequence[Restricted],
     cpus: int,
     qemu: Sequence[str],
-    module: Module | bool = True,
+    from_device: str = "preserve",
 ) -> list[dict]:
     if not BENCH.exists():
         raise GuestError("swiotlb_bench.ko is not built; run: scripts/build bench")
+    module = Module(parameters={"types": _TYPE, "from_device": from_device})
     with Guest(
         memory="1536M",
         cpus=cpus,

@@ -80,7 +80,7 @@ _DIRECT_DEVICE = {
     "allow_guest_memory": True,
 }
 WAYS = {
-    "region": Way(module={}),
+    "region": Way(module={"from_device": "preserve"}),
     "clear": Way(module={"from_device": "clear"}),
     "direct": Way(_DIRECT_DEVICE, guest={"share_memory": True}),
     "swiotlb": Way(_DIRECT_DEVICE, guest={"share_memory": True, "append": "swiotlb=force"}),
