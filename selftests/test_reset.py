@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A reset of the PCI function under drivers that have no handler for it (all but virtio_blk).
+
+The core does not tell such a driver: it keeps its queues, which the device has forgotten. Requests
+that are under way then are never answered, so none is. The devices have a root port of their own,
+whose bus is what can be reset. What must hold: nothing leaves the region, the kernel does not
+complain, and the next binding works.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+from guestlib import Restricted
+from guestlib.result import key_values
+from testlib.drivers import Files
+from testlib.harness import Boot, assert_confined, booted, entropy, events, guest_script, numbers
+
+#: Drivers in the order of the devices.
+DRIVERS = ("virtio_rng", "virtio_net", "virtiofs")
+FILE_BYTES = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[Files]:
+    with Files() as server:
+        server.add("/file", FILE_BYTES)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def boot(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+    content = files.files["/file"]
+    shared = tmp_path_factory.mktemp("shared")
+    (shared / "file").write_bytes(content)
+    devices = [
+        entropy(hotplug=True),
+        Restricted("net", region_size="4M", hotplug=True),
+        Restricted("fs", file=shared, region_size="4M", hotplug=True),
+    ]
+    pairs = " ".join(f"{driver}:restricted{index}" for index, driver in enumerate(DRIVERS))
+    script = guest_script("reset", PAIRS=pairs, PORT=files.port)
+    with booted("stock", devices, script) as boot:
+        yield boot
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+class TestReset:
+    @pytest.fixture
+    def device(self, driver: str) -> str:
+        return f"restricted{DRIVERS.index(driver)}"
+
+    def test_function_was_reset_under_its_driver(
+        self, boot: Boot, device: str, driver: str
+    ) -> None:
+        assert boot.status(f"reset-{device}") == 0, boot.fact(f"reset-{device}")
+        assert boot.fact(f"driver-{device}") == driver
+        kinds = [event["kind"] for event in events(boot.report(device), "reset")]
+        assert "function" in kinds
+
+    def test_next_binding_works(
+        self, boot: Boot, device: str, driver: str, files: Files
+    ) -> None:
+        content = hashlib.sha256(files.files["/file"]).hexdigest()
+        expected = "64" if driver == "virtio_rng" else content
+        assert boot.fact(f"before-{device}") == boot.fact(f"after-{device}") == expected
+        assert key_values(boot.fact(f"after-{device}-state"))["mode"] == "bounced"
+
+    def test_nothing_is_left_and_nothing_was_outside(self, boot: Boot, device: str) -> None:
+        counters = numbers(boot.fact(f"unbound-{device}-counters"))
+        assert counters["used_bytes"] == counters["bad_handle"] == 0
+        assert counters["allocs"] == counters["frees"] > 0
+        assert_confined(boot, device)
