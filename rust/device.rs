@@ -106,11 +106,13 @@ impl Common {
         })
     }
 
-    /// As the module was loaded.
-    pub(crate) fn parameters(&self) -> Parameters {
+    /// The parameters that hold for `dev`: those that the module was loaded with.
+    #[cfg_attr(not(CONFIG_KUNIT = "y"), allow(unused_variables))]
+    pub(crate) fn parameters(&self, dev: &virtio::Device) -> Parameters {
         #[cfg(CONFIG_KUNIT = "y")]
-        return crate::tests::fake::parameters(self.parameters);
-        #[cfg(not(CONFIG_KUNIT = "y"))]
+        if let Some(fake) = crate::tests::fake::Region::of(dev) {
+            return fake.parameters(self.parameters);
+        }
         self.parameters
     }
 

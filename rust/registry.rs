@@ -181,7 +181,7 @@ impl Registry {
         }
         let offered = Features(dev.offered_features());
         let finding = region::find(dev);
-        let parameters = self.common.parameters();
+        let parameters = self.common.parameters(dev);
         let required = parameters.requires(dev.device_type());
         let relevant = policy::is_relevant(offered, finding);
         if !relevant && (!required || dev.driver_name().is_none()) {
@@ -230,7 +230,7 @@ impl Registry {
     /// Whether the unload has to see `dev`: it is listed, or a driver is just being kept from it
     /// without an entry in the list.
     pub(crate) fn is_concerned(&self, dev: &virtio::Device) -> bool {
-        self.common.parameters().require || self.knows(dev)
+        self.common.parameters(dev).require || self.knows(dev)
     }
 
     /// Takes the override from a device for good: the module is being unloaded.
@@ -256,7 +256,7 @@ impl bus::Events for Registry {
             return;
         }
         let offered = Features(dev.offered_features());
-        let required = self.common.parameters().requires(dev.device_type());
+        let required = self.common.parameters(dev).requires(dev.device_type());
         if !required && !policy::is_relevant(offered, region::find(dev)) {
             // If the device was relevant once, nothing of that holds for this driver.
             if let Some(entry) = self.find(dev.id()) {

@@ -102,7 +102,7 @@ impl Device {
     fn negotiate(self: &Arc<Self>, first: &First<'_>) -> Result {
         let dev = first.locked();
         let found = region::find(dev);
-        let parameters = self.common.parameters();
+        let parameters = self.common.parameters(dev);
         let wanted = decide(dev, self.offered_features(), found, &parameters);
         let made = wanted.extent().map(|extent| self.bounce(first, &extent));
         let decision = match made {
@@ -172,7 +172,7 @@ impl Device {
         let mapper = Bounce::new(
             region,
             self.device_type,
-            self.common.parameters().from_device,
+            self.common.parameters(dev).from_device,
             dev.as_device(),
         )
         .and_then(|bounce| Ok(KBox::new(Mapper::new(bounce), GFP_KERNEL)?))
@@ -242,7 +242,7 @@ impl Device {
             offered: self.offered_features(),
             agreed: Features(negotiation.features()),
             agreed_beyond: negotiation.features_beyond(),
-            packed_disks: self.common.parameters().packed_disks,
+            packed_disks: self.common.parameters(dev).packed_disks,
         });
         report::masked(dev, &plan, bytes);
         negotiation.set_features_beyond(plan.told_beyond);

@@ -442,6 +442,16 @@ impl Region {
         }
     }
 
+    /// The parameters that hold for the device in a module that was `loaded` with others.
+    pub(crate) fn parameters(&self, loaded: Parameters) -> Parameters {
+        Parameters {
+            hint: true,
+            types: Types::of(&[TYPE as u8]),
+            require: REQUIRES.load(Relaxed),
+            ..loaded
+        }
+    }
+
     /// The fewest entries of those of `queues` that the device has.
     pub(crate) fn shortest_queue(&self, queues: Range<u32>) -> Option<u16> {
         let sizes = self.setup().queue_sizes;
@@ -517,16 +527,6 @@ pub(crate) fn module_users() -> i32 {
 
 static REQUIRES: Atomic<bool> = Atomic::new(false);
 static WITHOUT_MEMORY: Atomic<bool> = Atomic::new(false);
-
-/// The parameters that the module is to act as if it had been loaded with, instead of `loaded`.
-pub(crate) fn parameters(loaded: Parameters) -> Parameters {
-    Parameters {
-        hint: true,
-        types: Types::of(&[TYPE as u8]),
-        require: REQUIRES.load(Relaxed),
-        ..loaded
-    }
-}
 
 /// Whether there is to be no memory to record a device.
 pub(crate) fn is_without_memory() -> bool {
