@@ -12,14 +12,12 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from guestlib import GuestError
-from guestlib.paths import BUILD
+from guestlib.paths import BUILD, TOP
 
 from . import counts, fio, plot, table
 
-TOP = Path(__file__).resolve().parents[3]
 KEPT = TOP / "selftests/bench/figures.json"
 RESULTS = BUILD / "bench/results"
 TOLERANCE = 1.10

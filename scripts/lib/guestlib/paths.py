@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parents[3]
-BUILD = Path(os.environ.get("BUILD") or TOP / "build")
+from tool import BUILD, TOP
+
 HERE = Path(__file__).resolve().parent
 
 #: What the toolbox shows of the host, beside its own files.
