@@ -8,16 +8,11 @@ well. The device answers for the backend (device/swiotlb-device/src/failure.rs),
 rings as with split ones.
 """
 
-import os
-import signal
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from guestlib import Guest, Restricted
-from guestlib.process import Process
-from guestlib.result import read_report
+from guestlib import Restricted
+from testlib.actions import freeze, kill, restart
 from testlib.drivers import assert_driven, passed
 from testlib.harness import (
     REGION_BYTES,
@@ -52,47 +47,10 @@ AT_ONCE = 8
 #: Buffers that the loaded disk has served before its backend goes.
 SERVED = 200
 
-def kill(index: int) -> Callable[[Guest], object]:
-    """Ends the backend; the device has noticed it in the end."""
-
-    def action(guest: Guest) -> None:
-        running = guest.restricted[index]
-        running.backend.kill()
-        wait_for_event(running.report, "backend_gone")
-
-    return action
-
-
-def wait_for_event(report: Path, name: str, count: int = 1) -> None:
-    """Until the device has reported it so many times."""
-    deadline = time.monotonic() + 60
-    while len(events(read_report(report), name)) < count:
-        assert time.monotonic() < deadline, f"the device does not report {name}"
-        time.sleep(0.1)
-
-
-def freeze(index: int) -> Callable[[Guest], object]:
-    return lambda guest: os.kill(guest.restricted[index].backend.pid, signal.SIGSTOP)
-
-
-def restart(index: int) -> Callable[[Guest], object]:
-    """The same backend again, on the same socket; the device has found it in the end."""
-
-    def action(guest: Guest) -> None:
-        running = guest.restricted[index]
-        old = running.backend
-        assert old is not None
-        socket = running.socket.with_name(f"{running.name}-backend.sock")
-        socket.unlink(missing_ok=True)
-        running.backend = Process("the second backend", old.argv, old.log)
-        wait_for_event(running.report, "backend", 2)
-
-    return action
-
 
 @pytest.fixture(scope="module")
 def boot() -> Iterator[Boot]:
-    actions = {
+    on = {
         f"{name}-{device}": make(index)
         for index, device in enumerate(DRIVERS)
         for name, make in (("kill", kill), ("freeze", freeze), ("restart", restart))
@@ -122,7 +80,7 @@ def boot() -> Iterator[Boot]:
         FORGOTTEN=FORGOTTEN[SCSI],
         SERVED=SERVED,
     )
-    with booted("test", devices, script, timeout=900, on=actions) as boot:
+    with booted("test", devices, script, timeout=900, on=on) as boot:
         yield boot
 
 

@@ -153,6 +153,7 @@ class Guest:
         #: The restricted devices of the run in progress, for actions of `on`.
         self.restricted: list[Running] = []
         self._qmp: Path | None = None
+        self._process: Process | None = None
         self._images: list[Path | None] = []
         #: Devices that are not plugged in.
         self._absent: set[str] = set()
@@ -251,6 +252,7 @@ class Guest:
                 stdout=logs / "virtme.log",
             )
             stack.callback(qemu.kill)
+            self._process = qemu
             if terminal:
                 stack.enter_context(Terminal(qemu, terminal))
             watch = _Watch(qemu, restricted, control, {**self._plugging(), **on}, stream)
@@ -285,6 +287,11 @@ class Guest:
         """Have QEMU execute a QMP command, from an action of `on`."""
         assert self._qmp is not None, "no guest runs"
         return qmp.execute(self._qmp, command, **arguments)
+
+    def kill(self) -> None:
+        """Kill QEMU, which ends the guest like a power failure, from an action of `on`."""
+        assert self._process is not None, "no guest runs"
+        self._process.kill()
 
     def unplug(self, name: str) -> None:
         """Press the button beside a device with `hotplug`, from an action of `on`. The guest
