@@ -74,6 +74,7 @@ CASES = [
     refused("cap-bar-absent", "the region's BAR 3 does not exist"),
     refused("cap-bar-io", "the region's BAR 1 is I/O ports, not memory"),
     refused("cap-bar-unassigned", "the region's BAR 2 does not exist"),
+    refused("cap-bar-not-prefetchable", "the region's BAR 4 is not prefetchable"),
     refused("cap-empty", "the region is empty"),
     refused("cap-wraps", "does not fit in its BAR 4"),
     refused("cap-exceeds-bar", "does not fit in its BAR 4"),

@@ -28,8 +28,8 @@ const CAP_BYTES: usize = 16;
 /// A type that no driver knows.
 const NO_TYPE: u8 = 0xff;
 
-/// BARs that only a device with these faults has.
-pub fn add_bars(faults: &[Fault], bars: &mut [Option<Bar>; BAR_COUNT]) {
+/// BARs as only a device with these faults has them.
+pub fn change_bars(faults: &[Fault], bars: &mut [Option<Bar>; BAR_COUNT]) {
     if faults.contains(&Fault::CapBarIo) {
         bars[IO_BAR] = Some(Bar {
             size: 32,
@@ -45,6 +45,11 @@ pub fn add_bars(faults: &[Fault], bars: &mut [Option<Bar>; BAR_COUNT]) {
             prefetchable: true,
             io: false,
         });
+    }
+    if faults.contains(&Fault::CapBarNotPrefetchable) {
+        if let Some(bar) = &mut bars[BOUNCE_BAR] {
+            bar.prefetchable = false;
+        }
     }
 }
 
@@ -199,6 +204,24 @@ mod tests {
             at = usize::from(bytes[at + 1]);
         }
         found
+    }
+
+    #[test]
+    fn region_in_a_bar_that_is_not_prefetchable() {
+        let config = DeviceConfig::new(types::lookup("blk").expect("a type"));
+        let bounce_bar = |faults: &[Fault]| {
+            let mut layout = Layout::new(&config);
+            change_bars(faults, &mut layout.bars);
+            layout.bars[BOUNCE_BAR].expect("a BAR")
+        };
+        let bar = bounce_bar(&[Fault::CapBarNotPrefetchable]);
+        assert!(!bar.prefetchable);
+        let honest = bounce_bar(&[]);
+        assert!(honest.prefetchable);
+        assert_eq!(
+            (bar.size, bar.wide, bar.io),
+            (honest.size, honest.wide, honest.io)
+        );
     }
 
     #[test]

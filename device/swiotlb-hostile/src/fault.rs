@@ -17,6 +17,8 @@ pub enum Fault {
     CapBarIo,
     /// ... a BAR of 16 TiB, which no guest has room for
     CapBarUnassigned,
+    /// ... a BAR that is not prefetchable, and may not be cached
+    CapBarNotPrefetchable,
     /// ... a region of 0 bytes
     CapEmpty,
     /// ... offset and length whose sum has more than 32 bits
@@ -142,8 +144,12 @@ impl Fault {
     /// Whether `--chaos` draws it.
     fn is_drawn(self) -> bool {
         match self {
-            // They need a BAR that only some devices have, or room in configuration space.
-            Fault::CapBarIo | Fault::CapBarUnassigned | Fault::CapTwice | Fault::CapMany => false,
+            // They need BARs that only some devices have, or room in configuration space.
+            Fault::CapBarIo
+            | Fault::CapBarUnassigned
+            | Fault::CapBarNotPrefetchable
+            | Fault::CapTwice
+            | Fault::CapMany => false,
             // No driver is rid of them again, and QEMU not of the last.
             Fault::ResetStuck | Fault::GenerationRuns | Fault::IrqStorm | Fault::CapLoop => false,
             // Two of these are enough.

@@ -146,7 +146,7 @@ fn drawn(seed: u64, session: u64) -> FaultSet {
 
 impl Hooks for Hostile {
     fn layout(&mut self, layout: &mut Layout) {
-        capability::add_bars(&self.plan.fault, &mut layout.bars);
+        capability::change_bars(&self.plan.fault, &mut layout.bars);
     }
 
     fn on_session(&mut self, negotiations: u64) -> Option<Value> {
