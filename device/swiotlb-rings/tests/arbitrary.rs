@@ -4,14 +4,14 @@
 //! that has no notion of time, lies in the region, and ends.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use swiotlb_rings::{
-    Memory, Queue, RingAddresses, RingMemory, SwiotlbCapability, Walker, Window, CAPABILITY_BYTES,
-    PCI_CAP_ID_VENDOR, VIRTIO_PCI_CAP_SWIOTLB,
+    Buffers, Memory, Queue, Request, RingAddresses, RingMemory, SwiotlbCapability, Walker, Window,
+    CAPABILITY_BYTES, PCI_CAP_ID_VENDOR, VIRTIO_PCI_CAP_SWIOTLB,
 };
 
 const BASE: u64 = 0x38_0000_0000;
@@ -27,6 +27,8 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 /// A packed descriptor that is available in the first lap.
 const AVAILABLE: u16 = 1 << 7;
+/// What an element that is used in the first lap has besides.
+const USED_FLAG: u16 = 1 << 15;
 
 /// The same cases each time.
 fn config() -> ProptestConfig {
@@ -271,6 +273,101 @@ fn packed_chains(bytes: &[u8]) -> Vec<(u16, Option<Vec<Buffer>>)> {
     chains
 }
 
+/// What the first look at a packed ring has to find.
+#[derive(Debug, Default)]
+struct PackedLook {
+    chains: u64,
+    lost: u64,
+    /// Whether the driver is accused of anything.
+    accused: bool,
+    /// All buffers, if nothing is wrong with any.
+    buffers: Option<Vec<Buffer>>,
+    /// By buffer ID: what is available and not used, with the number of descriptors, if that
+    /// is certain.
+    requests: Option<BTreeMap<u16, (usize, Vec<Buffer>)>>,
+}
+
+/// Each descriptor is judged by itself. None is used: that flag is in no descriptor.
+fn packed_look(bytes: &[u8]) -> PackedLook {
+    let ring: Vec<_> = (0..8)
+        .map(|n| Descriptor::at(bytes, 16 * n, true))
+        .collect();
+    let is_available = |d: &&Descriptor| d.flags & AVAILABLE != 0;
+    let available = ring.iter().take_while(is_available).count();
+    let none = PackedLook {
+        buffers: Some(Vec::new()),
+        requests: Some(BTreeMap::new()),
+        ..PackedLook::default()
+    };
+    if available == 0 && ring.iter().rev().take_while(is_available).count() != 0 {
+        // The driver is in the second lap, in which the flags mean the opposite.
+        let chains = ring.iter().take_while(|d| !is_available(d)).count() as u64;
+        let lost = SIZE.into();
+        return PackedLook {
+            chains,
+            lost,
+            ..none
+        };
+    }
+    if available == 0 {
+        return none;
+    }
+    // A driver leaves zeroes where it was not.
+    let is_new = bytes[16 * 7..16 * 8].iter().all(|byte| *byte == 0);
+    let mut certain = is_new || is_available(&&ring[7]);
+    let (mut accused, mut chains, mut all) = (false, 0, Some(Vec::new()));
+    let (mut requests, mut chain, mut begin) = (BTreeMap::new(), None, 0);
+    for (slot, d) in ring[..available].iter().enumerate() {
+        let (more, indirect) = (d.flags & NEXT != 0, d.flags & INDIRECT != 0);
+        let part = match indirect {
+            false => buffer(*d).map(|buffer| vec![buffer]),
+            // Where chains begin is not known for ever.
+            true if more || certain && chain.is_some() => None,
+            true => table(bytes, *d, true),
+        };
+        // A table may be gone with its chain.
+        accused |= part.is_none() && (certain || !indirect);
+        certain &= part.is_some();
+        let part = part.as_deref();
+        all = all.zip(part).map(|(all, part)| [&all, part].concat());
+        let so_far = [chain.unwrap_or_default(), part.unwrap_or_default().to_vec()].concat();
+        chain = more.then(|| so_far.clone());
+        if !more {
+            chains += 1;
+            let request = (slot + 1 - begin, so_far);
+            certain &= requests.insert(d.next, request).is_none();
+            begin = slot + 1;
+        }
+    }
+    PackedLook {
+        chains,
+        lost: 0,
+        accused,
+        buffers: all,
+        requests: certain.then_some(requests),
+    }
+}
+
+/// Bytes that the device reads and that it writes.
+fn sums<'a>(buffers: impl Iterator<Item = &'a Buffer> + Clone) -> (u64, u64) {
+    let bytes = |writable| {
+        let buffers = buffers.clone().filter(|b| b.2 == writable);
+        buffers.map(|b| u64::from(b.1)).sum()
+    };
+    (bytes(false), bytes(true))
+}
+
+/// What an answer to a chain with these buffers has to do with.
+fn answered(buffers: &[Buffer]) -> Buffers {
+    let with = |writable| buffers.iter().filter(move |b| b.1 != 0 && b.2 == writable);
+    let place = |b: &Buffer| (BASE + b.0 as u64, b.1);
+    Buffers {
+        first_readable: with(false).next().map(place),
+        first_writable: with(true).next().map(place),
+        last_writable: with(true).next_back().map(place),
+    }
+}
+
 /// Takes chains as long as there are any.
 fn assert_agrees(bytes: &[u8], packed: bool, model: Vec<(u16, Option<Vec<Buffer>>)>) {
     let memory = memory(bytes);
@@ -314,9 +411,45 @@ proptest! {
         prop_assert_eq!(is_sound, chains.iter().all(|(_, buffers)| buffers.is_some()));
         if is_sound {
             let heads: BTreeSet<_> = chains.iter().collect();
-            let buffers = || heads.iter().flat_map(|(_, buffers)| buffers).flatten();
-            let bytes = |writable| buffers().filter(|b| b.2 == writable).map(|b| u64::from(b.1)).sum();
-            prop_assert_eq!((checked.bytes_readable, checked.bytes_writable), (bytes(false), bytes(true)));
+            let buffers = heads.iter().flat_map(|(_, buffers)| buffers).flatten();
+            prop_assert_eq!((checked.bytes_readable, checked.bytes_writable), sums(buffers));
+        }
+    }
+
+    /// What it keeps of the chains is what is in them, and stays so while others are used.
+    #[test]
+    fn packed_walker_agrees_with_the_model(bytes in region(true), backwards: bool) {
+        let memory = memory(&bytes);
+        let mut walker = Walker::new(ring(true));
+        let checked = walker.check(&memory);
+        let look = packed_look(&bytes);
+        prop_assert_eq!((checked.chains, checked.lost), (look.chains, look.lost));
+        prop_assert_eq!(checked.violations + checked.malformed != 0, look.accused);
+        if let Some(buffers) = &look.buffers {
+            prop_assert_eq!((checked.bytes_readable, checked.bytes_writable), sums(buffers.iter()));
+        }
+        let Some(mut requests) = look.requests else {
+            prop_assert_eq!(walker.requests(&memory), None);
+            return Ok(());
+        };
+        let mut at = 0;
+        loop {
+            let left = requests.iter().map(|(id, (_, buffers))| Request {
+                id: *id,
+                buffers: answered(buffers),
+            });
+            prop_assert_eq!(walker.requests(&memory), Some(left.collect()));
+            let next = if backwards { requests.pop_last() } else { requests.pop_first() };
+            let Some((id, (descriptors, _))) = next else { break };
+            prop_assert_eq!(walker.put_used(&memory, id, 3), Some(()));
+            // It is where the driver looks next (virtio 1.4, 2.8.6).
+            let mut used = [0; 16];
+            prop_assert_eq!(memory.read(BASE + 16 * at as u64, &mut used), Some(()));
+            let used = Descriptor::at(&used, 0, true);
+            prop_assert_eq!((used.next, used.len), (id, 3));
+            prop_assert_eq!(used.flags & !WRITE, AVAILABLE | USED_FLAG);
+            at += descriptors;
+            prop_assert_eq!(walker.check(&memory).late, 0);
         }
     }
 
