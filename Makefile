@@ -12,6 +12,8 @@ export BUILD ?= $(CURDIR)/build
 KDIR ?= /lib/modules/$(shell uname -r)/build
 TOOLBOX := scripts/toolbox run
 TEST_ARGS ?=
+# The stock kernel of the guests' architecture.
+STOCK := stock$(if $(filter arm64,$(ARCH)),-arm64)
 
 # The kernel's build, make itself and mount options take these for something else.
 unfit = $(if $(word 2,x$(subst :, ,$1)),$(error $1: a path with spaces or colons cannot be used, move it))
@@ -49,9 +51,9 @@ patches: toolbox
 	@$(TOOLBOX) scripts/kernel source
 	@$(TOOLBOX) scripts/export-patches
 
-## demo: watch an unmodified driver in a stock kernel work through a device's own region
+## demo: watch an unmodified driver in a stock kernel work through a device's own region; ARCH=arm64
 demo: toolbox
-	@$(TOOLBOX) scripts/demo
+	@$(TOOLBOX) scripts/demo $(STOCK)
 
 ## check: run all tests but the longest; TEST_ARGS= goes to pytest
 check: toolbox
@@ -72,11 +74,11 @@ check-full: toolbox
 check-kernels: toolbox
 	@$(TOOLBOX) scripts/check --kernels $(TEST_ARGS)
 
-## shell: a shell in a guest with one restricted disk; GUEST_ARGS= as for scripts/guest
+## shell: a shell in a guest with one restricted disk; ARCH=arm64; GUEST_ARGS= as for scripts/guest
 GUEST_ARGS ?= --restricted blk --module
 shell: stock device
-	@$(TOOLBOX) scripts/build module stock
-	@scripts/guest --kernel stock $(GUEST_ARGS)
+	@$(TOOLBOX) scripts/build module $(STOCK)
+	@scripts/guest --kernel $(STOCK) $(GUEST_ARGS)
 
 ## kunit: run the module's KUnit suites in a guest
 kunit: test-kernel
@@ -131,9 +133,10 @@ toolbox:
 selftest-parts: toolbox
 	@$(TOOLBOX) scripts/check --prepare
 
-## stock: the stock Debian kernel, and its tree prepared for Rust modules
+## stock: the stock Debian kernel, and its tree prepared for Rust modules; ARCH=arm64 for that of arm64
 stock: toolbox
-	@$(TOOLBOX) scripts/kernel stock
+	@$(TOOLBOX) scripts/kernel $(subst -, ,$(STOCK))
+	@$(if $(filter arm64,$(ARCH)),$(TOOLBOX) scripts/build root)
 
 ## test-kernel: the small kernel with KUnit (about 10 minutes, once)
 test-kernel: toolbox
