@@ -168,7 +168,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--kernel", default="test", metavar="K", help="stock, test (default), stock-7.2... or a build tree")
+    add("--kernel", default="test", metavar="K", help="stock, test (default), stock-arm64... or a build tree")
     add("--memory", default="512M", metavar="SIZE", help="of the guest (default 512M)")
     add("--cpus", type=int, default=2, metavar="N", help="of the guest (default 2)")
     add(

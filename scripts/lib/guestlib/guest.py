@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from . import qmp
+from . import qmp, root
 from .devices import (
     HOTPLUG_COMMAND_LINE,
     Device,
@@ -84,7 +84,7 @@ class Guest:
     """What a guest is made of. Use it in a `with` statement: at its end all
     processes are gone and so is the directory, unless it was given as `out`.
 
-    kernel    "stock", "test", or the path of a kernel build tree
+    kernel    "stock", "test", "stock-arm64", or the path of a kernel build tree
     memory    of the guest ("512M")
     cpus      of the guest
     module    None, True (the module built for this kernel) or Module(...)
@@ -129,6 +129,8 @@ class Guest:
         if iommu not in (None, *_IOMMUS):
             raise GuestError(f"no IOMMU {iommu}; there are: {', '.join(_IOMMUS)}")
         self.kernel = Kernel(kernel)
+        if iommu == "intel" and self.kernel.architecture != "x86_64":
+            raise GuestError("an arm64 guest has no IOMMU of Intel's; there is: virtio")
         self.memory = parse_bytes(memory)
         self.cpus = int(cpus)
         self.module = Module() if module is True else module or None
@@ -233,6 +235,8 @@ class Guest:
             if isinstance(device, Restricted) and not device.plugged
         }
         begin = time.monotonic()
+        if self.kernel.architecture == "aarch64":
+            root.show(root.ARM64_ROOT)
         with contextlib.ExitStack() as stack:
             stack.callback(self.restricted.clear)
             # Short names: a socket's path has at most 107 bytes.
@@ -376,9 +380,11 @@ class Guest:
         command_line += " rootflags=version=9p2000.L,trans=virtio,access=any,msize=262144,cache=loose"
         # Without reboots a panic ends QEMU at once; with them it would look like
         # one, so there the guest stays as it is until its time is over.
-        # An emulated kernel on a busy machine may find that its timer does not work, and
-        # panic; with KVM it does not look.
-        command_line += f" no_timer_check panic={0 if self.reboots else -1} {self.append}"
+        command_line += f" panic={0 if self.reboots else -1} {self.append}"
+        if self.kernel.architecture == "x86_64":
+            # An emulated kernel on a busy machine may find that its timer does not work, and
+            # panic; with KVM it does not look.
+            command_line += " no_timer_check"
         if self.iommu:
             command_line += f" {_IOMMUS[self.iommu][1]}"
         if any(has_port(device) for device in self.devices):
@@ -403,7 +409,11 @@ class Guest:
         if self.iommu:
             # Before the devices: each asks for its IOMMU when it is made.
             arguments += _IOMMUS[self.iommu][0]
-        if self.high:
+        if self.kernel.architecture == "aarch64":
+            # A board without firmware, whose 64-bit BARs are above 4 GiB. Interrupts of as many
+            # devices as there may be take the newer controller.
+            arguments += ["-machine", "gic-version=3"]
+        elif self.high:
             arguments += _HIGH
         if self.share_memory:
             size = f"{self.memory >> 20}M"

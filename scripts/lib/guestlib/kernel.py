@@ -9,22 +9,28 @@ from .errors import GuestError
 from .paths import BUILD, is_of_guest, unseen
 
 
+#: Of a build tree, by architecture.
+_IMAGES = {"x86_64": "arch/x86/boot/bzImage", "aarch64": "arch/arm64/boot/Image"}
+
+
 class Kernel:
     """A kernel build tree with its image: "stock", "test", "stock-7.2",
-    "stock-cloud"... as scripts/kernel names them, or a path."""
+    "stock-arm64"... as scripts/kernel names them, or a path."""
 
     def __init__(self, name: str) -> None:
         named = re.fullmatch(r"(stock|test)(-[a-z0-9.]+)*", name)
         #: Short name, which is also that of its directory in $BUILD/module.
         self.name = name if named else Path(name).resolve().name
         self.tree = (BUILD / "kernel" / name if named else Path(name)).resolve()
+        #: That of its machine, as uname -m says it.
+        self.architecture = "aarch64" if (self.tree / _IMAGES["aarch64"]).exists() else "x86_64"
         # virtme-ng looks for modules beside the image itself.
-        self.image = (self.tree / "arch/x86/boot/bzImage").resolve()
+        self.image = (self.tree / _IMAGES[self.architecture]).resolve()
         if not self.image.exists():
             raise GuestError(
                 f"there is no {name} kernel yet; run: scripts/kernel {name.replace('-', ' ')}"
                 if named
-                else f"{self.tree} has no arch/x86/boot/bzImage{unseen(self.tree)}; build the kernel first"
+                else f"{self.tree} has no {_IMAGES['x86_64']}{unseen(self.tree)}; build the kernel first"
             )
         self.release = (self.tree / "include/config/kernel.release").read_text().strip()
         self._base = self.tree / "image"

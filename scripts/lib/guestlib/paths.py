@@ -13,7 +13,8 @@ from tool import BUILD, TOP
 HERE = Path(__file__).resolve().parent
 
 #: What the toolbox shows of the host, beside its own files.
-_OF_HOST = [TOP, BUILD, *map(Path, ("/dev", "/proc", "/sys"))]
+_SYSTEM = [Path(name) for name in ("/dev", "/proc", "/sys")]
+_OF_HOST = [TOP, BUILD, *_SYSTEM]
 _OF_HOST += map(Path, os.environ.get("TOOLBOX_BINDS", "").splitlines())
 #: What a guest puts something of its own over.
 _OF_GUEST = [Path(name) for name in ("/tmp", "/run", "/var/tmp", "/var/log", "/var/cache")]
@@ -39,6 +40,11 @@ def yes(text: str | bool) -> bool:
 def is_of_host(path: Path) -> bool:
     """Whether the toolbox has that path of the host, rather than one of its own."""
     return any(path.is_relative_to(place) for place in _OF_HOST)
+
+
+def shown() -> list[Path]:
+    """The directories of the host that hold the user's files, outer ones first."""
+    return sorted(place for place in _OF_HOST if place not in _SYSTEM)
 
 
 def is_of_guest(path: Path) -> bool:

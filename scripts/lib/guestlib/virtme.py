@@ -6,11 +6,13 @@ virtualisation). So a guest is booted with it once, within a limit.
 """
 
 import os
+import platform
 from pathlib import Path
 
 from .kernel import Kernel
 from .paths import BUILD
 from .process import Process
+from .root import ARM64_ROOT
 
 _PROBE_SECONDS = 20
 
@@ -28,13 +30,16 @@ def virtme(kernel: Kernel, accel: str) -> list[str | Path]:
 
 def _boot(kernel: Kernel) -> list[str | Path]:
     # 9p, for virtiofs shares all of the guest's memory; no microvm, which has no PCI.
-    return [
-        *("vng", "--run", kernel.image, "--user", "root"),
-        *("--force-9p", "--disable-microvm", "--verbose"),
-    ]
+    command: list[str | Path] = ["vng", "--run", kernel.image, "--force-9p", "--disable-microvm", "--verbose"]
+    if kernel.architecture == "aarch64":
+        # Without --user its script is root's, and needs no program to become that.
+        return [*command, "--arch", "arm64", "--root", ARM64_ROOT]
+    return [*command, "--user", "root"]
 
 
 def _kvm_works(kernel: Kernel) -> bool:
+    if kernel.architecture != platform.machine():
+        return False
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
