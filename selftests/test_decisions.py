@@ -16,7 +16,7 @@ from guestlib.paths import BUILD
 from guestlib.result import key_values
 from testlib import products
 from testlib.harness import (
-    KERNELS,
+    EVERYWHERE,
     SWIOTLB,
     Boot,
     accepted,
@@ -49,8 +49,8 @@ DEVICES = {
 NAMES = {name: f"restricted{index}" for index, name in enumerate(DEVICES)}
 
 
-@pytest.fixture(scope="module")
-def boot() -> Iterator[Boot]:
+@pytest.fixture(scope="module", params=["stock", "stock-arm64"])
+def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = guest_script(
         "decisions",
         DEVICES=NAMES.values(),
@@ -58,7 +58,7 @@ def boot() -> Iterator[Boot]:
         HINT_DISK=NAMES["hint-disk"],
         GOOD=NAMES["good"],
     )
-    with booted("stock", [*DEVICES.values(), ordinary_disk()], script) as boot:
+    with booted(request.param, [*DEVICES.values(), ordinary_disk()], script) as boot:
         yield boot
 
 
@@ -202,7 +202,7 @@ def test_load_is_announced(boot: Boot) -> None:
     assert "1 bounced (0 on a hint)" in lines[1]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EVERYWHERE)
 def test_modinfo(kernel: str) -> None:
     """Licence, description, and all parameters with what they do."""
     products.module(kernel)

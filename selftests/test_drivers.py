@@ -102,12 +102,14 @@ class Run(NamedTuple):
     host: Host
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+@pytest.fixture(scope="module", params=["stock", "stock-arm64"])
+def run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Run]:
     host = Host(tmp_path_factory.mktemp("host"))
     declined = [entropy(type=str(number), queues=5) for number in TYPES.values()]
     both = script() + guest_script("declined", DECLINED=DECLINED.values())
-    with booted("stock", [*devices(host), *declined], both, on=actions(host)) as boot:
+    with booted(request.param, [*devices(host), *declined], both, on=actions(host)) as boot:
         yield Run(boot, host)
 
 

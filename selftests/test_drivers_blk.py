@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Guest, Restricted
 from testlib.drivers import assert_driven, passed
-from testlib.harness import Boot, booted, events, guest_script
+from testlib.harness import TWO_MACHINES, Boot, booted, events, guest_script
 
 #: mkfs.xfs makes none below 300 MiB.
 SIZE = "320M"
@@ -38,8 +38,10 @@ class Run(NamedTuple):
 @pytest.mark.full
 @pytest.mark.driver("virtio_blk", backend="qemu-storage-daemon")
 class TestStorageDaemon:
-    @pytest.fixture(scope="class")
-    def run(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    @pytest.fixture(scope="class", params=TWO_MACHINES)
+    def run(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Run]:
         directory = tmp_path_factory.mktemp("images")
         full: dict[str, int] = {}
         empty: dict[str, int] = {}
@@ -52,7 +54,7 @@ class TestStorageDaemon:
             "drivers-blk", DEVICES=NAMES, AREA=AREA, DISCARDED=DISCARDED, ZEROED=ZEROED
         )
         options = {"timeout": 900, "on": actions, "cpus": 4}
-        with booted("stock", list(DEVICES.values()), script, **options) as boot:
+        with booted(request.param, list(DEVICES.values()), script, **options) as boot:
             yield Run(boot, full, empty)
 
     @pytest.mark.parametrize("device", NAMES)

@@ -11,7 +11,7 @@ import pytest
 from guestlib import Restricted
 from guestlib.paths import BUILD
 from testlib.drivers import assert_driven, passed
-from testlib.harness import Boot, booted, guest_script
+from testlib.harness import TWO_MACHINES, Boot, booted, guest_script
 
 #: Parts of the kernel's source that are copied, some thousand files.
 PARTS = ("include/linux", "kernel")
@@ -38,11 +38,11 @@ class TestVirtiofsd:
                 shutil.copytree(source / part, Path(directory) / "tree" / part, symlinks=True)
             yield Path(directory)
 
-    @pytest.fixture(scope="class")
-    def boot(self, shared: Path) -> Iterator[Boot]:
+    @pytest.fixture(scope="class", params=TWO_MACHINES)
+    def boot(self, request: pytest.FixtureRequest, shared: Path) -> Iterator[Boot]:
         device = Restricted("fs", file=shared)
         script = guest_script("drivers-fs", STRESS_SECONDS=STRESS_SECONDS)
-        with booted("stock", [device], script, timeout=900, memory="768M") as boot:
+        with booted(request.param, [device], script, timeout=900, memory="768M") as boot:
             yield boot
 
     def test_tree(self, boot: Boot, shared: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Restricted
 from testlib.drivers import Files, assert_driven, iperf_server, modelled, passed
-from testlib.harness import Boot, accepted, booted, events, guest_script
+from testlib.harness import TWO_MACHINES, Boot, accepted, booted, events, guest_script
 
 FILE_BYTES = 4 << 20
 LOAD_SECONDS = 8
@@ -36,8 +36,8 @@ class Passt(NamedTuple):
 @pytest.mark.full
 @pytest.mark.driver("virtio_net", backend="passt")
 class TestPasst:
-    @pytest.fixture(scope="class")
-    def run(self) -> Iterator[Passt]:
+    @pytest.fixture(scope="class", params=TWO_MACHINES)
+    def run(self, request: pytest.FixtureRequest) -> Iterator[Passt]:
         devices = [Restricted("net"), Restricted("net", hide_features="15")]
         with Files() as files, iperf_server() as port:
             offered = {path: files.add(f"/{path}", FILE_BYTES) for path in MTUS}
@@ -50,7 +50,7 @@ class TestPasst:
                 LOAD_SECONDS=LOAD_SECONDS,
                 RINGS=RINGS,
             )
-            with booted("stock", devices, script, timeout=900) as boot:
+            with booted(request.param, devices, script, timeout=900) as boot:
                 yield Passt(boot, offered, files.came)
 
     @pytest.mark.parametrize("device", MTUS)

@@ -14,8 +14,10 @@ READ_BYTES = 16384
 FILL = 0xA5
 
 
-# The module alone decides this, so `make check` boots one of the two kernels.
-@pytest.fixture(scope="module", params=["test", pytest.param("stock", marks=pytest.mark.full)])
+# The module alone decides this, so `make check` boots one kernel of each architecture.
+@pytest.fixture(
+    scope="module", params=["test", "stock-arm64", pytest.param("stock", marks=pytest.mark.full)]
+)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = guest_script("from-device", READ_BYTES=READ_BYTES, FILL=FILL)
     with booted(request.param, [packed_disk(kind="half-disk")], script) as boot:

@@ -30,6 +30,7 @@ MACHINES = [
     for kernel, cpus, marks in (
         ("test", 1, ()),
         ("test", 8, ()),
+        ("stock-arm64", 8, ()),
         ("test", 2, pytest.mark.full),
         *(("stock", cpus, pytest.mark.full) for cpus in (1, 2, 8)),
     )
@@ -76,10 +77,10 @@ class TestSmallestRegion:
     """No livelock: each request that the driver builds fits, or waits for its turn. A
     request that never fits would be tried again for ever, until the run's time is over."""
 
-    @pytest.fixture(scope="class")
-    def boot(self) -> Iterator[Boot]:
+    @pytest.fixture(scope="class", params=["test", "stock-arm64"])
+    def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
         devices = [disk(region_size=SMALLEST), packed_disk(region_size=SMALLEST)]
-        with booted("test", devices, guest_script("limits-smallest"), on=STAND_STILL) as boot:
+        with booted(request.param, devices, guest_script("limits-smallest"), on=STAND_STILL) as boot:
             yield boot
 
     def test_all_requests_are_served(self, boot: Boot) -> None:

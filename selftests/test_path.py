@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from guestlib.result import key_values
 from testlib.harness import (
-    KERNELS,
+    EVERYWHERE,
     REGION_BYTES,
     SWIOTLB,
     Boot,
@@ -26,7 +26,7 @@ from testlib.harness import (
 FILE_BYTES = 3 << 20
 
 
-@pytest.fixture(scope="module", params=KERNELS)
+@pytest.fixture(scope="module", params=EVERYWHERE)
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     # Without event indices every request is announced, and looked at before it is served.
     devices = [disk(size="16M", event_idx=False), ordinary_disk()]

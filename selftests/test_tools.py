@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from guestlib.paths import BUILD, TOP
 from guestlib.result import read_report
+from testlib import products
 
 SCRIPTS = [
     path
@@ -100,6 +101,17 @@ class TestKernelTree:
         for kernel in ("stock", "test"):
             answer = run("scripts/lib/check-kdir", BUILD / "kernel" / kernel)
             assert (answer.returncode, answer.stderr) == (0, "")
+
+    def test_tree_of_another_architecture(self) -> None:
+        """It is cross compiled for, though nobody says so, and the module is one of it."""
+        products.module("stock-arm64")
+        answer = run("scripts/lib/check-kdir", "--compiler", BUILD / "kernel/stock-arm64")
+        assert answer.stdout.split() == [
+            *("ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "CC=aarch64-linux-gnu-gcc-14")
+        ]
+        module = BUILD / "module/stock-arm64/virtio_swiotlb.ko"
+        magic = run("modinfo", "-F", "vermagic", module).stdout.split()
+        assert magic[0].endswith("-arm64") and magic[-1] == "aarch64"
 
     def test_no_tree(self, tmp_path: Path) -> None:
         assert "no kernel build tree" in self.complaint(tmp_path / "nothing")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from guestlib import Guest, Ordinary, Restricted, Result
 from guestlib.paths import TOP, parse_bytes
 from guestlib.result import key_values
@@ -35,6 +36,10 @@ from .backends import SELFTESTS
 
 #: The small kernel of our own, and the unmodified one of the distribution.
 KERNELS = ("test", "stock")
+#: And the distribution's of the other architecture, which is always emulated.
+EVERYWHERE = (*KERNELS, "stock-arm64")
+#: For what takes long: on the second by hand.
+TWO_MACHINES = ("stock", pytest.param("stock-arm64", marks=pytest.mark.kernels))
 REGION_BYTES = 16 << 20
 SEED_BYTES = 1 << 20
 #: Long for a busy machine: a quiet one takes 15 s for most of the guests.
