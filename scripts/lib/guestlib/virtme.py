@@ -20,10 +20,13 @@ _PROBE_SECONDS = 20
 def virtme(kernel: Kernel, accel: str) -> list[str | Path]:
     """The beginning of a virtme-ng command that boots `kernel`.
 
-    accel     "kvm", "tcg", or "auto" (kvm if it works)
+    accel     "kvm", "tcg", or "auto" (kvm if it works); for a machine that is not the host's
+              there is nothing but tcg
     """
     command = _boot(kernel)
-    if accel == "auto":
+    if kernel.architecture != platform.machine():
+        accel = "tcg"
+    elif accel == "auto":
         accel = "kvm" if _kvm_works(kernel) else "tcg"
     return command if accel == "kvm" else [*command, "--disable-kvm"]
 
@@ -38,8 +41,6 @@ def _boot(kernel: Kernel) -> list[str | Path]:
 
 
 def _kvm_works(kernel: Kernel) -> bool:
-    if kernel.architecture != platform.machine():
-        return False
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
