@@ -5,6 +5,8 @@ The core does not tell such a driver: it keeps its queues, which the device has 
 that are under way then are never answered, so none is. The devices have a root port of their own,
 whose bus is what can be reset. What must hold: nothing leaves the region, the kernel does not
 complain, and the next binding works.
+
+The same beside bind and unbind, of virtio_net and of the transport under virtio_blk.
 """
 
 import hashlib
@@ -14,11 +16,25 @@ import pytest
 from guestlib import Restricted
 from guestlib.result import key_values
 from testlib.drivers import Files
-from testlib.harness import Boot, assert_confined, booted, entropy, events, guest_script, numbers
+from testlib.harness import (
+    Boot,
+    assert_confined,
+    assert_memory_private,
+    booted,
+    disk,
+    entropy,
+    events,
+    guest_script,
+    numbers,
+)
 
 #: Drivers in the order of the devices.
 DRIVERS = ("virtio_rng", "virtio_net", "virtiofs")
 FILE_BYTES = 1 << 20
+#: Reset beside bind and unbind, so many times each or more.
+BLOCK, LINK = "restricted3", "restricted4"
+BESIDE = {BLOCK: "virtio_blk", LINK: "virtio_net"}
+RESETS = 10
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +53,12 @@ def boot(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boo
         entropy(hotplug=True),
         Restricted("net", region_size="4M", hotplug=True),
         Restricted("fs", file=shared, region_size="4M", hotplug=True),
+        disk(hotplug=True),
+        Restricted("net", region_size="4M", hotplug=True),
     ]
     pairs = " ".join(f"{driver}:restricted{index}" for index, driver in enumerate(DRIVERS))
     script = guest_script("reset", PAIRS=pairs, PORT=files.port)
+    script += guest_script("reset-beside", BLOCK=BLOCK, LINK=LINK, RESETS=RESETS)
     with booted("stock", devices, script) as boot:
         yield boot
 
@@ -71,3 +90,29 @@ class TestReset:
         assert counters["used_bytes"] == counters["bad_handle"] == 0
         assert counters["allocs"] == counters["frees"] > 0
         assert_confined(boot, device)
+
+
+@pytest.mark.parametrize("device", [BLOCK, LINK])
+class TestBesideBindAndUnbind:
+    """The function is reset at any moment of a bind or an unbind. The script waits for all of
+    them, and the kernel has nothing to complain about."""
+
+    def test_next_binding_works(self, boot: Boot, device: str, files: Files) -> None:
+        """The disk's data are checked by the guest and in the file."""
+        assert boot.fact(f"beside-{device}-driver") == BESIDE[device]
+        if device == LINK:
+            content = hashlib.sha256(files.files["/file"]).hexdigest()
+            assert boot.fact(f"beside-{device}-use") == content
+        assert key_values(boot.fact(f"beside-{device}-state"))["mode"] == "bounced"
+
+    def test_there_were_so_many(self, boot: Boot, device: str) -> None:
+        count = numbers(boot.fact(f"beside-{device}"))
+        assert count["failed"] == 0
+        assert count["resets"] >= RESETS and count["cycles"] >= RESETS
+        kinds = [event["kind"] for event in events(boot.report(device), "reset")]
+        assert kinds.count("function") >= RESETS
+
+    def test_guest_memory_stays_private(self, boot: Boot, device: str) -> None:
+        """A queue that is set up while the function is reset has any address, but the device has
+        no memory there."""
+        assert_memory_private(boot.report(device))
