@@ -112,7 +112,7 @@ load: selftest-parts
 	@$(TOOLBOX) env LOAD_SECONDS="$(SECONDS)" python3 -B -m pytest -v --tb=short -m full \
 		selftests/test_limits.py::TestBusyDevices
 
-## fuzz: libFuzzer on the module's pure files, SECONDS= (60) for each
+## fuzz: libFuzzer on the module's pure files and on the device, SECONDS= (60) for each target
 fuzz: SECONDS ?= 60
 fuzz: toolbox
 	@$(TOOLBOX) scripts/fuzz $(SECONDS)

@@ -11,9 +11,6 @@
 
 #![forbid(unsafe_code)]
 
-mod answers;
-mod message;
-
 use std::error::Error;
 use std::io;
 use std::net::Shutdown;
@@ -33,9 +30,8 @@ use device_program::{listen, Lines};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-
-use crate::answers::{Answers, Unexpected};
-use crate::message::{Message, COMMAND, KIND, SET_IRQS};
+use vfio_user_relay::answers::{Answers, Unexpected};
+use vfio_user_relay::message::{Message, COMMAND, KIND, SET_IRQS};
 
 /// After a client that could not be accepted.
 const PAUSE: Duration = Duration::from_secs(1);

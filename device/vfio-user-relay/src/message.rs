@@ -27,9 +27,7 @@ pub const GET_IRQ_INFO: u16 = 7;
 pub const SET_IRQS: u16 = 8;
 pub const REGION_READ: u16 = 9;
 pub const REGION_WRITE: u16 = 10;
-#[cfg(test)]
 pub const DMA_READ: u16 = 11;
-#[cfg(test)]
 pub const DMA_WRITE: u16 = 12;
 pub const DEVICE_RESET: u16 = 13;
 

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A guest that accesses the function as it likes, with a backend that comes and goes.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use swiotlb_device::backend::{Backend, BackendError, Backends, QueueSetup, Share};
+use swiotlb_device::config::{DeviceConfig, Mode};
+use swiotlb_device::device::Device;
+use swiotlb_device::hooks::Honest;
+use swiotlb_device::pci::{
+    BOUNCE_BAR, COMMON_LENGTH, COMMON_OFFSET, CONFIG_SIZE, CONTROL_BAR, DEVICE_OFFSET,
+    NOTIFY_MULTIPLIER, NOTIFY_OFFSET,
+};
+use swiotlb_device::report::Report;
+use swiotlb_device::types;
+use swiotlb_device::virtio::{
+    bit, F_INDIRECT_DESC, F_RING_PACKED, F_RING_RESET, F_SWIOTLB, F_VERSION_1, STATUS_DRIVER_OK,
+    STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::input::Input;
+
+const MOST_STEPS: usize = 100;
+const REGION: u64 = 0x1_0000;
+/// Where the guest puts the region's BAR, most of the time.
+const BASE: u64 = 0x38_0000_0000;
+/// From one queue's descriptors, available and used ring to those of the next.
+const QUEUE: u64 = 0x1000;
+const KINDS: [&str; 8] = ["blk", "scsi", "fs", "net", "rng", "console", "i2c", "63"];
+
+const STATUS: u64 = COMMON_OFFSET + 20;
+const ACKNOWLEDGE_DRIVER: u8 = 3;
+/// Offset and width of each register of the common configuration.
+const REGISTERS: [(u64, usize); 16] = [
+    (0, 4),
+    (8, 4),
+    (12, 4),
+    (16, 2),
+    (20, 1),
+    (22, 2),
+    (24, 2),
+    (26, 2),
+    (28, 2),
+    (32, 8),
+    (36, 4),
+    (40, 8),
+    (44, 4),
+    (48, 8),
+    (58, 2),
+    (20, 1),
+];
+
+/// What the device has asked of all backends, and what they do next.
+#[derive(Default)]
+struct State {
+    /// How many backends there were, and which of them was started.
+    found: u32,
+    started: u32,
+    /// The queues that run.
+    running: BTreeSet<u16>,
+    /// Whether the next request fails, and how.
+    fails: u8,
+    /// Whether the backend that is there has ended.
+    gone: bool,
+    /// Whether there is none.
+    absent: bool,
+    config: Vec<u8>,
+    changed: bool,
+}
+
+#[derive(Clone)]
+struct Double {
+    state: Arc<Mutex<State>>,
+    features: u64,
+    required: bool,
+    queues: u16,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Double {
+    /// What there is to do, unless it is to fail.
+    fn outcome(&self) -> Result<MutexGuard<'_, State>, BackendError> {
+        let mut state = lock(&self.state);
+        match std::mem::take(&mut state.fails) {
+            0 => Ok(state),
+            1 => Err(BackendError::Silent),
+            2 => {
+                state.gone = true;
+                Err(BackendError::HungUp)
+            }
+            _ => Err(BackendError::failed("it is to fail")),
+        }
+    }
+}
+
+/// A backend, with its number.
+struct Model(Double, u32);
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        // A search may have found another one, which was not needed.
+        if state.started == self.1 {
+            state.running.clear();
+        }
+    }
+}
+
+impl Backends for Double {
+    fn find(&self, _by: Instant) -> Result<Box<dyn Backend>, BackendError> {
+        let mut state = lock(&self.state);
+        if state.absent {
+            return Err(BackendError::Absent("it is not there".into()));
+        }
+        state.gone = false;
+        state.found += 1;
+        Ok(Box::new(Model(self.clone(), state.found)))
+    }
+}
+
+impl Backend for Model {
+    fn features(&self) -> u64 {
+        self.0.features
+    }
+
+    fn config(&mut self, length: u32, _by: Instant) -> Result<Vec<u8>, BackendError> {
+        let state = self.0.outcome()?;
+        let length = state.config.len().min(length as usize);
+        Ok(state.config[..length].to_vec())
+    }
+
+    fn set_config(&mut self, offset: u32, data: &[u8], _: Instant) -> Result<bool, BackendError> {
+        let mut state = self.0.outcome()?;
+        let at = offset as usize;
+        // As much as it said that there is.
+        state.config[at..at + data.len()].copy_from_slice(data);
+        Ok(true)
+    }
+
+    fn config_changed(&mut self) -> Result<bool, BackendError> {
+        Ok(std::mem::take(&mut self.0.outcome()?.changed))
+    }
+
+    fn start(
+        &mut self,
+        accepted: u64,
+        shares: &[Share<'_>],
+        queues: &[QueueSetup<'_>],
+        by: Instant,
+    ) -> Result<(), BackendError> {
+        assert!(accepted & bit(F_VERSION_1) != 0);
+        assert!(!self.0.required || accepted & bit(F_SWIOTLB) != 0);
+        let mut state = lock(&self.0.state);
+        assert!(state.running.is_empty());
+        state.started = self.1;
+        drop(state);
+        self.add(shares, queues, by)
+    }
+
+    fn add(
+        &mut self,
+        shares: &[Share<'_>],
+        queues: &[QueueSetup<'_>],
+        _by: Instant,
+    ) -> Result<(), BackendError> {
+        let [share] = shares else {
+            panic!("{} shares", shares.len());
+        };
+        assert_eq!(share.window.len, REGION);
+        let mut state = self.0.outcome()?;
+        for queue in queues {
+            assert!(queue.index < self.0.queues);
+            assert!(queue.ring.aligned() && queue.ring.has_size());
+            for (name, addr, len) in queue.ring.areas() {
+                let from = addr.checked_sub(share.window.base);
+                let end = from.and_then(|from| from.checked_add(len));
+                assert!(end.is_some_and(|end| end <= REGION), "{name}: {addr:#x}");
+            }
+            assert!(state.running.insert(queue.index));
+        }
+        Ok(())
+    }
+
+    fn disable(&mut self, queues: &[u16], _by: Instant) -> Result<(), BackendError> {
+        let state = self.0.outcome()?;
+        assert!(queues.iter().all(|queue| state.running.contains(queue)));
+        Ok(())
+    }
+
+    fn stop(&mut self, queues: &[u16], _by: Instant) -> Result<(), BackendError> {
+        let mut state = self.0.outcome()?;
+        for queue in queues {
+            assert!(state.running.remove(queue));
+        }
+        Ok(())
+    }
+
+    fn set_call(&mut self, index: u16, _: &EventFd, _by: Instant) -> Result<(), BackendError> {
+        assert!(self.0.outcome()?.running.contains(&index));
+        Ok(())
+    }
+
+    fn is_gone(&self) -> bool {
+        lock(&self.0.state).gone
+    }
+}
+
+type Honestly = Device<Honest>;
+
+fn common(device: &mut Honestly, register: u64, data: &[u8]) {
+    device.bar_write(CONTROL_BAR, COMMON_OFFSET + register, data);
+}
+
+fn status(device: &mut Honestly) -> u8 {
+    let mut status = [0];
+    device.bar_read(CONTROL_BAR, STATUS, &mut status);
+    status[0]
+}
+
+/// The BAR of the region gets an address, with memory decoding.
+fn place(device: &mut Honestly, base: u64) {
+    device.config_write(0x10 + 4 * BOUNCE_BAR as u64, &(base as u32).to_le_bytes());
+    device.config_write(
+        0x14 + 4 * BOUNCE_BAR as u64,
+        &((base >> 32) as u32).to_le_bytes(),
+    );
+    device.config_write(4, &[6, 0]);
+}
+
+/// What a driver does, with the one or other mistake.
+fn bring_up(device: &mut Honestly, input: &mut Input<'_>, queues: u16) {
+    let how = input.u8();
+    let base = if how & 1 != 0 { input.u64() } else { BASE };
+    place(device, base);
+    if how & 2 == 0 {
+        common(device, 20, &[0]);
+    }
+    common(device, 20, &[ACKNOWLEDGE_DRIVER]);
+    let more = if how & 4 != 0 { input.u64() } else { 0 };
+    let packed = if how & 8 != 0 { bit(F_RING_PACKED) } else { 0 };
+    let usual = bit(F_VERSION_1) | bit(F_SWIOTLB) | bit(F_INDIRECT_DESC) | bit(F_RING_RESET);
+    for half in 0..2u32 {
+        let mut offered = [0; 4];
+        common(device, 0, &half.to_le_bytes());
+        device.bar_read(CONTROL_BAR, COMMON_OFFSET + 4, &mut offered);
+        let wanted = ((usual | packed | more) >> (32 * half)) as u32;
+        common(device, 8, &half.to_le_bytes());
+        let accepted = wanted & u32::from_le_bytes(offered);
+        common(device, 12, &accepted.to_le_bytes());
+    }
+    common(device, 20, &[STATUS_FEATURES_OK]);
+    for queue in 0..queues {
+        let at = base.wrapping_add(QUEUE * u64::from(queue));
+        let odd = if how & 16 != 0 { input.u16().into() } else { 0 };
+        set_queue(device, queue, 1 << (how >> 5), at.wrapping_add(odd));
+    }
+    common(device, 20, &[STATUS_DRIVER_OK]);
+}
+
+fn set_queue(device: &mut Honestly, queue: u16, size: u16, at: u64) {
+    common(device, 22, &queue.to_le_bytes());
+    common(device, 24, &size.to_le_bytes());
+    common(device, 26, &queue.to_le_bytes());
+    for (register, offset) in [(32, 0), (40, 0x800), (48, 0x900)] {
+        common(device, register, &at.wrapping_add(offset).to_le_bytes());
+    }
+    common(device, 28, &[1, 0]);
+}
+
+/// A descriptor, and that it is available.
+fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64) {
+    let flags = input.u8();
+    let slot = u64::from(flags >> 5);
+    let addr = BASE + u64::from(input.u16()) + 16 * u64::from(flags & 16);
+    let (len, next) = (u32::from(input.u16()), u16::from(input.u8()));
+    let kind = u16::from(flags & 7);
+    let packed = flags & 8 != 0;
+    // AVAIL
+    let (first, second) = if packed {
+        (next, kind | (1 << 7))
+    } else {
+        (kind, next)
+    };
+    let at = QUEUE * queue;
+    let mut write = |at, data: &[u8]| device.bar_write(BOUNCE_BAR, at, data);
+    write(at + 16 * slot, &addr.to_le_bytes());
+    write(at + 16 * slot + 8, &len.to_le_bytes());
+    write(at + 16 * slot + 12, &first.to_le_bytes());
+    write(at + 16 * slot + 14, &second.to_le_bytes());
+    if !packed {
+        write(at + 0x800 + 2, &next.to_le_bytes());
+        write(at + 0x800 + 4, &u64::from(slot as u16).to_le_bytes());
+    }
+}
+
+fn new(input: &mut Input<'_>) -> Option<(Double, Honestly, u16)> {
+    let how = input.u8();
+    let mut config = DeviceConfig::new(types::lookup(KINDS[usize::from(how & 7)])?);
+    config.region_size = REGION;
+    config.queue_size = 128;
+    config.queues = config.queues.max(1 + u16::from(how >> 6));
+    config.idle_queues = u16::from(how & 8 != 0 && config.queues > 1);
+    config.offer.packed = how & 16 != 0;
+    config.mode = if how & 32 != 0 {
+        Mode::Optional
+    } else {
+        Mode::Required
+    };
+    // Nobody answers here.
+    config.drain = Duration::ZERO;
+    let queues = config.queues;
+    let usual = bit(F_VERSION_1) | bit(F_RING_PACKED) | bit(F_INDIRECT_DESC) | bit(F_RING_RESET);
+    let double = Double {
+        state: Arc::default(),
+        features: usual | input.u64(),
+        required: config.mode == Mode::Required,
+        queues: config.served_queues(),
+    };
+    lock(&double.state).config = vec![input.u8(); config.config_space_size as usize];
+    let report = Arc::new(Report::new(None, false).ok()?);
+    let backends = Box::new(double.clone());
+    let device = Device::new(Arc::new(config), Honest, report, backends);
+    Some((double, device.expect("a device"), queues))
+}
+
+/// The device survives all accesses, and a backend gets no queue outside the region, none
+/// twice, and none before the driver has accepted what it has to.
+pub fn registers(data: &[u8]) {
+    let mut input = Input::new(data);
+    let Some((double, mut device, queues)) = new(&mut input) else {
+        return;
+    };
+    for _ in 0..MOST_STEPS {
+        if input.is_empty() {
+            break;
+        }
+        let step = input.u8();
+        let queue = u16::from(step >> 6);
+        match step % 16 {
+            0 => bring_up(&mut device, &mut input, queues),
+            1 => {
+                let mut data = [0; 16];
+                let (at, len) = (input.below(CONFIG_SIZE + 16), usize::from(step >> 4));
+                device.config_read(at as u64, &mut data[..len]);
+            }
+            2 => {
+                let at = input.below(CONFIG_SIZE + 16) as u64;
+                device.config_write(at, input.slice((step >> 4).into()));
+            }
+            3 | 4 => {
+                let (register, width) = REGISTERS[usize::from(step >> 4)];
+                common(&mut device, register, input.slice(width));
+            }
+            5 => {
+                let at = input.below(COMMON_LENGTH as usize) as u64;
+                common(&mut device, at, input.slice((step >> 4).into()));
+            }
+            6 => {
+                let (bar, at) = (usize::from(input.u8()), input.u64() >> (4 * (step >> 4)));
+                let mut data = [0; 64];
+                let len = input.below(data.len());
+                device.bar_read(bar % 8, at, &mut data[..len]);
+            }
+            7 => {
+                let (bar, at) = (usize::from(input.u8()), input.u64() >> (4 * (step >> 4)));
+                let len = input.u8().into();
+                device.bar_write(bar % 8, at, input.slice(len));
+            }
+            8 | 9 => {
+                add(&mut device, &mut input, queue.into());
+                let at = NOTIFY_OFFSET + u64::from(NOTIFY_MULTIPLIER) * u64::from(queue);
+                if step & 32 != 0 {
+                    device.bar_write(CONTROL_BAR, at, &queue.to_le_bytes());
+                }
+            }
+            10 => device.tick(),
+            11 => lock(&double.state).fails = (step >> 4) % 4,
+            12 => {
+                let mut state = lock(&double.state);
+                state.gone |= step & 16 != 0;
+                state.absent = step & 32 != 0;
+                state.changed = step & 64 != 0;
+                let config = input.u8();
+                state
+                    .config
+                    .iter_mut()
+                    .take(8)
+                    .for_each(|byte| *byte ^= config);
+            }
+            13 => match step >> 6 {
+                0 => device.reset(),
+                1 => device.disconnected().expect("another region"),
+                2 => {
+                    device
+                        .search()
+                        .attempt(Instant::now() + Duration::from_secs(9));
+                    device.take_found();
+                }
+                // The queue anew.
+                _ => set_queue(&mut device, input.u16() % 4, 8, BASE + 0x8000),
+            },
+            14 => {
+                let (flags, start) = (u32::from(input.u16()), u32::from(input.u8()));
+                device.set_irqs(2, flags, start, u32::from(step >> 4), Vec::new());
+            }
+            _ => device.bar_write(CONTROL_BAR, DEVICE_OFFSET + u64::from(step >> 4), &[step]),
+        }
+        let status = status(&mut device);
+        let is_running = !lock(&double.state).running.is_empty();
+        if status & STATUS_DRIVER_OK == 0 || status & STATUS_NEEDS_RESET != 0 {
+            assert!(!is_running, "queues run with status {status:#x}");
+        }
+    }
+    drop(device);
+    assert!(lock(&double.state).running.is_empty());
+}
