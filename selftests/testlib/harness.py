@@ -226,6 +226,10 @@ def booted(
             products.new_guest(kernel=kernel, devices=devices, **guest_options)
         )
         seeds = _make_images(devices, guest.names, images)
+        for device, name in zip(devices, guest.names):
+            if name in seeds:
+                # The next guest with this device gets an image of its own.
+                stack.callback(setattr, device, "file", None)
         result = run(guest, script, timeout, on)
         if not powers_off:
             result.problems = [p for p in result.problems if "did not power off" not in p]
