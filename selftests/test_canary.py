@@ -64,7 +64,9 @@ def kernel_text() -> bytes:
     assert not [words for words in dump if "call" in words], dump
     words = lines("objdump", "-s", "--section=.text", *span, str(vmlinux))
     # An address, and up to four words of four bytes.
-    digits = "".join("".join(w[1:5]) for w in words if re.fullmatch("[0-9a-f]{8,}", w[0] if w else ""))
+    digits = "".join(
+        "".join(w[1:5]) for w in words if re.fullmatch("[0-9a-f]{8,}", w[0] if w else "")
+    )
     return bytes.fromhex(digits[: 2 * FUNCTION_BYTES])
 
 

@@ -19,7 +19,9 @@ WARM_UP = 10
 OBJECTS, OTHERS = 0.5, 400
 
 @pytest.fixture(
-    scope="module", params=[50, pytest.param(1000, marks=pytest.mark.full(minutes=15))], ids=["50", "1000"]
+    scope="module",
+    params=[50, pytest.param(1000, marks=pytest.mark.full(minutes=15))],
+    ids=["50", "1000"],
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = guest_script("cycles", WARM_UP=WARM_UP, ROUNDS=request.param)

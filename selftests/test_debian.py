@@ -15,8 +15,6 @@ from guestlib.paths import BUILD, TOP
 from testlib.debian import Console, System
 from testlib.harness import SWIOTLB, accepted, assert_memory_private, events, summary
 
-
-
 #: A package that makes the initial RAM file system of the newest kernel anew. (To install
 #: the kernel again would do that, too, but DKMS builds the module again then: half an hour,
 #: emulated.)

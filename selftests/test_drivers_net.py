@@ -90,7 +90,8 @@ class TestPasst:
         assert len(events(report, "queue_reset")) >= 2 * len(RINGS)
         queues = events(report, "queue")
         assert {queue["size"] for queue in queues} == set(RINGS)
-        assert run.boot.fact(f"{device}-ring").split("Current")[1].split("RX:")[1].split()[0] == str(RINGS[-1])
+        current = run.boot.fact(f"{device}-ring").split("Current")[1]
+        assert current.split("RX:")[1].split()[0] == str(RINGS[-1])
 
     @pytest.mark.parametrize("device", MTUS)
     def test_is_confined_and_leaves_nothing(self, run: Passt, device: str) -> None:

@@ -89,7 +89,12 @@ class TestNetwork:
         """Each has its buffers, whoever came first, and posts new ones for those that were
         used. Small regions have one pair of queues."""
         before, after = (
-            [int(n) for n in re.findall(r"rx\d+_kicks: (\d+)", boot.fact(f"{SMALL[size]}-queues-{when}"))]
+            [
+                int(n)
+                for n in re.findall(
+                    r"rx\d+_kicks: (\d+)", boot.fact(f"{SMALL[size]}-queues-{when}")
+                )
+            ]
             for when in ("before", "after")
         )
         assert len(after) == (PAIRS if parse_bytes(size) >= 1 << 20 else 1)
@@ -315,7 +320,9 @@ class TestDirections:
         """Of the first time, with its sizes and what would help."""
         (line,) = says_full(boot, "restricted0")
         assert f"the region of {boot.kept('end')['pool_bytes']} bytes is full: " in line
-        assert re.search(r"full: \d+ used, \d+ free in one piece, \d+ wanted; the driver waits", line)
+        assert re.search(
+            r"full: \d+ used, \d+ free in one piece, \d+ wanted; the driver waits", line
+        )
         assert "A larger region, or fewer or shorter queues, make room" in line
 
 

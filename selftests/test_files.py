@@ -11,7 +11,9 @@ OF_DEVICE = [name for name in FILES.values() if name not in ("devices", "totals"
 
 
 @pytest.fixture(
-    scope="module", params=[5, pytest.param(1000, marks=pytest.mark.full(minutes=30))], ids=["5", "1000"]
+    scope="module",
+    params=[5, pytest.param(1000, marks=pytest.mark.full(minutes=30))],
+    ids=["5", "1000"],
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     script = guest_script("files", ROUNDS=request.param)

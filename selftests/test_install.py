@@ -92,7 +92,10 @@ def test_hooks(root: Path) -> None:
     assert os.access(hook, os.X_OK)
     asked = subprocess.run([hook, "prereqs"], capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == ""
-    assert "virtio_swiotlb" in (root / "usr/lib/dracut/dracut.conf.d/80-virtio_swiotlb.conf").read_text()
+    assert (
+        "virtio_swiotlb"
+        in (root / "usr/lib/dracut/dracut.conf.d/80-virtio_swiotlb.conf").read_text()
+    )
 
 
 class TestStaysLoaded:
@@ -131,7 +134,16 @@ class TestStaysLoaded:
 class TestVersion:
     """Of the package, wherever its sources come from."""
 
-    FILES = ("CHANGELOG.md", "COPYING", "Kbuild", "Kconfig", "Makefile", "README.md", "SECURITY.md", "VERSION")
+    FILES = (
+        "CHANGELOG.md",
+        "COPYING",
+        "Kbuild",
+        "Kconfig",
+        "Makefile",
+        "README.md",
+        "SECURITY.md",
+        "VERSION",
+    )
     DIRECTORIES = ("Documentation", "packaging", "rust", "scripts")
     IDENTITY = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
 
@@ -160,7 +172,9 @@ class TestVersion:
             found[tree] = run("dpkg-deb", "-f", deb, "Version")
             # The module is to say the same.
             inside = f"./usr/src/virtio-swiotlb-{found[tree]}/VERSION"
-            assert run("bash", "-c", f"dpkg-deb --fsys-tarfile {deb} | tar xO {inside}") == found[tree]
+            assert (
+                run("bash", "-c", f"dpkg-deb --fsys-tarfile {deb} | tar xO {inside}") == found[tree]
+            )
         return found
 
     def test_is_that_of_the_sources(self, versions: dict[str, str]) -> None:

@@ -21,7 +21,6 @@ from testlib.harness import (
     ordinary_disk,
 )
 
-
 RESTRICTED = ("restricted0", "restricted1")
 
 

@@ -80,7 +80,9 @@ class TestSmallestRegion:
     @pytest.fixture(scope="class", params=["test", "stock-arm64"])
     def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
         devices = [disk(region_size=SMALLEST), packed_disk(region_size=SMALLEST)]
-        with booted(request.param, devices, guest_script("limits-smallest"), on=STAND_STILL) as boot:
+        with booted(
+            request.param, devices, guest_script("limits-smallest"), on=STAND_STILL
+        ) as boot:
             yield boot
 
     def test_all_requests_are_served(self, boot: Boot) -> None:

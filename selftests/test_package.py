@@ -84,7 +84,8 @@ class TestInstall:
         log = f"/var/lib/dkms/virtio-swiotlb/{system.version}/build/make.log"
         assert said == {
             "6.12.9-old": "it is for series 7.2 and 7.3",
-            "7.2.14-sourceless": "install linux-source-7.2, then run: dkms autoinstall -k 7.2.14-sourceless",
+            "7.2.14-sourceless": "install linux-source-7.2,"
+            " then run: dkms autoinstall -k 7.2.14-sourceless",
             "7.3.5-headerless": "install linux-headers-7.3.5-headerless",
             "7.3.6-failed": f"run: dkms autoinstall -k 7.3.6-failed (log: {log})",
         }
@@ -154,7 +155,11 @@ class TestSource:
         ("release", "before", "why"),
         [
             ("7.2.14-sourceless", ":", "its source is not installed (linux-source-7.2)"),
-            ("7.3.6-failed", ":", "the source that is installed (linux-source-7.3) is that of 7.3.4"),
+            (
+                "7.3.6-failed",
+                ":",
+                "the source that is installed (linux-source-7.3) is that of 7.3.4",
+            ),
             (
                 "7.3.4-good",
                 "echo 'CONFIG_CC_VERSION_TEXT=\"gcc-99 1\"' >/lib/modules/7.3.4-good/build/.config",

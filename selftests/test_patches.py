@@ -73,7 +73,11 @@ def test_nothing_speaks_of_this_repository(patches: list[Path]) -> None:
     """Paths that the kernel's tree does not have."""
     for patch in patches:
         added = [line for line in patch.read_text().splitlines() if line.startswith("+")]
-        lost = [line for line in added if re.search(r"\brust/(?!helpers)\w+\.(rs|c|h)\b|selftests/", line)]
+        lost = [
+            line
+            for line in added
+            if re.search(r"\brust/(?!helpers)\w+\.(rs|c|h)\b|selftests/", line)
+        ]
         assert not lost, f"{patch.name}: {lost}"
 
 

@@ -36,7 +36,9 @@ def test_driver_sees_each_size(boot: Boot) -> None:
     """And says so in the log, once."""
     for size in SIZES:
         assert boot.fact(f"sectors_{size}") == str(size * 2048)
-    logged = [line.split("new size: ")[1].split()[0] for line in boot.log("restricted0", "new size")]
+    logged = [
+        line.split("new size: ")[1].split()[0] for line in boot.log("restricted0", "new size")
+    ]
     assert logged == [str(size * 2048) for size in SIZES[1:]]
 
 

@@ -52,7 +52,9 @@ OPERATIONS = (
 
 
 def header_with(operations: str) -> str:
-    members = (f"\tvoid (*{name})(union virtio_map map,\n\t\tint x);\n" for name in operations.split())
+    members = (
+        f"\tvoid (*{name})(union virtio_map map,\n\t\tint x);\n" for name in operations.split()
+    )
     return "struct virtio_map_ops {\n" + "".join(members) + "};\n"
 
 
@@ -229,7 +231,11 @@ class TestPlaces:
     def test_clone(self, place: Path) -> None:
         run("mkdir", place)
         run("cp", "-r", "-t", place, "Makefile", "scripts", "VERSION")
-        for command in (["make", "help"], ["make", "KDIR=/nonexistent"], ["scripts/build", "device"]):
+        for command in (
+            ["make", "help"],
+            ["make", "KDIR=/nonexistent"],
+            ["scripts/build", "device"],
+        ):
             answer = run(*command, cwd=place, BUILD="")
             self.refused(answer, place)
 
@@ -279,7 +285,13 @@ class TestTools:
         self.one_error(answer, f"{key} is not for a device to choose")
 
     def test_guest_never_shares_memory(self) -> None:
-        answer = run("scripts/guest", "--qemu=-object", "--qemu=memory-backend-memfd,share=on,id=m", "--", "true")
+        answer = run(
+            "scripts/guest",
+            "--qemu=-object",
+            "--qemu=memory-backend-memfd,share=on,id=m",
+            "--",
+            "true",
+        )
         self.one_error(answer, "never shared")
 
     def test_guest_with_missing_module(self) -> None:
@@ -447,7 +459,10 @@ class TestPathsOfGuest:
             (["--kernel=tree"], "--kernel=HOST/tree"),
             (["--module", "m.ko"], "--module=HOST/m.ko"),
             (["--module=m.ko,hint=0"], "--module=HOST/m.ko,hint=0"),
-            (["--restricted", "blk,size=1M,file=disk,queues=2"], "--restricted=blk,size=1M,file=HOST/disk,queues=2"),
+            (
+                ["--restricted", "blk,size=1M,file=disk,queues=2"],
+                "--restricted=blk,size=1M,file=HOST/disk,queues=2",
+            ),
             (["--restricted=vsock,file=new.sock"], "--restricted=vsock,file=HOST/new.sock"),
             (["--ordinary", "blk,file=with space"], "--ordinary=blk,file=HOST/with space"),
         ],
@@ -500,7 +515,10 @@ class TestPathsOfGuest:
         ("option", "said"),
         [
             ("--out", "the host has no /nonexistent/x"),
-            ("--restricted=blk,file", "/nonexistent/x of restricted0 does not exist in the toolbox"),
+            (
+                "--restricted=blk,file",
+                "/nonexistent/x of restricted0 does not exist in the toolbox",
+            ),
             ("--module", "no module /nonexistent/x in the toolbox"),
             ("--kernel", "bzImage in the toolbox"),
         ],
@@ -573,7 +591,9 @@ def test_a_report_is_read_up_to_its_last_whole_line(written: int, tmp_path: Path
 def test_mutants_can_be_made() -> None:
     """Each has its text once, and a test that exists: `make mutants` takes too long to see that
     a name has changed."""
-    sources = [path for top in ("rust", "device", "selftests") for path in TOP.glob(f"{top}/**/*.rs")]
+    sources = [
+        path for top in ("rust", "device", "selftests") for path in TOP.glob(f"{top}/**/*.rs")
+    ]
     sources += TOP.glob("selftests/*.py")
     defined = set()
     for source in sources:

@@ -19,7 +19,15 @@ def vhost_backend(model: str, *arguments: str, image: bool = False) -> Backend:
 
     def command(_: Restricted, path: Path | None, socket: Path) -> list[str | Path]:
         first = [path] if image and path else []
-        return [sys.executable, "-B", SELFTESTS / "vhost-backend", model, socket, *first, *arguments]
+        return [
+            sys.executable,
+            "-B",
+            SELFTESTS / "vhost-backend",
+            model,
+            socket,
+            *first,
+            *arguments,
+        ]
 
     return Backend(command, "image" if image else "")
 

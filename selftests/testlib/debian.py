@@ -119,7 +119,10 @@ class System:
         number = len(self.reports) + 1
         logs = self.directory / f"boot{number}"
         logs.mkdir()
-        for file, name in ((f"vmlinuz-{release}", "vmlinuz"), (f"{initrd}-{release}", "initrd.img")):
+        for file, name in (
+            (f"vmlinuz-{release}", "vmlinuz"),
+            (f"{initrd}-{release}", "initrd.img"),
+        ):
             self._take(f"/boot/{file}", logs / name)
         disk = Restricted("blk", file=self.image, region_size=16 << 20)
         with contextlib.ExitStack() as stack:

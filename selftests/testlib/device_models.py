@@ -3,6 +3,7 @@
 devices for which no other backend is to be had, the smallest ones that a driver can prove
 something with."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -188,10 +189,8 @@ class Net(Model):
             self._deliver(index // 2)
 
     def _send(self, pair: int, frame: bytes) -> int:
-        try:
+        with contextlib.suppress(BlockingIOError, FileNotFoundError, ConnectionRefusedError):
             self._cable.sendto(bytes([pair]) + frame, self._other)
-        except (BlockingIOError, FileNotFoundError, ConnectionRefusedError):
-            pass
         return 0
 
     def _came(self, _: int) -> bool:

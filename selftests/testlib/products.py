@@ -20,7 +20,9 @@ from typing import Any
 from guestlib import Guest, Ordinary, Restricted
 from guestlib.paths import TOP
 
-_CRATES = re.findall(r"^vhost-device-(\S+)", (TOP / "scripts/packages/backend.crates").read_text(), re.M)
+_CRATES = re.findall(
+    r"^vhost-device-(\S+)", (TOP / "scripts/packages/backend.crates").read_text(), re.M
+)
 
 
 @functools.cache

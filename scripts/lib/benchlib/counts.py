@@ -28,7 +28,7 @@ def device(pool: str, **options: object) -> Restricted:
 
 
 def counts(pools: Sequence[str], *, peers: bool) -> list[dict]:
-    """Instruction counts with regions of these sizes, and, with `peers`, of the kernel's swiotlb."""
+    """Instruction counts with regions of these sizes; with `peers` of the kernel's swiotlb, too."""
     commands = ["region", "swiotlb"] if peers else ["region"]
     return _bench(commands, [device(pool) for pool in pools], 1, _ICOUNT)
 

@@ -314,7 +314,9 @@ def _medians(boots: Sequence[dict]) -> dict:
     return {
         backend: {
             job: {
-                way: {unit: median(backend, job, way, unit) for unit in ("iops", "bytes_per_second")}
+                way: {
+                    unit: median(backend, job, way, unit) for unit in ("iops", "bytes_per_second")
+                }
                 for way in WAYS
             }
             for job in JOBS

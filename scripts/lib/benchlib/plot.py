@@ -26,10 +26,10 @@ def draw(results: dict, path: Path) -> None:
 def _counts(results: dict, axis: pyplot.Axes) -> None:
     lines: dict[str, list[tuple[int, float]]] = {}
     for entry in results["kernel"]:
-        if entry["kind"] == "map" and entry["fill"] == "mixed" and entry["from_device"]:
-            if entry["pool"] == 64 << 20:
-                name = f"{entry['way']}, {entry['occupancy']} % full"
-                lines.setdefault(name, []).append((entry["len"], table.net(entry)))
+        shown = entry["kind"] == "map" and entry["fill"] == "mixed" and entry["from_device"]
+        if shown and entry["pool"] == 64 << 20:
+            name = f"{entry['way']}, {entry['occupancy']} % full"
+            lines.setdefault(name, []).append((entry["len"], table.net(entry)))
     for name, points in lines.items():
         axis.plot(*zip(*points), marker="o", label=name)
     axis.set(xscale="log", yscale="log", xlabel="bytes", ylabel="instructions less copies")

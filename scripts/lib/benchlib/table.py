@@ -71,11 +71,11 @@ def _maps(measured: Sequence[dict]) -> Iterator[str]:
 def _from_device(measured: Sequence[dict]) -> Iterator[str]:
     yield "what the device is to write, 64 MiB, empty: instructions with all that is copied"
     for entry in measured:
-        if entry["kind"] == "map" and entry["from_device"] and entry["fill"] == "empty":
-            if entry["pool"] == 64 << 20:
-                way = {"region": "preserve"}.get(entry["way"], entry["way"])
-                total = entry["instructions"] / entry["steps"]
-                yield f"{way:8} {_size(entry['len']):8} {total:8.0f}"
+        shown = entry["kind"] == "map" and entry["from_device"] and entry["fill"] == "empty"
+        if shown and entry["pool"] == 64 << 20:
+            way = {"region": "preserve"}.get(entry["way"], entry["way"])
+            total = entry["instructions"] / entry["steps"]
+            yield f"{way:8} {_size(entry['len']):8} {total:8.0f}"
 
 
 def _others(measured: Sequence[dict]) -> Iterator[str]:

@@ -137,7 +137,7 @@ def _device(kind: Callable[..., Restricted | Ordinary]) -> Callable[[str], objec
         try:
             return kind(name, **_pairs(pairs))
         except (GuestError, ValueError) as error:
-            raise argparse.ArgumentTypeError(str(error))
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse
 
@@ -168,7 +168,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--kernel", default="test", metavar="K", help="stock, test (default), stock-arm64... or a build tree")
+    add(
+        "--kernel",
+        default="test",
+        metavar="K",
+        help="stock, test (default), stock-arm64... or a build tree",
+    )
     add("--memory", default="512M", metavar="SIZE", help="of the guest (default 512M)")
     add("--cpus", type=int, default=2, metavar="N", help="of the guest (default 2)")
     add(
@@ -199,7 +204,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--reboots", type=int, default=0, metavar="N", help="let the command reboot N times")
     add("--timeout", type=float, default=120, metavar="S", help="of a command (default 120)")
     add("--accel", choices=("auto", "tcg", "kvm"), help="default: kvm if a probe shows it works")
-    add("--iommu", metavar="K", help="intel or virtio: the devices are behind an IOMMU of this kind")
+    add(
+        "--iommu", metavar="K", help="intel or virtio: the devices are behind an IOMMU of this kind"
+    )
     add("--low", action="store_true", help="regions below 4 GiB, where they are uncached")
     add("--qemu", action="append", default=[], metavar="TEXT", help="more arguments for QEMU")
     add("--out", metavar="DIR", help="keep logs, reports and images here")

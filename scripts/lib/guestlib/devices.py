@@ -142,7 +142,11 @@ BACKENDS: dict[str, Backend] = {
     # reset of queues (40) is for ethtool -G.
     "net": Backend(
         _passt,
-        options={"queues": 2, "config": "525400123456" "0100" "0100" "dc05", "add_features": "5+16+40"},
+        options={
+            "queues": 2,
+            "config": "525400123456" "0100" "0100" "dc05",
+            "add_features": "5+16+40",
+        },
     ),
     "fs": Backend(_virtiofsd, "directory", {"queues": 2}),
     # The backend leaves its configuration space to the VMM: it dies of a write, and

@@ -313,7 +313,7 @@ class Guest:
 
     def _plugging(self) -> dict[str, Callable[["Guest"], object]]:
         """Actions that every script may ask for: `host unplug-restricted0`."""
-        actions: dict[str, Callable[["Guest"], object]] = {}
+        actions: dict[str, Callable[[Guest], object]] = {}
         for device, name in zip(self.devices, self.names):
             if has_port(device):
                 actions[f"unplug-{name}"] = functools.partial(Guest.unplug, name=name)
@@ -377,7 +377,9 @@ class Guest:
     def _command(self, share: Path, shell: Path | None) -> list[str | Path]:
         command_line = "loglevel=8 ignore_loglevel mitigations=off audit=0 net.ifnames=0"
         # Nothing on the host changes under a guest's feet, so all of it may be cached.
-        command_line += " rootflags=version=9p2000.L,trans=virtio,access=any,msize=262144,cache=loose"
+        command_line += (
+            " rootflags=version=9p2000.L,trans=virtio,access=any,msize=262144,cache=loose"
+        )
         # Without reboots a panic ends QEMU at once; with them it would look like
         # one, so there the guest stays as it is until its time is over.
         command_line += f" panic={0 if self.reboots else -1} {self.append}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from .errors import GuestError
 from .paths import BUILD, is_of_guest, unseen
 
-
 #: Of a build tree, by architecture.
 _IMAGES = {"x86_64": "arch/x86/boot/bzImage", "aarch64": "arch/arm64/boot/Image"}
 
@@ -30,7 +29,8 @@ class Kernel:
             raise GuestError(
                 f"there is no {name} kernel yet; run: scripts/kernel {name.replace('-', ' ')}"
                 if named
-                else f"{self.tree} has no {_IMAGES['x86_64']}{unseen(self.tree)}; build the kernel first"
+                else f"{self.tree} has no {_IMAGES['x86_64']}{unseen(self.tree)};"
+                " build the kernel first"
             )
         self.release = (self.tree / "include/config/kernel.release").read_text().strip()
         self._base = self.tree / "image"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Child processes that never outlive this program."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -49,7 +50,9 @@ class Process:
                     env={**os.environ, **(environment or {})},
                 )
             except OSError as error:
-                raise GuestError(f"cannot start {name}: {self.argv[0]}: {error.strerror}")
+                raise GuestError(
+                    f"cannot start {name}: {self.argv[0]}: {error.strerror}"
+                ) from error
 
     @property
     def pid(self) -> int:
@@ -78,10 +81,8 @@ class Process:
 
     def kill(self) -> None:
         self.stopped = True
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._child.wait()
 
     def last_words(self, lines: int = 5) -> str:

@@ -33,7 +33,14 @@ def virtme(kernel: Kernel, accel: str) -> list[str | Path]:
 
 def _boot(kernel: Kernel) -> list[str | Path]:
     # 9p, for virtiofs shares all of the guest's memory; no microvm, which has no PCI.
-    command: list[str | Path] = ["vng", "--run", kernel.image, "--force-9p", "--disable-microvm", "--verbose"]
+    command: list[str | Path] = [
+        "vng",
+        "--run",
+        kernel.image,
+        "--force-9p",
+        "--disable-microvm",
+        "--verbose",
+    ]
     if kernel.architecture == "aarch64":
         # Without --user its script is root's, and needs no program to become that.
         return [*command, "--arch", "arm64", "--root", ARM64_ROOT]
