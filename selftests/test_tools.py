@@ -542,25 +542,27 @@ def test_help(script: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("licence", "source", "allowed"),
+    ("name", "licence", "source", "allowed"),
     [
-        ("MIT", "registry+somewhere", True),
-        ("MIT/Apache-2.0", "registry+somewhere", True),
-        ("GPL-2.0 OR MIT", "registry+somewhere", True),
-        ("(GPL-2.0 OR MIT) AND Unicode-3.0", "registry+somewhere", True),
-        ("MIT AND GPL-2.0", "registry+somewhere", False),
-        ("GPL-2.0", "registry+somewhere", False),
-        ("Apache-2.0 WITH Something", "registry+somewhere", False),
-        ("MIT MIT", "registry+somewhere", False),
-        (None, "registry+somewhere", False),
-        ("MIT", "git+somewhere", False),
-        ("MIT", None, False),
+        ("a", "MIT", "registry+somewhere", True),
+        ("a", "MIT/Apache-2.0", "registry+somewhere", True),
+        ("a", "GPL-2.0 OR MIT", "registry+somewhere", True),
+        ("a", "(GPL-2.0 OR MIT) AND Unicode-3.0", "registry+somewhere", True),
+        ("a", "MIT AND GPL-2.0", "registry+somewhere", False),
+        ("a", "GPL-2.0", "registry+somewhere", False),
+        ("a", "Apache-2.0 WITH Something", "registry+somewhere", False),
+        ("a", "MIT MIT", "registry+somewhere", False),
+        ("a", None, "registry+somewhere", False),
+        ("a", "MIT", "git+somewhere", False),
+        ("a", "MIT", None, False),
+        ("a", "(MIT OR Apache-2.0) AND NCSA", "registry+somewhere", False),
+        ("libfuzzer-sys", "(MIT OR Apache-2.0) AND NCSA", "registry+somewhere", True),
     ],
 )
 def test_licences(
-    tmp_path: Path, licence: str | None, source: str | None, allowed: bool
+    tmp_path: Path, name: str, licence: str | None, source: str | None, allowed: bool
 ) -> None:
-    package = {"name": "a", "version": "1", "id": "a", "license": licence, "source": source}
+    package = {"name": name, "version": "1", "id": "a", "license": licence, "source": source}
     metadata = tmp_path / "metadata"
     metadata.write_text(json.dumps({"workspace_members": [], "packages": [package]}))
     answer = run("bash", "-c", f"scripts/lib/licences-are-allowed <{metadata}")
