@@ -3,10 +3,10 @@
 //! What a device answers when its backend is gone: an error to every request, so that no
 //! driver waits for ever.
 
-use crate::ring::{Buffers, Memory, Walker};
+use virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
+use virtio_bindings::virtio_scsi::{VIRTIO_SCSI_S_FAILURE, VIRTIO_SCSI_S_TRANSPORT_FAILURE};
 
-/// virtio 1.4, 5.2.6.
-const BLK_S_IOERR: u8 = 1;
+use crate::ring::{Buffers, Memory, Walker};
 
 /// virtio 1.4, 5.6.6: the queues for control and events come before those for requests,
 /// whose answer begins with `sense_len`, `residual`, `status_qualifier`, `status` and
@@ -14,8 +14,6 @@ const BLK_S_IOERR: u8 = 1;
 const SCSI_CONTROL: u16 = 0;
 const SCSI_EVENTS: u16 = 1;
 const SCSI_RESPONSE: usize = 11;
-const SCSI_S_TRANSPORT_FAILURE: u8 = 6;
-const SCSI_S_FAILURE: u8 = 9;
 
 /// linux/fuse.h: `fuse_out_header` is `len`, `error` and the `unique` of the request,
 /// which stands behind `len` and `opcode` in `fuse_in_header`.
@@ -69,12 +67,14 @@ impl Failure {
 
     fn answer_to(self, index: u16, buffers: &Buffers, memory: &Memory<'_>) -> Option<Answer> {
         match self {
-            Failure::Blk => in_last_byte(buffers, BLK_S_IOERR),
+            Failure::Blk => in_last_byte(buffers, VIRTIO_BLK_S_IOERR as u8),
             // One byte is all of the answer, or the end of it.
-            Failure::Scsi if index == SCSI_CONTROL => in_last_byte(buffers, SCSI_S_FAILURE),
+            Failure::Scsi if index == SCSI_CONTROL => {
+                in_last_byte(buffers, VIRTIO_SCSI_S_FAILURE as u8)
+            }
             Failure::Scsi => {
                 let mut bytes = vec![0; SCSI_RESPONSE];
-                bytes.push(SCSI_S_TRANSPORT_FAILURE);
+                bytes.push(VIRTIO_SCSI_S_TRANSPORT_FAILURE as u8);
                 at_beginning(buffers, bytes)
             }
             Failure::Fs if buffers.first_writable.is_none() => Some(Answer {

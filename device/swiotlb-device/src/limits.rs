@@ -5,37 +5,47 @@
 //! Drivers rely on it: virtio_net waits for a control queue with a CPU, and virtio_blk repeats
 //! a request for ever that the ring has no room for.
 
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_SEG_MAX};
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_CRYPTO, VIRTIO_ID_FS, VIRTIO_ID_GPIO,
+    VIRTIO_ID_NET, VIRTIO_ID_SCSI,
+};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_DEVICE_STATS, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_HASH_REPORT,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_RSS, VIRTIO_NET_F_VQ_NOTF_COAL,
+};
+
 use crate::virtio::bit;
 
-/// virtio 1.4, section 5.
-const NET: u16 = 1;
-const BLK: u16 = 2;
-const CONSOLE: u16 = 3;
-const SCSI: u16 = 8;
-const CRYPTO: u16 = 20;
-const FS: u16 = 26;
-const GPIO: u16 = 41;
+const NET: u16 = VIRTIO_ID_NET as u16;
+const BLK: u16 = VIRTIO_ID_BLOCK as u16;
+const CONSOLE: u16 = VIRTIO_ID_CONSOLE as u16;
+const SCSI: u16 = VIRTIO_ID_SCSI as u16;
+const CRYPTO: u16 = VIRTIO_ID_CRYPTO as u16;
+const FS: u16 = VIRTIO_ID_FS as u16;
+const GPIO: u16 = VIRTIO_ID_GPIO as u16;
 
-const NET_F_CTRL_VQ: u32 = 17;
-const NET_F_MQ: u32 = 22;
-const NET_F_RSS: u32 = 60;
+/// VIRTIO_NET_F_HASH_TUNNEL (virtio 1.4, 5.1.3).
+const NET_F_HASH_TUNNEL: u32 = 51;
 /// Several pairs of queues, of which the control queue says how many are used.
-const NET_PAIRS: u64 = bit(NET_F_MQ) | bit(NET_F_RSS);
+const NET_PAIRS: u64 = bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_RSS);
 /// What is said through the control queue (virtio 1.4, 5.1.3.1): offloads, the filters of
 /// received packets, announcements, the MAC address, statistics, hashes, coalescing.
 const NET_CONTROL: u64 = NET_PAIRS
-    | bit(NET_F_CTRL_VQ)
-    | bit(2)
-    | bit(18)
-    | bit(19)
-    | bit(20)
-    | bit(21)
-    | bit(23)
-    | bit(50)
-    | bit(51)
-    | bit(52)
-    | bit(53)
-    | bit(57);
+    | bit(VIRTIO_NET_F_CTRL_VQ)
+    | bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)
+    | bit(VIRTIO_NET_F_CTRL_RX)
+    | bit(VIRTIO_NET_F_CTRL_VLAN)
+    | bit(VIRTIO_NET_F_CTRL_RX_EXTRA)
+    | bit(VIRTIO_NET_F_GUEST_ANNOUNCE)
+    | bit(VIRTIO_NET_F_CTRL_MAC_ADDR)
+    | bit(VIRTIO_NET_F_DEVICE_STATS)
+    | bit(NET_F_HASH_TUNNEL)
+    | bit(VIRTIO_NET_F_VQ_NOTF_COAL)
+    | bit(VIRTIO_NET_F_NOTF_COAL)
+    | bit(VIRTIO_NET_F_HASH_REPORT);
 const NET_MAX_PAIRS: usize = 8;
 
 const CONSOLE_F_MULTIPORT: u32 = 1;
@@ -43,8 +53,6 @@ const CONSOLE_MAX_PORTS: usize = 4;
 
 const GPIO_F_IRQ: u32 = 0;
 
-const BLK_F_SEG_MAX: u32 = 2;
-const BLK_F_MQ: u32 = 12;
 const BLK_SEG_MAX: usize = 12;
 const BLK_NUM_QUEUES: usize = 34;
 
@@ -101,10 +109,10 @@ pub fn lower(id: u16, config: &mut [u8], features: u64, served: u16, room: Optio
     let segments = room.map(|room| room.saturating_sub(BESIDE_DATA).max(1));
     match id {
         BLK => {
-            if features & bit(BLK_F_MQ) != 0 {
+            if features & bit(VIRTIO_BLK_F_MQ) != 0 {
                 lower_u16(config, BLK_NUM_QUEUES, served);
             }
-            if let Some(segments) = segments.filter(|_| features & bit(BLK_F_SEG_MAX) != 0) {
+            if let Some(segments) = segments.filter(|_| features & bit(VIRTIO_BLK_F_SEG_MAX) != 0) {
                 lower_u32(config, BLK_SEG_MAX, segments.into());
             }
         }

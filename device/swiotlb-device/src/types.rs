@@ -4,6 +4,12 @@
 //! many queues it has, how long its configuration space is, and which errors it
 //! has. Nothing else anywhere depends on the type.
 
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_9P, VIRTIO_ID_BLOCK, VIRTIO_ID_CAN, VIRTIO_ID_CONSOLE, VIRTIO_ID_CRYPTO,
+    VIRTIO_ID_FS, VIRTIO_ID_GPIO, VIRTIO_ID_GPU, VIRTIO_ID_I2C_ADAPTER, VIRTIO_ID_INPUT,
+    VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_SCSI, VIRTIO_ID_SOUND, VIRTIO_ID_VSOCK,
+};
+
 use crate::failure::Failure;
 
 /// One row of the table.
@@ -24,10 +30,10 @@ pub struct DeviceType {
     pub failure: Option<Failure>,
 }
 
-const fn row(name: &'static str, id: u16, class: u32, queues: u16, config_size: u32) -> DeviceType {
+const fn row(name: &'static str, id: u32, class: u32, queues: u16, config_size: u32) -> DeviceType {
     DeviceType {
         name,
-        id,
+        id: id as u16,
         class,
         queues,
         config_size,
@@ -54,21 +60,21 @@ impl DeviceType {
 }
 
 const TYPES: &[DeviceType] = &[
-    row("net", 1, 0x02_0000, 2, 12),
-    row("blk", 2, 0x01_0000, 1, 60).fails(Failure::Blk),
-    row("console", 3, 0x07_8000, 2, 12),
-    row("rng", 4, 0x00_ff00, 1, 0),
-    row("scsi", 8, 0x01_0000, 3, 36).fails(Failure::Scsi),
-    row("9p", 9, 0x00_0200, 1, 0),
-    row("gpu", 16, 0x03_8000, 2, 16),
-    row("input", 18, 0x09_8000, 2, 136),
-    row("vsock", 19, 0x07_8000, 3, 8),
-    row("crypto", 20, 0x10_8000, 2, 56),
-    row("sound", 25, 0x04_0100, 4, 12),
-    row("fs", 26, 0x01_8000, 2, 40).fails(Failure::Fs),
-    row("i2c", 34, 0x0c_8000, 1, 0),
-    row("can", 36, 0x0c_0900, 3, 2),
-    row("gpio", 41, 0x08_8000, 2, 8),
+    row("net", VIRTIO_ID_NET, 0x02_0000, 2, 12),
+    row("blk", VIRTIO_ID_BLOCK, 0x01_0000, 1, 60).fails(Failure::Blk),
+    row("console", VIRTIO_ID_CONSOLE, 0x07_8000, 2, 12),
+    row("rng", VIRTIO_ID_RNG, 0x00_ff00, 1, 0),
+    row("scsi", VIRTIO_ID_SCSI, 0x01_0000, 3, 36).fails(Failure::Scsi),
+    row("9p", VIRTIO_ID_9P, 0x00_0200, 1, 0),
+    row("gpu", VIRTIO_ID_GPU, 0x03_8000, 2, 16),
+    row("input", VIRTIO_ID_INPUT, 0x09_8000, 2, 136),
+    row("vsock", VIRTIO_ID_VSOCK, 0x07_8000, 3, 8),
+    row("crypto", VIRTIO_ID_CRYPTO, 0x10_8000, 2, 56),
+    row("sound", VIRTIO_ID_SOUND, 0x04_0100, 4, 12),
+    row("fs", VIRTIO_ID_FS, 0x01_8000, 2, 40).fails(Failure::Fs),
+    row("i2c", VIRTIO_ID_I2C_ADAPTER, 0x0c_8000, 1, 0),
+    row("can", VIRTIO_ID_CAN, 0x0c_0900, 3, 2),
+    row("gpio", VIRTIO_ID_GPIO, 0x08_8000, 2, 8),
 ];
 
 /// The type that goes by this name or virtio ID.
@@ -85,7 +91,7 @@ pub fn lookup(name: &str) -> Option<DeviceType> {
         return None;
     }
     let known = TYPES.iter().find(|t| t.id == id).copied();
-    Some(known.unwrap_or(row("other", id, 0x00_ff00, 1, 0)))
+    Some(known.unwrap_or(row("other", id.into(), 0x00_ff00, 1, 0)))
 }
 
 /// All names, for messages.

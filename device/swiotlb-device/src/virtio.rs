@@ -4,33 +4,30 @@
 //! machine behind it. Pure: register accesses in, [`Effect`]s out; carrying
 //! them out is the caller's business.
 
-/// Device status bits, virtio 1.4, 2.1.
-pub const STATUS_DRIVER_OK: u8 = 4;
-/// Device status FEATURES_OK (virtio 1.4, 2.1).
-pub const STATUS_FEATURES_OK: u8 = 8;
-/// Device status DEVICE_NEEDS_RESET (virtio 1.4, 2.1).
-pub const STATUS_NEEDS_RESET: u8 = 64;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
 
-/// VIRTIO_F_SWIOTLB, the proposal.
-pub const F_SWIOTLB: u32 = swiotlb_rings::VIRTIO_F_SWIOTLB;
-/// VIRTIO_F_INDIRECT_DESC (virtio 1.4, 6), as those that follow.
-pub const F_INDIRECT_DESC: u32 = 28;
-/// VIRTIO_F_EVENT_IDX.
-pub const F_EVENT_IDX: u32 = 29;
+// Feature bits (virtio 1.4, 6), and that of the proposal.
+pub use swiotlb_rings::{VIRTIO_F_SWIOTLB as F_SWIOTLB, VIRTIO_F_VERSION_1 as F_VERSION_1};
+pub use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM as F_ACCESS_PLATFORM, VIRTIO_F_ADMIN_VQ as F_ADMIN_VQ,
+    VIRTIO_F_ORDER_PLATFORM as F_ORDER_PLATFORM, VIRTIO_F_RING_PACKED as F_RING_PACKED,
+    VIRTIO_F_RING_RESET as F_RING_RESET,
+};
+pub use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX as F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC as F_INDIRECT_DESC,
+};
+
 /// VHOST_USER_F_PROTOCOL_FEATURES, which no driver sees.
 pub const F_PROTOCOL_FEATURES: u32 = 30;
-/// VIRTIO_F_VERSION_1.
-pub const F_VERSION_1: u32 = swiotlb_rings::VIRTIO_F_VERSION_1;
-/// VIRTIO_F_ACCESS_PLATFORM.
-pub const F_ACCESS_PLATFORM: u32 = 33;
-/// VIRTIO_F_RING_PACKED.
-pub const F_RING_PACKED: u32 = 34;
-/// VIRTIO_F_ORDER_PLATFORM.
-pub const F_ORDER_PLATFORM: u32 = 36;
-/// VIRTIO_F_RING_RESET.
-pub const F_RING_RESET: u32 = 40;
-/// VIRTIO_F_ADMIN_VQ.
-pub const F_ADMIN_VQ: u32 = 41;
+
+/// Device status DRIVER_OK (virtio 1.4, 2.1).
+pub const STATUS_DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
+/// Device status FEATURES_OK (virtio 1.4, 2.1).
+pub const STATUS_FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
+/// Device status DEVICE_NEEDS_RESET (virtio 1.4, 2.1).
+pub const STATUS_NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 
 /// No vector is assigned.
 pub const NO_VECTOR: u16 = 0xffff;
