@@ -2,7 +2,7 @@
 
 //! A device that says anything at any time, to a QEMU that stops to wait when it likes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::net::Shutdown;
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use vfio_user_relay::answers::Answers;
 use vfio_user_relay::message::{
     Message, COMMAND, DEVICE_RESET, DMA_MAP, DMA_UNMAP, DMA_WRITE, ERROR, GET_INFO, GET_IRQ_INFO,
-    GET_REGION_INFO, HEADER, KIND, NO_REPLY, REGION_READ, REGION_WRITE, REPLY, SET_IRQS, VERSION,
+    GET_REGION_INFO, HEADER, NO_REPLY, REGION_READ, REGION_WRITE, REPLY, SET_IRQS, VERSION,
 };
+use vfio_user_relay::testing::{message, Qemu, REGION_INFO};
 
 use crate::input::Input;
 
@@ -30,28 +31,17 @@ const COMMANDS: [u16; 10] = [
     REGION_WRITE,
     DEVICE_RESET,
 ];
-/// What QEMU asks for in GET_REGION_INFO.
-const REGION_INFO: u32 = 64;
-
-fn message(id: u16, command: u16, flags: u32, body: &[u8]) -> Message {
-    let mut bytes = [id.to_le_bytes(), command.to_le_bytes()].concat();
-    bytes.extend((HEADER as u32 + body.len() as u32).to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(body);
-    Message {
-        bytes,
-        descriptors: Vec::new(),
-        at: Instant::now(),
-    }
-}
 
 /// The body of a command, as QEMU sends it.
 fn asked(command: u16, input: &mut Input<'_>) -> Vec<u8> {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let place = u32::from(input.u8());
     match command {
-        VERSION => [&[0, 0, 1, 0], &b"{\"capabilities\":{}}\0"[..]].concat(),
+        VERSION => [
+            &[0, 0, 1, 0],
+            &b"{\"capabilities\":{\"max_msg_fds\":8}}\0"[..],
+        ]
+        .concat(),
         DMA_MAP => words(&[32, 3, 0, 0, place, 0, 4096, 0]),
         DMA_UNMAP => words(&[24, 0, place, 0, 8192, 0]),
         GET_INFO => words(&[16, 0, 0, 0]),
@@ -61,86 +51,6 @@ fn asked(command: u16, input: &mut Input<'_>) -> Vec<u8> {
         REGION_READ => words(&[place, 0, 4, 1 << (place % 4)]),
         REGION_WRITE => words(&[place, 0, 4, 4, place]),
         _ => Vec::new(),
-    }
-}
-
-/// What QEMU makes of what it reads: `vfio_user_recv_one`.
-#[derive(Default)]
-struct Qemu {
-    /// By id: how large a reply can be, and how many descriptors it can have.
-    waits: HashMap<u16, (usize, usize)>,
-    /// Not read yet.
-    bytes: VecDeque<u8>,
-    /// Descriptors that were not taken, by where they came.
-    descriptors: VecDeque<(usize, usize)>,
-    read: usize,
-    ended: bool,
-}
-
-impl Qemu {
-    fn ask(&mut self, message: &Message) {
-        let word = |at| message.bytes[at..at + 4].iter().rev();
-        let number = |at| word(at).fold(0, |sum, byte| (sum << 8) | usize::from(*byte));
-        let largest = match message.command() {
-            GET_REGION_INFO => HEADER + REGION_INFO as usize,
-            REGION_READ => 32 + number(28),
-            _ => message.bytes.len(),
-        };
-        let descriptors = usize::from(message.command() == GET_REGION_INFO);
-        self.waits.insert(message.id(), (largest, descriptors));
-    }
-
-    fn arrives(&mut self, message: &Message) {
-        let at = self.read + self.bytes.len();
-        self.descriptors.push_back((at, message.descriptors.len()));
-        self.bytes.extend(&message.bytes);
-    }
-
-    /// Reads all that is there.
-    fn reads(&mut self) {
-        while !self.ended && !self.bytes.is_empty() {
-            self.reads_one();
-        }
-    }
-
-    fn reads_one(&mut self) {
-        let header = self.take(HEADER);
-        if header.len() < HEADER {
-            self.ended = true;
-            return;
-        }
-        let message = Message {
-            bytes: header,
-            descriptors: Vec::new(),
-            at: Instant::now(),
-        };
-        let (size, kind) = (message.size(), message.flags() & KIND);
-        if size < HEADER || kind > REPLY {
-            self.ended = true;
-            return;
-        }
-        // It goes on after one that is too large.
-        let obeys = kind == COMMAND && size <= (1 << 20) + 32;
-        assert!(!obeys, "QEMU was told {}", message.command());
-        if kind == COMMAND {
-            return;
-        }
-        if let Some((largest, most)) = self.waits.remove(&message.id()) {
-            let came = self.descriptors.iter().take_while(|d| d.0 < self.read);
-            let count = came.clone().count();
-            let came: usize = came.map(|d| d.1).sum();
-            self.descriptors.drain(..count);
-            // Else the body stays where it is.
-            if size <= largest && came <= most {
-                self.take(size - HEADER);
-            }
-        }
-    }
-
-    fn take(&mut self, count: usize) -> Vec<u8> {
-        let count = count.min(self.bytes.len());
-        self.read += count;
-        self.bytes.drain(..count).collect()
     }
 }
 
@@ -178,11 +88,7 @@ fn said(input: &mut Input<'_>, asked: &HashMap<u16, Message>) -> Message {
 pub fn relay(data: &[u8]) {
     let mut input = Input::new(data);
     let (mut answers, mut qemu) = (Answers::new(Duration::from_secs(3600)), Qemu::default());
-    // First of all, and QEMU gives up a connection on which that is not answered.
-    let version = message(0, VERSION, COMMAND, &asked(VERSION, &mut input));
-    assert_eq!(answers.asked(&version), Ok(()));
-    qemu.ask(&version);
-    let mut asks = HashMap::from([(0, version)]);
+    let mut asks = HashMap::new();
     for _ in 0..MOST_STEPS {
         if input.is_empty() {
             break;
@@ -191,11 +97,11 @@ pub fn relay(data: &[u8]) {
         let id = u16::from(step >> 6);
         match step % 8 {
             0 | 1 => {
-                let command = COMMANDS[1 + usize::from((step >> 3) & 7) + usize::from(step & 1)];
+                let command = COMMANDS[usize::from((step >> 3) & 7) + 2 * usize::from(step & 1)];
                 let body = asked(command, &mut input);
                 let ask = message(id, command, COMMAND, &body);
                 // An id is free for QEMU when QEMU does not wait any more.
-                if qemu.waits.contains_key(&id) {
+                if qemu.waits_for(id) {
                     continue;
                 }
                 if answers.asked(&ask).is_err() {
@@ -204,10 +110,8 @@ pub fn relay(data: &[u8]) {
                 qemu.ask(&ask);
                 asks.insert(id, ask);
             }
-            2 if asks.get(&id).is_none_or(|ask| ask.command() != VERSION) => {
-                qemu.waits.remove(&id);
-            }
-            2 | 3 => qemu.reads(),
+            2 => qemu.forget(id),
+            3 => qemu.reads(),
             _ => {
                 let mut reply = said(&mut input, &asks);
                 let count = if step & 32 != 0 { step >> 6 } else { 0 };
@@ -222,6 +126,7 @@ pub fn relay(data: &[u8]) {
         }
     }
     qemu.reads();
+    assert_eq!(qemu.obeyed, None, "QEMU was given a command");
     stream(input.slice(4096));
 }
 

@@ -7,3 +7,5 @@
 
 pub mod answers;
 pub mod message;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
