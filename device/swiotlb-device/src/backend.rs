@@ -3,8 +3,8 @@
 //! The device model behind the device: what serves its queues.
 //!
 //! The device has the registers, checks the rings and counts; a [`Backend`] does what the
-//! driver asks for. [`vhost_user`](crate::vhost_user) has those in other processes.
-//! `examples/virtio_blk.rs` is one in the process of the device, as a VMM has it.
+//! driver asks for. [`vhost_user`](crate::vhost_user) has those in other processes,
+//! [`in_process`](crate::in_process) those in the process of the device, as a VMM has them.
 
 use std::error::Error;
 use std::fs::File;

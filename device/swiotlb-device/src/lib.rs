@@ -19,6 +19,7 @@ pub mod events;
 pub mod failure;
 mod guest_memory;
 pub mod hooks;
+pub mod in_process;
 mod limits;
 mod mappings;
 pub mod notify;
