@@ -11,8 +11,6 @@ from guestlib import Restricted
 from guestlib.devices import BACKENDS, Backend
 from guestlib.paths import TOP
 
-SELFTESTS = TOP / "selftests"
-
 
 def vhost_backend(model: str, *arguments: str, image: bool = False) -> Backend:
     """The backend with this model; its first argument is the device's image, if it has one."""
@@ -22,7 +20,7 @@ def vhost_backend(model: str, *arguments: str, image: bool = False) -> Backend:
         return [
             sys.executable,
             "-B",
-            SELFTESTS / "vhost-backend",
+            TOP / "selftests/vhost-backend",
             model,
             socket,
             *first,
@@ -32,8 +30,10 @@ def vhost_backend(model: str, *arguments: str, image: bool = False) -> Backend:
     return Backend(command, "image" if image else "")
 
 
-BACKENDS["packed-disk"] = vhost_backend("disk", image=True)
-BACKENDS["half-disk"] = vhost_backend("half", image=True)
-BACKENDS["fails-disk"] = vhost_backend("fails", image=True)
-BACKENDS["held-disk"] = vhost_backend("held", image=True)
-BACKENDS["entropy"] = vhost_backend("entropy")
+def register() -> None:
+    """Makes the kinds known."""
+    BACKENDS["packed-disk"] = vhost_backend("disk", image=True)
+    BACKENDS["half-disk"] = vhost_backend("half", image=True)
+    BACKENDS["fails-disk"] = vhost_backend("fails", image=True)
+    BACKENDS["held-disk"] = vhost_backend("held", image=True)
+    BACKENDS["entropy"] = vhost_backend("entropy")

@@ -15,24 +15,22 @@ as written, and is in the backing file.
 import contextlib
 import hashlib
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from guestlib import Guest, Ordinary, Restricted, Result
+from guestlib import Guest, Ordinary, Restricted, Result, guest_script
 from guestlib.paths import TOP, parse_bytes
 from guestlib.result import key_values
 
-from . import products
+from . import backends, products
 
-# Its kinds of devices are known from here on.
-from .backends import SELFTESTS
+backends.register()
 
 #: The small kernel of our own, and the unmodified one of the distribution.
 KERNELS = ("test", "stock")
@@ -241,17 +239,6 @@ def booted(
         yield boot
 
 
-def guest_script(name: str, **variables: object) -> str:
-    """The script selftests/guest/NAME, with these variables of the shell; those of a
-    collection are its words."""
-    lines = []
-    for key, value in variables.items():
-        if isinstance(value, Iterable) and not isinstance(value, str):
-            value = " ".join(map(str, value))
-        lines.append(f"{key}={shlex.quote(str(value))}")
-    return "\n".join([*lines, f". {shlex.quote(str(SELFTESTS / 'guest' / name))}", ""])
-
-
 def run(
     guest: Guest,
     script: str,
@@ -265,7 +252,7 @@ def run(
 def _prologue(guest: Guest) -> str:
     module = guest.kernel.module()
     assert module.is_file(), f"no module: run scripts/build module {guest.kernel.name}"
-    return f"MODULE={shlex.quote(str(module))}\n. {shlex.quote(str(SELFTESTS / 'guest/steps'))}\n"
+    return guest_script("steps", MODULE=module)
 
 
 def _make_images(devices: Sequence[Device], names: Sequence[str], parent: Path) -> dict[str, str]:

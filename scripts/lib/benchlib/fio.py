@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from guestlib import Guest, GuestError, Module, Restricted, Result
+from guestlib import Guest, GuestError, Module, Restricted, Result, guest_script
 
 from .counts import CPU
 
@@ -85,38 +85,6 @@ WAYS = {
     "direct": Way(_DIRECT_DEVICE, guest={"share_memory": True}),
     "swiotlb": Way(_DIRECT_DEVICE, guest={"share_memory": True, "append": "swiotlb=force"}),
 }
-
-# The jobs on each disk; what is asked once goes to "facts". The kernel's pool shows what
-# is in use at the moment, so it is watched during one more job, which is not measured.
-_SCRIPT = r"""
-set -e
-mkdir $SHARE/fio
-facts=$SHARE/facts
-{
-	echo "null $(virtio_of $RESTRICTED0)"
-	echo "file $(virtio_of $RESTRICTED1)"
-	for device in $RESTRICTED0 $RESTRICTED1; do
-		disk=$(disk_of $device)
-		echo "max_segment_size $(</sys/block/${disk#/dev/}/queue/max_segment_size)"
-	done
-	echo "kernel $(uname -r)"
-} >$facts
-measure() { # BACKEND DISK JOB ARGUMENT...
-	local output=$SHARE/fio/$1.$3.json
-	fio --name=$3 --filename=$2 "${@:4}" --output-format=json --output=$output
-}
-%s
-fio --name=proof --filename=$(disk_of $RESTRICTED0) %s --rw=randread --bs=4k --iodepth=32 \
-	--runtime=1 --output=/dev/null &
-used=/sys/kernel/debug/swiotlb/io_tlb_used most=0
-while kill -0 $! 2>/dev/null; do
-	slots=0
-	[ ! -e $used ] || read -r slots <$used
-	((slots <= most)) || most=$slots
-done
-wait $!
-echo "io_tlb_used $most" >>$facts
-"""
 
 
 def run(
@@ -208,13 +176,9 @@ def _boot(name: str, image: Path, seconds: float) -> dict:
 
 def _run(guest: Guest, seconds: float) -> Result:
     timing = f"--ramp_time={_RAMP_SECONDS} --runtime={seconds}"
-    jobs = [
-        f"measure {backend} $(disk_of $RESTRICTED{index}) {job} {_COMMON} {timing} {arguments}"
-        for index, backend in enumerate(BACKENDS)
-        for job, arguments in JOBS.items()
-    ]
-    script = _SCRIPT % ("\n".join(jobs), _COMMON)
-    limit = _BOOT_SECONDS + 3 * seconds * len(jobs)
+    jobs = "\n".join(f"{job} {arguments}" for job, arguments in JOBS.items())
+    script = guest_script("fio", DISKS=BACKENDS, JOBS=jobs, COMMON=_COMMON, TIMING=timing)
+    limit = _BOOT_SECONDS + 3 * seconds * len(JOBS) * len(BACKENDS)
     result = guest.run_or_boot_again(script, timeout=limit)
     if not result.ok or result.complaints():
         raise GuestError(f"fio failed in the guest:\n{result}")

@@ -16,5 +16,6 @@ from .devices import Ordinary, Restricted
 from .errors import GuestError
 from .guest import Guest, Module
 from .result import Result
+from .script import guest_script
 
-__all__ = ["Guest", "GuestError", "Module", "Ordinary", "Restricted", "Result"]
+__all__ = ["Guest", "GuestError", "Module", "Ordinary", "Restricted", "Result", "guest_script"]
