@@ -136,7 +136,6 @@ selftest-parts: toolbox
 ## stock: the stock Debian kernel, and its tree prepared for Rust modules; ARCH=arm64 for that of arm64
 stock: toolbox
 	@$(TOOLBOX) scripts/kernel $(subst -, ,$(STOCK))
-	@$(if $(filter arm64,$(ARCH)),$(TOOLBOX) scripts/build root)
 
 ## test-kernel: the small kernel with KUnit (about 10 minutes, once)
 test-kernel: toolbox

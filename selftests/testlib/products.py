@@ -60,11 +60,6 @@ def module(name: str) -> None:
         _make(f"build module {name}")
 
 
-def root() -> None:
-    """The root file system of arm64 guests."""
-    _make("build root")
-
-
 def device() -> None:
     """The reference device, the relay, and the example."""
     _make("build device")
@@ -90,8 +85,6 @@ def stock_drivers() -> None:
 def for_guest(name: str, devices: Sequence[Restricted | Ordinary]) -> None:
     """What a guest with this kernel and these devices needs."""
     module(name)
-    if "arm64" in name:
-        root()
     kinds = {device.kind for device in devices if isinstance(device, Restricted)}
     if kinds:
         device()

@@ -235,8 +235,8 @@ class Guest:
             if isinstance(device, Restricted) and not device.plugged
         }
         begin = time.monotonic()
-        if self.kernel.architecture == "aarch64":
-            root.show(root.ARM64_ROOT)
+        if self.kernel.root:
+            root.show(self.kernel.root)
         with contextlib.ExitStack() as stack:
             stack.callback(self.restricted.clear)
             # Short names: a socket's path has at most 107 bytes.
@@ -413,8 +413,9 @@ class Guest:
             arguments += _IOMMUS[self.iommu][0]
         if self.kernel.architecture == "aarch64":
             # A board without firmware, whose 64-bit BARs are above 4 GiB. Interrupts of as many
-            # devices as there may be take the newer controller.
-            arguments += ["-machine", "gic-version=3"]
+            # devices as there may be take the newer controller. virtme-ng's choice of a CPU has no
+            # pages of 16 KiB.
+            arguments += ["-machine", "gic-version=3", "-cpu", "cortex-a76"]
         elif self.high:
             arguments += _HIGH
         if self.share_memory:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .errors import GuestError
 from .paths import BUILD, is_of_guest, unseen
+from .root import ARM64_ROOT
 
 #: Of a build tree, by architecture.
 _IMAGES = {"x86_64": "arch/x86/boot/bzImage", "aarch64": "arch/arm64/boot/Image"}
@@ -14,7 +15,7 @@ _IMAGES = {"x86_64": "arch/x86/boot/bzImage", "aarch64": "arch/arm64/boot/Image"
 
 class Kernel:
     """A kernel build tree with its image: "stock", "test", "stock-7.2",
-    "stock-arm64"... as scripts/kernel names them, or a path."""
+    "stock-arm64-16k"... as scripts/kernel names them, or a path."""
 
     def __init__(self, name: str) -> None:
         named = re.fullmatch(r"(stock|test)(-[a-z0-9.]+)*", name)
@@ -23,6 +24,8 @@ class Kernel:
         self.tree = (BUILD / "kernel" / name if named else Path(name)).resolve()
         #: That of its machine, as uname -m says it.
         self.architecture = "aarch64" if (self.tree / _IMAGES["aarch64"]).exists() else "x86_64"
+        #: The root file system of its guests, if it is not the toolbox.
+        self.root = ARM64_ROOT if self.architecture == "aarch64" else None
         # virtme-ng looks for modules beside the image itself.
         self.image = (self.tree / _IMAGES[self.architecture]).resolve()
         if not self.image.exists():

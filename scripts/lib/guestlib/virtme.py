@@ -12,7 +12,6 @@ from pathlib import Path
 from .kernel import Kernel
 from .paths import BUILD
 from .process import Process
-from .root import ARM64_ROOT
 
 _PROBE_SECONDS = 20
 
@@ -41,9 +40,9 @@ def _boot(kernel: Kernel) -> list[str | Path]:
         "--disable-microvm",
         "--verbose",
     ]
-    if kernel.architecture == "aarch64":
+    if kernel.root:
         # Without --user its script is root's, and needs no program to become that.
-        return [*command, "--arch", "arm64", "--root", ARM64_ROOT]
+        return [*command, "--arch", "arm64", "--root", kernel.root]
     return [*command, "--user", "root"]
 
 
