@@ -25,7 +25,7 @@ use super::{
     },
     wire::{
         Bound,
-        MIN_REGION_BYTES, //
+        MIN_REGION_PAGES, //
     },
     work::Work, //
 };
@@ -38,6 +38,7 @@ use core::{
 };
 use kernel::{
     device,
+    page::PAGE_SIZE,
     prelude::*,
     sync::atomic::{
         Atomic,
@@ -55,7 +56,7 @@ use self::deferred_log::{
 };
 
 // Every region that is usable is one of which a pool can be made.
-const _: () = assert!(MIN_REGION_BYTES as usize >= pool::SMALLEST);
+const _: () = assert!(MIN_REGION_PAGES * PAGE_SIZE >= pool::SMALLEST);
 
 /// What was counted of one device, or of all. Bytes where the name says so, else a number.
 ///
@@ -149,7 +150,7 @@ impl Bounce {
     ) -> Result<Self> {
         let cpus = kernel::cpu::nr_cpu_ids() as usize;
         let pool = Pool::new(region.bytes(), cpus).map_err(|_| ENOMEM)?;
-        let limits = Limits::new(kind, region.bytes(), pool.largest_mapping(), 1);
+        let limits = Limits::new(kind, region.room(), pool.largest_mapping(), 1);
         Ok(Self {
             region,
             pool,
@@ -236,7 +237,7 @@ impl Bounce {
         }
         let limits = Limits::new(
             self.kind,
-            self.region.bytes(),
+            self.region.room(),
             self.pool.largest_mapping(),
             self.segments.load(Relaxed),
         );
@@ -414,7 +415,7 @@ impl Map for Bounce {
         let vaddr = unsafe { self.region.base().add(offset) };
         // The rest of the last page is never written, and held nothing of the guest before.
         // SAFETY: As above.
-        unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(pool::PAGE)) };
+        unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(PAGE_SIZE)) };
         Some((vaddr.cast(), self.region.bus() + offset as u64))
     }
 

@@ -74,7 +74,7 @@ pub enum Reason {
         /// Length of the block.
         bytes: u32,
         /// Length of the smallest region that will do; a power of two.
-        needed: u64,
+        needed: usize,
     },
     /// The region could not be claimed: something else uses its addresses.
     Claimed,

@@ -18,7 +18,7 @@
 //! |---|---|
 //! | area | a part of the pool with a lock of its own; a mapping or ring lies in one area |
 //! | home | an area that serves some CPUs first |
-//! | page | 4096 bytes, whatever the guest's own pages are |
+//! | page | 4096 bytes; the guest's own may be of 16 or 64 KiB |
 //! | run | pages side by side that are free, or of one mapping, or of one ring |
 //! | slot | part of a page, for one mapping; all slots of a page have one length and direction |
 //! | granule | 64 bytes; a slot is 1 to 32 of them |
@@ -69,9 +69,9 @@
 //!
 //! # Rings
 //!
-//! Rings are whole pages, zeroed by the caller. They are taken from the beginning of an area while
-//! mappings are cut from its end, so that the two do not mix as long as there is room. They may
-//! take at most a third of each area.
+//! Rings are whole pages of the guest, zeroed by the caller. They are taken from the beginning of
+//! an area while mappings are cut from its end, so that the two do not mix as long as there is
+//! room. They may take at most a third of each area.
 //!
 //! # Reuse
 //!
@@ -190,13 +190,15 @@ pub(crate) struct Pool<P: Platform> {
 }
 
 impl<P: Platform> Pool<P> {
-    /// A pool of the whole pages in `bytes`, which is at least [`SMALLEST`], for `cpus` CPUs.
+    /// A pool of the whole pages of the guest in `bytes`, which is at least [`SMALLEST`], for
+    /// `cpus` CPUs.
     ///
     /// # Errors
     ///
     /// [`NoMemory`] also if `bytes` is too small, or more than 2^32 pages.
     pub(crate) fn new(bytes: usize, cpus: usize) -> Result<Self, NoMemory> {
-        let pages = bytes / PAGE;
+        // Homes have 64 pages or more, a power of two: all areas begin at a page of the guest.
+        let pages = bytes / P::GUEST_PAGE * (P::GUEST_PAGE / PAGE);
         if bytes < SMALLEST || u32::try_from(pages).is_err() {
             return Err(NoMemory);
         }
@@ -512,7 +514,14 @@ impl<P: Platform> Pool<P> {
             .sum()
     }
 
-    /// Takes whole pages for a ring of `len` bytes, and returns their offset in the pool in bytes.
+    /// Pages of a ring of `len` bytes. No ring has so many pages that their number does not fit.
+    fn ring_pages(len: usize) -> u32 {
+        let pages = len.div_ceil(P::GUEST_PAGE) * (P::GUEST_PAGE / PAGE);
+        u32::try_from(pages).unwrap_or(u32::MAX)
+    }
+
+    /// Takes whole pages of the guest for a ring of `len` bytes, and returns their offset in the
+    /// pool in bytes.
     /// What is in them is what was there before.
     ///
     /// # Errors
@@ -523,7 +532,7 @@ impl<P: Platform> Pool<P> {
         if len == 0 || len > self.largest {
             return Err(self.refuse_length(len));
         }
-        let pages = len.div_ceil(PAGE) as u32;
+        let pages = Self::ring_pages(len);
         let mut held_back = false;
         for i in self.placement.others(self.placement.home(|| cpu, 1)) {
             let locked = &self.areas[i];
@@ -544,12 +553,14 @@ impl<P: Platform> Pool<P> {
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
     pub(crate) fn free(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
         let locked = self.locate(offset)?;
-        // No ring has so many pages that they do not fit.
-        let pages = u32::try_from(len.div_ceil(PAGE)).unwrap_or(u32::MAX);
         locked
             .area
             .lock()
-            .free(offset - locked.base, pages, &locked.counters)
+            .free(
+                offset - locked.base,
+                Self::ring_pages(len),
+                &locked.counters,
+            )
             .map_err(|why| locked.counters.bad(why))
     }
 
@@ -608,6 +619,8 @@ mod tests {
     use crate::platform::Process as Here;
     #[cfg(CONFIG_RUST)]
     use Kernel as Here;
+
+    const GUEST_PAGE: usize = Here::GUEST_PAGE;
 
     use Direction::FromDevice;
     use Direction::ToDevice;
@@ -786,7 +799,7 @@ mod tests {
     fn all_mappings_end_at_once_and_rings_stay() -> Result<(), NoMemory> {
         const LENGTHS: [usize; 9] = [64, 1, 5000, 2048, 65, 4096, 1536, 30_000, 200];
         let pool = Pool::<Here>::new(1 << 20, 2)?;
-        let ring = pool.alloc(0, 3 * PAGE).unwrap_or(usize::MAX);
+        let ring = pool.alloc(0, GUEST_PAGE).unwrap_or(usize::MAX);
         let mut first = 0;
         // Twice the same: nothing is lost.
         for round in 0..2 {
@@ -810,8 +823,8 @@ mod tests {
             assert_eq!(live, mapped - handles.len().div_ceil(3));
             assert_eq!(pool.unmap_all(), live);
             let stats = pool.stats();
-            assert_eq!((stats.live, stats.used_bytes), (0, 3 * PAGE));
-            assert_eq!((stats.rings, stats.reserved_bytes), (1, 3 * PAGE));
+            assert_eq!((stats.live, stats.used_bytes), (0, GUEST_PAGE));
+            assert_eq!((stats.rings, stats.reserved_bytes), (1, GUEST_PAGE));
             for (offset, len) in handles {
                 assert_eq!(pool.unmap(offset, len), Err(BadHandle::Unmapped));
             }
@@ -821,34 +834,35 @@ mod tests {
             }
             assert_eq!(mapped, first);
         }
-        assert_eq!(pool.free(ring, 3 * PAGE), Ok(()));
+        assert_eq!(pool.free(ring, GUEST_PAGE), Ok(()));
         assert_eq!(pool.stats().largest_free_bytes, 512 << 10);
         Ok(())
     }
 
     #[test]
     fn rings_are_whole_pages_apart_from_mappings() -> Result<(), NoMemory> {
-        let pool = Pool::<Here>::new(SMALLEST, 1)?;
+        let pool = Pool::<Here>::new(16 * GUEST_PAGE, 1)?;
+        let [first, second] = [6726, 1734].map(|len: usize| len.next_multiple_of(GUEST_PAGE));
         assert_eq!(pool.alloc(0, 6726), Ok(0));
-        assert_eq!(pool.alloc(0, 1734), Ok(2 * PAGE));
-        assert_eq!(pool.stats().reserved_bytes, 3 * PAGE);
+        assert_eq!(pool.alloc(0, 1734), Ok(first));
+        assert_eq!(pool.stats().reserved_bytes, first + second);
         assert_eq!(pool.stats().rings, 2);
-        assert_eq!(pool.stats().used_bytes, 3 * PAGE);
+        assert_eq!(pool.stats().used_bytes, first + second);
         assert_eq!(pool.unmap(0, 6726), Err(BadHandle::Unmapped));
-        assert_eq!(pool.free(0, 4096), Err(BadHandle::Length));
+        assert_eq!(pool.free(0, first + 1), Err(BadHandle::Length));
         let mut rings = [(0, 0); 2];
         let mut found = 0;
         pool.rings(|offset, bytes| {
             rings[found] = (offset, bytes);
             found += 1;
         });
-        assert_eq!(rings, [(0, 2 * PAGE), (2 * PAGE, PAGE)]);
+        assert_eq!(rings, [(0, first), (first, second)]);
         assert_eq!(pool.free(0, 6726), Ok(()));
-        pool.rings(|offset, bytes| assert_eq!((offset, bytes), (2 * PAGE, PAGE)));
-        assert_eq!(pool.free(2 * PAGE, 1734), Ok(()));
+        pool.rings(|offset, bytes| assert_eq!((offset, bytes), (first, second)));
+        assert_eq!(pool.free(first, 1734), Ok(()));
         pool.rings(|_, _| unreachable!());
         assert_eq!(pool.stats().reserved_bytes, 0);
-        assert_eq!(pool.stats().largest_free_bytes, SMALLEST);
+        assert_eq!(pool.stats().largest_free_bytes, 16 * GUEST_PAGE);
         Ok(())
     }
 
@@ -863,7 +877,7 @@ mod tests {
         for turn in 0..50 {
             let mapping = pool.map(0, 5000 * (turn % 7 + 1), 0, ToDevice);
             let new = pool.alloc(0, 6726).unwrap_or(usize::MAX);
-            assert!(new <= 8 * PAGE);
+            assert!(new <= 4 * 6726_usize.next_multiple_of(GUEST_PAGE));
             assert_eq!(pool.free(rings[turn % 2], 6726), Ok(()));
             rings[turn % 2] = new;
             assert!(mapping.is_ok_and(|offset| pool.unmap(offset, 5000 * (turn % 7 + 1)).is_ok()));

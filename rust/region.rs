@@ -15,7 +15,10 @@ pub(crate) use self::source::Source;
 
 use self::pci::Pci;
 use super::{
-    policy::Reason,
+    policy::{
+        limits::Room,
+        Reason, //
+    },
     virtio::Device,
     wire::{
         capabilities::ConfigSpace,
@@ -24,7 +27,10 @@ use super::{
     }, //
 };
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
 
 /// Calls `f` with the source for `dev`, if its transport has one.
 fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
@@ -36,7 +42,12 @@ fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
 }
 
 fn find_in(source: &dyn Source) -> Finding {
-    ConfigSpace::new(&source.config_space()).region(&source.bars())
+    ConfigSpace::new(&source.config_space()).region(&source.bars(), PAGE_SIZE as u64)
+}
+
+/// What a driver may fill of a region.
+pub(crate) fn room(extent: &Extent) -> Room {
+    Room::new(extent.bytes as usize, PAGE_SIZE)
 }
 
 /// Whether the transport of `dev` has a way to name a region.
@@ -113,6 +124,11 @@ impl Region {
     /// Where it is.
     pub(crate) fn extent(&self) -> &Extent {
         &self.extent
+    }
+
+    /// What a driver may fill.
+    pub(crate) fn room(&self) -> Room {
+        room(&self.extent)
     }
 
     /// The first byte, page aligned. Valid for [`Region::bytes`] as long as `self`.

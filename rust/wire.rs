@@ -103,10 +103,9 @@ impl Features {
 pub const CONFIG_SPACE_BYTES: usize = 256;
 /// PCI has six base address registers.
 pub const BARS: usize = 6;
-/// The granularity in which a region is mapped, in bytes.
-pub const PAGE_BYTES: u64 = 4096;
-/// The smallest region that is usable, in bytes: rings, and one minimal request of any driver.
-pub const MIN_REGION_BYTES: u64 = 64 << 10;
+/// The smallest region that is usable, in pages of the guest: rings, and one minimal request of any
+/// driver.
+pub const MIN_REGION_PAGES: usize = 16;
 
 /// What a base address register decodes, as the guest's PCI core sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,9 +134,9 @@ pub struct Extent {
     pub bar: u8,
     /// Distance of the region's start from the BAR's, in bytes.
     pub offset: u64,
-    /// CPU physical address of the region's start, page aligned.
+    /// CPU physical address of the region's start, aligned to the guest's page.
     pub start: u64,
-    /// Length in bytes, a multiple of [`PAGE_BYTES`], at least [`MIN_REGION_BYTES`].
+    /// Length in bytes, whole pages of the guest, at least [`MIN_REGION_PAGES`].
     pub bytes: u64,
     /// Whether the BAR holds a structure as well that the transport's driver claims it for.
     pub shares_bar: bool,
@@ -204,8 +203,13 @@ pub enum Fault {
     NoWholePage,
     /// The region overlaps another structure of the device.
     Overlaps(Structure),
-    /// The region has only this many bytes in whole pages.
-    TooSmall(u64),
+    /// The region has too few bytes in whole pages of the guest.
+    TooSmall {
+        /// What it has.
+        bytes: u64,
+        /// What is needed.
+        needed: u64,
+    },
     /// This BAR may not be cached.
     NotPrefetchable(u8),
 }
@@ -227,10 +231,12 @@ impl fmt::Display for Fault {
             Self::OutsideBar(bar) => write!(f, "the region does not fit in its BAR {bar}"),
             Self::NoWholePage => f.write_str("the region holds no whole page"),
             Self::Overlaps(structure) => write!(f, "the region overlaps {structure}"),
-            Self::TooSmall(bytes) => write!(
-                f,
-                "the region has {bytes} bytes, at least {MIN_REGION_BYTES} are needed"
-            ),
+            Self::TooSmall { bytes, needed } => {
+                write!(
+                    f,
+                    "the region has {bytes} bytes, at least {needed} are needed"
+                )
+            }
             Self::NotPrefetchable(bar) => write!(
                 f,
                 "the region's BAR {bar} is not prefetchable, so it may not be cached"
@@ -388,7 +394,10 @@ mod tests {
                 "the region overlaps the ISR status",
             ),
             (
-                Fault::TooSmall(4096),
+                Fault::TooSmall {
+                    bytes: 4096,
+                    needed: 65536,
+                },
                 "the region has 4096 bytes, at least 65536 are needed",
             ),
         ] {

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Guest, Restricted
 from testlib.drivers import assert_driven, passed
-from testlib.harness import TWO_MACHINES, Boot, booted, events, guest_script
+from testlib.harness import THREE_MACHINES, Boot, booted, events, guest_script
 
 #: mkfs.xfs makes none below 300 MiB.
 SIZE = "320M"
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 @pytest.mark.full
 @pytest.mark.driver("virtio_blk", backend="qemu-storage-daemon")
 class TestStorageDaemon:
-    @pytest.fixture(scope="class", params=TWO_MACHINES)
+    @pytest.fixture(scope="class", params=THREE_MACHINES)
     def run(
         self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Run]:

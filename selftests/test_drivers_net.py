@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from guestlib import Restricted
 from testlib.drivers import Files, assert_driven, iperf_server, modelled, passed
-from testlib.harness import TWO_MACHINES, Boot, accepted, booted, events, guest_script
+from testlib.harness import THREE_MACHINES, Boot, accepted, booted, events, guest_script
 
 FILE_BYTES = 4 << 20
 LOAD_SECONDS = 8
@@ -36,7 +36,7 @@ class Passt(NamedTuple):
 @pytest.mark.full
 @pytest.mark.driver("virtio_net", backend="passt")
 class TestPasst:
-    @pytest.fixture(scope="class", params=TWO_MACHINES)
+    @pytest.fixture(scope="class", params=THREE_MACHINES)
     def run(self, request: pytest.FixtureRequest) -> Iterator[Passt]:
         devices = [Restricted("net"), Restricted("net", hide_features="15")]
         with Files() as files, iperf_server() as port:

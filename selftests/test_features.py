@@ -43,7 +43,7 @@ OFFERS = {
         for mode in ("required", "optional")
     },
     "split-window": {"ring": "split", "region_offset": "1M"},
-    "packed-window": {"ring": "packed", "region_offset": "4K"},
+    "packed-window": {"ring": "packed", "region_offset": "64K"},
     "split-direct": {"ring": "split", "indirect": False},
     "packed-direct": {"ring": "packed", "indirect": False},
 }
@@ -55,10 +55,11 @@ def offers(kernel: str) -> list[str]:
     ]
 
 
-# On the stock kernels the drivers come after the module; `make check` boots one of the two.
+# On the stock kernels the drivers come after the module; `make check` boots one of them.
+SELDOM = {"stock": [pytest.mark.full], "stock-arm64-16k": [pytest.mark.kernels]}
 CASES = [
-    pytest.param(kernel, name, marks=[pytest.mark.full] if kernel == "stock" else [])
-    for kernel in EVERYWHERE
+    pytest.param(kernel, name, marks=SELDOM.get(kernel, []))
+    for kernel in (*EVERYWHERE, "stock-arm64-16k")
     for name in offers(kernel)
 ]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 from guestlib.paths import parse_bytes
 from testlib.harness import (
+    LARGE_PAGES,
     STAND_STILL,
     Boot,
     assert_bounced,
@@ -70,6 +71,7 @@ class TestQueues:
 
 # --- the smallest region ---
 
+#: 16 pages of 4 KiB.
 SMALLEST = 64 << 10
 
 
@@ -77,12 +79,18 @@ class TestSmallestRegion:
     """No livelock: each request that the driver builds fits, or waits for its turn. A
     request that never fits would be tried again for ever, until the run's time is over."""
 
-    @pytest.fixture(scope="class", params=["test", "stock-arm64"])
-    def boot(self, request: pytest.FixtureRequest) -> Iterator[Boot]:
-        devices = [disk(region_size=SMALLEST), packed_disk(region_size=SMALLEST)]
-        with booted(
-            request.param, devices, guest_script("limits-smallest"), on=STAND_STILL
-        ) as boot:
+    @pytest.fixture(scope="class", params=["test", "stock-arm64", LARGE_PAGES])
+    def kernel(self, request: pytest.FixtureRequest) -> str:
+        return request.param
+
+    @pytest.fixture(scope="class")
+    def smallest(self, kernel: str) -> int:
+        return 4 * SMALLEST if kernel == "stock-arm64-16k" else SMALLEST
+
+    @pytest.fixture(scope="class")
+    def boot(self, kernel: str, smallest: int) -> Iterator[Boot]:
+        devices = [disk(region_size=smallest), packed_disk(region_size=smallest)]
+        with booted(kernel, devices, guest_script("limits-smallest"), on=STAND_STILL) as boot:
             yield boot
 
     def test_all_requests_are_served(self, boot: Boot) -> None:
@@ -101,26 +109,26 @@ class TestSmallestRegion:
         assert boot.status("packed") == 0, boot.fact("packed")
 
     @pytest.mark.parametrize("device", ["restricted0", "restricted1"])
-    def test_driver_knows_the_limit(self, boot: Boot, device: str) -> None:
+    def test_driver_knows_the_limit(self, boot: Boot, smallest: int, device: str) -> None:
         """The device would have taken 126 segments of a page, which are seven times the
         region."""
         segments, each = (int(boot.fact(f"{device}-{n}")) for n in ("segments", "bytes"))
         assert 1 <= segments < 126 and each >= 4096
-        assert segments * each <= SMALLEST // 2
+        assert segments * each <= smallest // 2
         assert boot.counters(device)["too_large"] == 0
 
-    def test_split_rings_are_announced(self, boot: Boot) -> None:
+    def test_split_rings_are_announced(self, boot: Boot, smallest: int) -> None:
         """And only to the device that was offered packed ones."""
         (line,) = boot.log("restricted1", "swiotlb: split rings are used: ")
-        assert "the region of 65536 bytes is too small for packed ones" in line
+        assert f"the region of {smallest} bytes is too small for packed ones" in line
         assert boot.log("restricted0", "swiotlb: split rings are used: ") == []
         (queue,) = events(boot.report("restricted1"), "queue")
         assert not queue["packed"]
 
-    def test_log_is_not_flooded(self, boot: Boot) -> None:
+    def test_log_is_not_flooded(self, boot: Boot, smallest: int) -> None:
         """That the region was full is said once, with numbers and what would help."""
         assert boot.counters("restricted0")["full"] > 0
-        (line,) = boot.log("restricted0", "swiotlb: the region of 65536 bytes is full: ")
+        (line,) = boot.log("restricted0", f"swiotlb: the region of {smallest} bytes is full: ")
         assert "A larger region, or fewer or shorter queues, make room" in line
 
 

@@ -9,6 +9,7 @@ import pytest
 from guestlib.result import key_values
 from testlib.harness import (
     EVERYWHERE,
+    LARGE_PAGES,
     REGION_BYTES,
     SWIOTLB,
     Boot,
@@ -26,7 +27,7 @@ from testlib.harness import (
 FILE_BYTES = 3 << 20
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
+@pytest.fixture(scope="module", params=[*EVERYWHERE, LARGE_PAGES])
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     # Without event indices every request is announced, and looked at before it is served.
     devices = [disk(size="16M", event_idx=False), ordinary_disk()]

@@ -11,7 +11,10 @@ use super::{
         parameters::Parameters,
         policy::{
             self,
-            limits,
+            limits::{
+                self,
+                Room, //
+            },
             plan::{
                 Agreement,
                 Plan, //
@@ -83,11 +86,11 @@ pub(crate) fn decide(
     })
 }
 
-/// The most segments of a request that the queues of `dev` can hold, whose region has `bytes`
-/// bytes. May sleep; none of the queues may exist yet.
-fn most_segments(dev: &virtio::Device, features: Features, bytes: usize) -> u32 {
+/// The most segments of a request that the queues of `dev` can hold, whose region is `room`. May
+/// sleep; none of the queues may exist yet.
+fn most_segments(dev: &virtio::Device, features: Features, room: Room) -> u32 {
     let cpus = kernel::cpu::nr_cpu_ids();
-    limits::most_segments(dev.device_type(), features, cpus, bytes, |queues| {
+    limits::most_segments(dev.device_type(), features, cpus, room, |queues| {
         queues::shortest(dev, queues)
     })
 }
@@ -136,9 +139,8 @@ impl Device {
         }
     }
 
-    /// Whether there is room in a region of `bytes` bytes for a request that carries a block of the
-    /// device, or what else it takes whole.
-    fn carries_units(&self, first: &First<'_>, bytes: u64) -> Result<(), Reason> {
+    /// Whether a request in `room` carries a block of the device, or what else it takes whole.
+    fn carries_units(&self, first: &First<'_>, room: Room) -> Result<(), Reason> {
         let agreed = Features(first.features());
         for &(at, feature) in wire::units(self.device_type) {
             if !agreed.has(feature) {
@@ -149,7 +151,7 @@ impl Device {
                 false => 1,
             };
             let unit = first.read_le32(at);
-            if let Some(needed) = limits::needed(self.device_type, bytes, unit, segments) {
+            if let Some(needed) = limits::needed(self.device_type, room, unit, segments) {
                 return Err(Reason::Unit {
                     bytes: unit,
                     needed,
@@ -166,7 +168,7 @@ impl Device {
         extent: &Extent,
     ) -> Result<Installed<Bounce>, Reason> {
         let dev = first.locked();
-        self.carries_units(first, extent.bytes)?;
+        self.carries_units(first, region::room(extent))?;
         let module = ModuleReference::get(self.common.module).ok_or(Reason::Unloading)?;
         let region = Region::new(dev, extent)?;
         let mapper = Bounce::new(
@@ -234,17 +236,19 @@ impl Device {
     /// Tells a bounced device its features, and the core what it has to see.
     fn tell(&self, negotiation: &Again<'_>, decision: &Decision) -> Result {
         let dev = negotiation.dev();
-        let bytes = decision.extent().map_or(0, |extent| extent.bytes);
+        let Some(extent) = decision.extent() else {
+            return Err(EINVAL);
+        };
         let plan = Plan::new(&Agreement {
             device_type: self.device_type,
-            region_bytes: bytes,
+            room: region::room(&extent),
             accepts: matches!(decision, Decision::Accept(_)),
             offered: self.offered_features(),
             agreed: Features(negotiation.features()),
             agreed_beyond: negotiation.features_beyond(),
             packed_disks: self.common.parameters(dev).packed_disks,
         });
-        report::masked(dev, &plan, bytes);
+        report::masked(dev, &plan, extent.bytes);
         negotiation.set_features_beyond(plan.told_beyond);
         negotiation.set_features(plan.told.0);
         let finalized = negotiation.finalize_features();
@@ -299,15 +303,14 @@ impl Hooks for Arc<Device> {
 
     fn queues(&self, dev: &virtio::Device, features: u64, count: u32) {
         let binding = self.binding.lock();
-        let Some(bytes) = binding.bounce().map(|bounce| bounce.region().bytes()) else {
+        let Some(room) = binding.bounce().map(|bounce| bounce.region().room()) else {
             return;
         };
         drop(binding);
         let features = Features(features);
-        let longest =
-            |index| limits::longest_queue(self.device_type, features, count, index, bytes);
+        let longest = |index| limits::longest_queue(self.device_type, features, count, index, room);
         if let Some((queues, entries)) = queues::shorten(dev, count, longest) {
-            report::shortened(dev, queues, entries, bytes);
+            report::shortened(dev, queues, entries, room.bytes);
         }
     }
 
@@ -355,8 +358,7 @@ impl Hooks for Arc<Device> {
             let mut value = u32::from_le_bytes(value);
             if bound == Bound::Segments {
                 let most = bounce.most_segments(|| {
-                    let bytes = bounce.region().bytes();
-                    most_segments(dev, Features(features), bytes)
+                    most_segments(dev, Features(features), bounce.region().room())
                 });
                 value = value.min(most);
             }

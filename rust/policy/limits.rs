@@ -11,16 +11,60 @@ use super::super::wire::{
     device_type,
     Bound,
     Features,
-    MIN_REGION_BYTES, //
+    MIN_REGION_PAGES, //
 };
 
 use core::ops::Range;
 
-/// Regions of fewer bytes are full as a matter of course when a device is busy.
-const SMALL_BYTES: u64 = 4 << 20;
+/// A region, or the pool in it, as what drivers ask is counted: rings take whole pages of the
+/// guest, and drivers make their buffers of such pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Length in bytes.
+    pub bytes: usize,
+    /// The guest's page size in bytes is 2 to the power of this.
+    page_log2: u32,
+}
 
-/// Regions of fewer bytes have no room for packets of 64 KiB among others, nor for many rings.
-const TINY_BYTES: u64 = 1 << 20;
+impl Room {
+    /// Regions of fewer pages are full as a matter of course when a device is busy (4 MiB with
+    /// pages of 4 KiB).
+    const SMALL_PAGES: usize = 1024;
+    /// Regions of fewer pages have no room for packets of 64 KiB among others, nor for many rings
+    /// (1 MiB with pages of 4 KiB).
+    const TINY_PAGES: usize = 256;
+
+    /// `bytes` bytes in a guest whose pages have `page` bytes, a power of two.
+    pub const fn new(bytes: usize, page: usize) -> Self {
+        Self {
+            bytes,
+            page_log2: page.trailing_zeros(),
+        }
+    }
+
+    /// The guest's page size in bytes.
+    pub fn page(self) -> usize {
+        1 << self.page_log2
+    }
+
+    /// Whole pages of the guest.
+    fn pages(self) -> usize {
+        self.bytes >> self.page_log2
+    }
+
+    /// The pages of the guest that `bytes` bytes take.
+    fn pages_for(self, bytes: usize) -> usize {
+        (bytes + self.page() - 1) >> self.page_log2
+    }
+
+    fn is_small(self) -> bool {
+        self.pages() < Self::SMALL_PAGES
+    }
+
+    fn is_tiny(self) -> bool {
+        self.pages() < Self::TINY_PAGES
+    }
+}
 
 /// Why packed rings are masked. Every device supports split rings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,22 +75,22 @@ pub enum Split {
     Disk,
 }
 
-/// Why a driver must not use packed rings with a region of `bytes` bytes; `None` if it may.
+/// Why a driver must not use packed rings in `room`; `None` if it may.
 ///
 /// A full pool makes a driver wait (R15). With packed rings Linux 7.3 turns a full pool into an I/O
 /// error: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM, and disks
 /// fail the request. One request may take a quarter of any pool, so a few of the longest requests
 /// fill a pool of any size. Disks get split rings, unless `packed_disks` accepts such errors. A
-/// region of less than 4 MiB is full as a matter of course, so that there is no choice.
-pub fn split(kind: u32, bytes: u64, packed_disks: bool) -> Option<Split> {
+/// small region is full as a matter of course, so that there is no choice.
+pub fn split(kind: u32, room: Room, packed_disks: bool) -> Option<Split> {
     match !bounds(kind).is_empty() {
-        true if bytes >= SMALL_BYTES => (!packed_disks).then_some(Split::Disk),
-        false if bytes >= TINY_BYTES => None,
+        true if !room.is_small() => (!packed_disks).then_some(Split::Disk),
+        false if !room.is_tiny() => None,
         _ => Some(Split::TooSmall),
     }
 }
 
-/// Feature bits of `features` to mask because they need more than a region of `bytes` bytes.
+/// Feature bits of `features` to mask because they need more than `room`.
 ///
 /// virtio-net: packets of several segments arrive in buffers of 18 pages each, or in as many bytes
 /// of several buffers. A packet that is sent is one request, and a packet that does not fit is
@@ -55,8 +99,8 @@ pub fn split(kind: u32, bytes: u64, packed_disks: bool) -> Option<Split> {
 ///
 /// virtiofs: without indirect tables a request takes one entry of its queue for each of its
 /// pieces, and few requests fit the short queue.
-pub fn features_to_mask(kind: u32, features: Features, bytes: u64) -> Features {
-    let (below_4_mib, below_1_mib) = match kind {
+pub fn features_to_mask(kind: u32, features: Features, room: Room) -> Features {
+    let (if_small, if_tiny) = match kind {
         device_type::NET => (
             Features::NET_GUEST_GSO,
             Features::NET_HOST_GSO.with(Features::NET_PAIRS),
@@ -65,29 +109,28 @@ pub fn features_to_mask(kind: u32, features: Features, bytes: u64) -> Features {
         _ => return Features(0),
     };
     let mut masked = Features(0);
-    if bytes < SMALL_BYTES {
-        masked = masked.with(below_4_mib);
+    if room.is_small() {
+        masked = masked.with(if_small);
     }
-    if bytes < TINY_BYTES {
-        masked = masked.with(below_1_mib);
+    if room.is_tiny() {
+        masked = masked.with(if_tiny);
     }
     features.only(masked)
 }
 
 /// As [`features_to_mask`], of the features from 64 on. Tunnelled packets of several segments are
 /// as long as others.
-pub fn features_to_mask_beyond(kind: u32, beyond: u64, bytes: u64) -> u64 {
-    let masked = match bytes {
-        _ if kind != device_type::NET => 0,
-        0..TINY_BYTES => beyond::NET_GUEST_TUNNELS | beyond::NET_HOST_TUNNELS,
-        TINY_BYTES..SMALL_BYTES => beyond::NET_GUEST_TUNNELS,
+pub fn features_to_mask_beyond(kind: u32, beyond: u64, room: Room) -> u64 {
+    let masked = match kind {
+        device_type::NET if room.is_tiny() => beyond::NET_GUEST_TUNNELS | beyond::NET_HOST_TUNNELS,
+        device_type::NET if room.is_small() => beyond::NET_GUEST_TUNNELS,
         _ => 0,
     };
     beyond & masked
 }
 
-/// The most entries of queue `index` of the `queues` of a driver in a pool of `pool_bytes` bytes; a
-/// power of two. `None` if no queue can be too long.
+/// The most entries of queue `index` of the `queues` of a driver in a pool that is `room`; a power
+/// of two. `None` if no queue can be too long.
 ///
 /// The core makes each ring as long as the device allows, and the last queues would find no room.
 /// So the rings of all queues together get a quarter of the pool, each queue the same share. (The
@@ -110,7 +153,7 @@ pub fn longest_queue(
     features: Features,
     queues: u32,
     index: u32,
-    pool_bytes: usize,
+    room: Room,
 ) -> Option<u16> {
     // A descriptor, its entries in both rings, and what stands before those.
     const SPLIT_BYTES: usize = 32;
@@ -121,13 +164,13 @@ pub fn longest_queue(
     const LARGE_PAGES: usize = 18;
     const LARGE_PIECES: usize = LARGE_PAGES + 1;
 
-    let pages = pool_bytes / Limits::PAGE;
+    let pages = room.pages();
     let indirect = features.has(Features::INDIRECT_DESC);
     let of_rings = (pages / 4).checked_div(queues as usize).unwrap_or(0).max(1);
     let ring = match features.has(Features::RING_PACKED) {
-        false => of_rings * (Limits::PAGE / SPLIT_BYTES),
+        false => of_rings * (room.page() / SPLIT_BYTES),
         // Both event suppression structures have a page each.
-        true => of_rings.saturating_sub(2).max(1) * (Limits::PAGE / PACKED_BYTES),
+        true => of_rings.saturating_sub(2).max(1) * (room.page() / PACKED_BYTES),
     };
     // Even queues receive; the odd ones, and the last of an odd number, do not.
     let receives = index % 2 == 0 && index < queues & !1;
@@ -138,7 +181,7 @@ pub fn longest_queue(
             let large = !features.has(Features::NET_MERGEABLE)
                 && features.only(Features::NET_GUEST_GSO.with(Features::NET_MTU)) != Features(0);
             // In less there is an MTU at most that makes them large: of up to 48 KiB.
-            let one = match pool_bytes < TINY_BYTES as usize {
+            let one = match room.is_tiny() {
                 true => 16,
                 false => LARGE_PIECES.next_power_of_two(),
             };
@@ -172,10 +215,10 @@ pub fn longest_queue(
 
 /// Which queues of a disk take requests at most, if there are `cpus` CPUs. The driver makes no more
 /// of them than that.
-pub fn request_queues(kind: u32, features: Features, cpus: u32, pool_bytes: usize) -> Range<u32> {
+pub fn request_queues(kind: u32, features: Features, cpus: u32, room: Room) -> Range<u32> {
     let queues = match kind {
         device_type::BLK if !features.has(Features::BLK_MQ) => 1,
-        _ => Limits::most_queues(kind, pool_bytes).min(cpus.max(1)),
+        _ => Limits::most_queues(kind, room).min(cpus.max(1)),
     };
     let others = Limits::other_queues(kind);
     others..others + queues
@@ -197,7 +240,7 @@ pub fn most_segments(
     kind: u32,
     features: Features,
     cpus: u32,
-    pool_bytes: usize,
+    room: Room,
     shortest: impl FnOnce(Range<u32>) -> Option<u16>,
 ) -> u32 {
     const HEADER_AND_STATUS: u32 = 2;
@@ -205,9 +248,9 @@ pub fn most_segments(
     if bounds(kind).is_empty() || features.has(Features::INDIRECT_DESC) {
         return u32::MAX;
     }
-    let queues = request_queues(kind, features, cpus, pool_bytes);
+    let queues = request_queues(kind, features, cpus, room);
     let entries = [
-        longest_queue(kind, features, queues.end, queues.end - 1, pool_bytes),
+        longest_queue(kind, features, queues.end, queues.end - 1, room),
         shortest(queues),
     ]
     .into_iter()
@@ -222,39 +265,37 @@ pub fn most_segments(
 }
 
 /// The bytes of the smallest region, a power of two, in which a request of a disk carries `unit`
-/// bytes, if the device takes `segments` segments. `None` if no region is large enough.
-fn smallest_region(kind: u32, unit: u32, segments: u32) -> Option<u64> {
+/// bytes, if the device takes `segments` segments, in a guest with pages of 2^`page_log2` bytes.
+/// `None` if no region is large enough.
+fn smallest_region(kind: u32, page_log2: u32, unit: u32, segments: u32) -> Option<usize> {
     const LARGEST_LOG2: u32 = 40;
 
-    (MIN_REGION_BYTES.ilog2()..=LARGEST_LOG2)
+    (MIN_REGION_PAGES.ilog2() + page_log2..=LARGEST_LOG2)
         .map(|log2| 1 << log2)
-        .find(|&bytes| carries(kind, bytes, unit, segments))
+        .find(|&bytes| carries(kind, Room { bytes, page_log2 }, unit, segments))
 }
 
-/// Whether a request carries `unit` bytes in a region of `bytes` bytes.
+/// Whether a request carries `unit` bytes in a region that is `room`.
 ///
 /// A block that is longer than a page lies in pages that have nothing to do with each other, and
 /// begins within the first of them if it is an application's (O_DIRECT). A device that takes fewer
 /// segments than that gets blocks that lie in one piece.
-fn carries(kind: u32, bytes: u64, unit: u32, segments: u32) -> bool {
-    let Ok(pool) = usize::try_from(bytes) else {
-        return false;
-    };
+fn carries(kind: u32, room: Room, unit: u32, segments: u32) -> bool {
     // As the pool has it: lengths are 32-bit numbers.
-    let largest = (pool / 4).min(u32::MAX as usize / Limits::PAGE * Limits::PAGE);
-    let limits = Limits::new(kind, pool, largest, segments);
-    let pages = unit.div_ceil(Limits::PAGE as u32) + 1;
+    let largest = (room.bytes / 4).min(u32::MAX as usize & !(room.page() - 1));
+    let limits = Limits::new(kind, room, largest, segments);
+    let pages = room.pages_for(unit as usize) as u32 + 1;
     limits.max_segments >= pages.min(segments.max(1))
         && u64::from(limits.max_segments) * limits.max_mapping as u64 >= u64::from(unit)
 }
 
 /// The bytes of the region that is needed for a disk whose requests carry `unit` bytes whole or not
-/// at all, and have up to `segments` segments. `None` if `bytes` bytes are enough, or if no region
-/// is: the driver refuses a disk whose blocks are that long by itself.
-pub fn needed(kind: u32, bytes: u64, unit: u32, segments: u32) -> Option<u64> {
-    match bounds(kind).is_empty() || carries(kind, bytes, unit, segments) {
+/// at all, and have up to `segments` segments. `None` if `room` is enough, or if no region is: the
+/// driver refuses a disk whose blocks are that long by itself.
+pub fn needed(kind: u32, room: Room, unit: u32, segments: u32) -> Option<usize> {
+    match bounds(kind).is_empty() || carries(kind, room, unit, segments) {
         true => None,
-        false => smallest_region(kind, unit, segments),
+        false => smallest_region(kind, room.page_log2, unit, segments),
     }
 }
 
@@ -279,16 +320,16 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What the block layer takes for the shortest legal segment limit, in bytes.
-    const PAGE: usize = 4096;
     /// What a segment may cost beside its bytes: it keeps its place within a granule, and may so
-    /// need one page more.
-    const SEGMENT_OVERHEAD: usize = Self::PAGE;
+    /// need one page of the pool more.
+    const SEGMENT_OVERHEAD: usize = 4096;
 
-    /// Limits for a pool of `pool_bytes` whose longest single mapping is `largest`, and a driver
+    /// Limits for a pool that is `room` and whose longest single mapping is `largest`, and a driver
     /// of device type `kind` that was told by its device to build requests of up to `segments`
     /// segments (of one, as long as it was told nothing).
-    pub fn new(kind: u32, pool_bytes: usize, largest: usize, segments: u32) -> Self {
+    ///
+    /// A segment may have a page of the guest at least: the block layer makes them of such pages.
+    pub fn new(kind: u32, room: Room, largest: usize, segments: u32) -> Self {
         if bounds(kind).is_empty() {
             return Self {
                 max_mapping: largest,
@@ -297,16 +338,16 @@ impl Limits {
                 max_queues: u32::MAX,
             };
         }
-        let share = pool_bytes / 4;
-        let fit = share / (Self::PAGE + Self::SEGMENT_OVERHEAD);
-        let segments = (segments.max(1) as usize).min(fit.max(1));
+        let share = room.bytes / 4;
+        let fit = share.checked_div(room.page() + Self::SEGMENT_OVERHEAD);
+        let segments = (segments.max(1) as usize).min(fit.unwrap_or(0).max(1));
         let bytes = share.saturating_sub(segments * Self::SEGMENT_OVERHEAD);
-        let each = bytes.checked_div(segments).unwrap_or(0) & !(Self::PAGE - 1);
+        let each = bytes.checked_div(segments).unwrap_or(0) & !(room.page() - 1);
         Self {
-            max_mapping: each.min(largest).max(Self::PAGE),
+            max_mapping: each.min(largest).max(room.page()),
             max_segments: segments as u32,
             max_sectors: (bytes / 512) as u32,
-            max_queues: Self::most_queues(kind, pool_bytes),
+            max_queues: Self::most_queues(kind, room),
         }
     }
 
@@ -319,8 +360,8 @@ impl Limits {
         }
     }
 
-    fn most_queues(kind: u32, pool_bytes: usize) -> u32 {
-        let rings = (pool_bytes / 4 / Self::PAGE) as u32;
+    fn most_queues(kind: u32, room: Room) -> u32 {
+        let rings = (room.pages() / 4) as u32;
         rings.saturating_sub(Self::other_queues(kind)).max(1)
     }
 
@@ -343,10 +384,33 @@ mod tests {
     const NET: u32 = device_type::NET;
     const BIT: Features = Features::VERSION_1.with(Features::SWIOTLB);
 
+    /// The page sizes of the guests that there are, in bytes.
+    const PAGE_SIZES: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
+
+    /// Room in a guest with pages of 4 KiB.
+    const fn of(bytes: usize) -> Room {
+        Room::new(bytes, 4096)
+    }
+
+    const SMALLEST: Room = of(MIN_REGION_PAGES * 4096);
+    const TINY: Room = of(Room::TINY_PAGES * 4096 - 1);
+    const SMALL: Room = of(Room::SMALL_PAGES * 4096 - 1);
+
+    /// Calls `f` with rooms of many lengths from the smallest region's up to `most` pages, for
+    /// each size of pages.
+    fn for_rooms(most: usize, mut f: impl FnMut(Room)) {
+        for page in PAGE_SIZES {
+            let mut bytes = MIN_REGION_PAGES * page;
+            while bytes <= most * page {
+                f(Room::new(bytes, page));
+                bytes = bytes * 5 / 4;
+            }
+        }
+    }
+
     #[test]
     fn receive_buffers_of_all_queues_have_a_third_of_the_pool() {
-        const SMALLEST: usize = MIN_REGION_BYTES as usize;
-        let longest = |kind, queues, index, bytes| longest_queue(kind, BIT, queues, index, bytes);
+        let longest = |kind, queues, index, room| longest_queue(kind, BIT, queues, index, room);
         // One pair, with a control queue and without.
         assert_eq!(longest(NET, 2, 0, SMALLEST), Some(4));
         assert_eq!(longest(NET, 3, 0, SMALLEST), Some(4));
@@ -355,59 +419,57 @@ mod tests {
         assert_eq!(longest(NET, 3, 2, SMALLEST), Some(128));
         // Eight pairs share.
         for index in [0, 2, 14] {
-            assert_eq!(longest(NET, 17, index, 1 << 20), Some(8));
+            assert_eq!(longest(NET, 17, index, of(1 << 20)), Some(8));
         }
-        assert_eq!(longest(NET, 17, 16, 1 << 20), Some(256));
-        assert_eq!(longest(device_type::CONSOLE, 4, 2, 1 << 20), Some(32));
-        assert_eq!(longest(device_type::CONSOLE, 4, 3, 1 << 20), Some(2048));
-        assert_eq!(longest(device_type::VSOCK, 3, 0, 1 << 20), Some(64));
-        assert_eq!(longest(device_type::VSOCK, 3, 2, 1 << 20), Some(2048));
+        assert_eq!(longest(NET, 17, 16, of(1 << 20)), Some(256));
+        assert_eq!(longest(device_type::CONSOLE, 4, 2, of(1 << 20)), Some(32));
+        assert_eq!(longest(device_type::CONSOLE, 4, 3, of(1 << 20)), Some(2048));
+        assert_eq!(longest(device_type::VSOCK, 3, 0, of(1 << 20)), Some(64));
+        assert_eq!(longest(device_type::VSOCK, 3, 2, of(1 << 20)), Some(2048));
         // Always a queue, and nothing to do where none can be too long.
         assert_eq!(longest(NET, 1 << 12, 0, SMALLEST), Some(2));
-        assert_eq!(longest(NET, 2, 0, 1 << 31), None);
-        assert_eq!(longest(device_type::BLK, 1, 0, 16 << 20), None);
+        assert_eq!(longest(NET, 2, 0, of(1 << 31)), None);
+        assert_eq!(longest(device_type::BLK, 1, 0, of(16 << 20)), None);
     }
 
     /// What the core asks the pool for (`vring_size()`, `vring_alloc_queue_packed()`), in pages.
-    fn ring_pages(entries: u16, packed: bool) -> usize {
+    fn ring_pages(entries: u16, packed: bool, room: Room) -> usize {
         let entries = usize::from(entries);
         match packed {
-            true => (16 * entries).div_ceil(4096) + 2,
-            false => (26 * entries + 6 + 6 + 63).div_ceil(4096),
+            true => room.pages_for(16 * entries) + 2,
+            false => room.pages_for(26 * entries + 6 + 6 + 63),
         }
     }
 
     #[test]
     fn rings_of_all_queues_fit() {
         let packed = BIT.with(Features::RING_PACKED);
-        let mut bytes = MIN_REGION_BYTES as usize;
-        while bytes <= 1 << 30 {
-            let pages = bytes / 4096;
+        for_rooms(1 << 18, |room| {
+            let pages = room.pages();
             for kind in [NET, device_type::BLK, device_type::SCSI, 4] {
                 for queues in [1, 2, 3, 4, 5, 8, 9, 17, 33, 64, 129] {
-                    let limits = Limits::new(kind, bytes, bytes / 4, 1);
+                    let limits = Limits::new(kind, room, room.bytes / 4, 1);
                     let queues = limits.clamp(Bound::Queues, queues);
                     for features in [BIT, packed] {
                         let packs = features == packed;
                         let least = if packs { 3 } else { 1 };
                         if queues as usize * least > pages / 4
-                            || packs && split(kind, bytes as u64, true).is_some()
+                            || packs && split(kind, room, true).is_some()
                         {
                             continue;
                         }
-                        let each = longest_queue(kind, features, queues, 1, bytes);
-                        let each = ring_pages(each.unwrap_or(1 << 15), packs);
+                        let each = longest_queue(kind, features, queues, 1, room);
+                        let each = ring_pages(each.unwrap_or(1 << 15), packs, room);
                         assert!(each * queues as usize <= pages / 4);
                     }
                 }
             }
-            bytes = bytes * 5 / 4;
-        }
+        });
     }
 
     #[test]
     fn rings_are_not_shorter_than_they_have_to_be() {
-        let longest = |features, queues, bytes| longest_queue(4, features, queues, 0, bytes);
+        let longest = |features, queues, bytes| longest_queue(4, features, queues, 0, of(bytes));
         assert_eq!(longest(BIT, 1, 64 << 10), Some(512));
         assert_eq!(longest(BIT, 2, 64 << 10), Some(256));
         assert_eq!(longest(BIT, 3, 64 << 10), Some(128));
@@ -425,28 +487,32 @@ mod tests {
     #[test]
     fn a_receive_buffer_fits_its_queue() {
         let large = BIT.with(Features(1 << 7));
-        let mut bytes = SMALL_BYTES as usize;
-        while bytes <= 1 << 30 {
+        for_rooms(1 << 18, |room| {
+            if room.is_small() {
+                return;
+            }
             for pairs in 1..=64 {
-                let longest = |features| longest_queue(NET, features, 2 * pairs + 1, 0, bytes);
+                let longest = |features| longest_queue(NET, features, 2 * pairs + 1, 0, room);
                 // Without indirect tables it takes an entry for each of its 19 pieces.
                 assert!(longest(large).unwrap_or(u16::MAX) >= 19);
                 let indirect = large.with(Features::INDIRECT_DESC);
                 assert!(longest(indirect).unwrap_or(u16::MAX) >= 2);
             }
-            bytes = bytes * 5 / 4;
-        }
+        });
         // The largest MTU that is good for something in little.
         let mtu = BIT.with(Features::NET_MTU);
-        assert_eq!(longest_queue(NET, mtu, 3, 0, 64 << 10), Some(16));
-        assert_eq!(longest_queue(NET, mtu, 3, 0, (1 << 20) - 4096), Some(64));
+        assert_eq!(longest_queue(NET, mtu, 3, 0, of(64 << 10)), Some(16));
+        assert_eq!(
+            longest_queue(NET, mtu, 3, 0, of((1 << 20) - 4096)),
+            Some(64)
+        );
         // From there on any, and of many pairs each has room for one.
-        assert_eq!(longest_queue(NET, mtu, 21, 0, 1 << 20), Some(32));
+        assert_eq!(longest_queue(NET, mtu, 21, 0, of(1 << 20)), Some(32));
     }
 
     #[test]
     fn large_receive_buffers_are_fewer() {
-        let longest = |features: Features| longest_queue(NET, features, 2, 0, 4 << 20);
+        let longest = |features: Features| longest_queue(NET, features, 2, 0, of(4 << 20));
         let large = BIT.with(Features(1 << 7));
         assert_eq!(longest(BIT), Some(256));
         assert_eq!(longest(large.with(Features::INDIRECT_DESC)), Some(16));
@@ -454,20 +520,20 @@ mod tests {
         assert_eq!(longest(large), Some(256));
         assert_eq!(longest(large.with(Features::NET_MERGEABLE)), Some(256));
         // Room for seven, in 133 pieces.
-        assert_eq!(longest_queue(NET, large, 2, 0, 390 * 4096), Some(128));
+        assert_eq!(longest_queue(NET, large, 2, 0, of(390 * 4096)), Some(128));
         let mtu = BIT.with(Features::NET_MTU).with(Features::INDIRECT_DESC);
         assert_eq!(longest(mtu), Some(16));
-        let twice = |features| longest_queue(NET, features, 2, 0, 8 << 20);
+        let twice = |features| longest_queue(NET, features, 2, 0, of(8 << 20));
         assert_eq!(twice(large.with(Features::INDIRECT_DESC)), Some(32));
     }
 
     #[test]
     fn requests_of_virtiofs_fit() {
         let indirect = Features::INDIRECT_DESC;
-        let fs = |queues, bytes: usize| {
+        let fs = |queues, room| {
             let told = BIT.with(indirect);
-            let told = told.without(features_to_mask(device_type::FS, told, bytes as u64));
-            let entries = longest_queue(device_type::FS, told, queues, 1, bytes).unwrap_or(1 << 15);
+            let told = told.without(features_to_mask(device_type::FS, told, room));
+            let entries = longest_queue(device_type::FS, told, queues, 1, room).unwrap_or(1 << 15);
             // Without indirect tables each takes four entries at least.
             let at_once = entries / if told.has(indirect) { 1 } else { 4 };
             (usize::from(entries), usize::from(at_once))
@@ -481,32 +547,27 @@ mod tests {
             (64 << 10, 64),
             (1 << 20, 512),
         ] {
-            assert_eq!(fs(2, kib << 10).0, entries);
+            assert_eq!(fs(2, of(kib << 10)).0, entries);
         }
-        let mut bytes = MIN_REGION_BYTES as usize;
-        while bytes <= 4 << 30 {
+        for_rooms(1 << 20, |room| {
             for queues in [2, 3, 5, 9] {
-                let (entries, at_once) = fs(queues, bytes);
+                let (entries, at_once) = fs(queues, room);
                 let requests = at_once * (queues as usize - 1);
                 let pages = requests * (entries - 4).min(256);
                 // There is no shorter queue that would do.
-                assert!(pages <= bytes / 4096 / 2 || entries == 8);
+                assert!(pages <= room.pages() / 2 || entries == 8);
             }
-            bytes = bytes * 5 / 4;
-        }
-        let direct = longest_queue(device_type::FS, BIT, 2, 1, 4 << 20);
+        });
+        let direct = longest_queue(device_type::FS, BIT, 2, 1, of(4 << 20));
         assert_eq!(direct, Some(32));
         let told = Features(u64::MAX);
+        assert_eq!(features_to_mask(device_type::FS, told, TINY), indirect);
         assert_eq!(
-            features_to_mask(device_type::FS, told, TINY_BYTES - 1),
-            indirect
-        );
-        assert_eq!(
-            features_to_mask(device_type::FS, told, TINY_BYTES),
+            features_to_mask(device_type::FS, told, of(TINY.bytes + 1)),
             Features(0)
         );
         assert_eq!(
-            features_to_mask(device_type::BLK, indirect, 64 << 10),
+            features_to_mask(device_type::BLK, indirect, SMALLEST),
             Features(0)
         );
     }
@@ -514,40 +575,69 @@ mod tests {
     #[test]
     fn small_regions_have_no_large_packets() {
         let all = Features(u64::MAX);
-        assert_eq!(features_to_mask(NET, all, SMALL_BYTES), Features(0));
+        assert_eq!(features_to_mask(NET, all, of(SMALL.bytes + 1)), Features(0));
         assert_eq!(
-            features_to_mask(NET, all, TINY_BYTES),
+            features_to_mask(NET, all, of(TINY.bytes + 1)),
             Features::NET_GUEST_GSO
         );
-        let less = features_to_mask(NET, all, TINY_BYTES - 1);
+        let less = features_to_mask(NET, all, TINY);
         assert!(less.has(Features::NET_PAIRS.with(Features::NET_HOST_GSO)));
         assert_eq!(less.only(BIT), Features(0));
         // Nothing that was not accepted, and nothing of other devices.
-        assert_eq!(features_to_mask(NET, BIT, MIN_REGION_BYTES), Features(0));
-        for (bytes, beyond) in [
-            (MIN_REGION_BYTES, 0x1e),
-            (TINY_BYTES - 1, 0x1e),
-            (TINY_BYTES, 0x06),
-            (SMALL_BYTES - 1, 0x06),
-            (SMALL_BYTES, 0),
+        assert_eq!(features_to_mask(NET, BIT, SMALLEST), Features(0));
+        for (room, beyond) in [
+            (SMALLEST, 0x1e),
+            (TINY, 0x1e),
+            (of(TINY.bytes + 1), 0x06),
+            (SMALL, 0x06),
+            (of(SMALL.bytes + 1), 0),
         ] {
-            assert_eq!(features_to_mask_beyond(NET, u64::MAX, bytes), beyond);
-            assert_eq!(features_to_mask_beyond(NET, 0x0a, bytes), beyond & 0x0a);
-            assert_eq!(
-                features_to_mask_beyond(device_type::BLK, u64::MAX, bytes),
-                0
-            );
+            assert_eq!(features_to_mask_beyond(NET, u64::MAX, room), beyond);
+            assert_eq!(features_to_mask_beyond(NET, 0x0a, room), beyond & 0x0a);
+            assert_eq!(features_to_mask_beyond(device_type::BLK, u64::MAX, room), 0);
         }
         assert_eq!(
-            features_to_mask(device_type::BLK, all, MIN_REGION_BYTES),
+            features_to_mask(device_type::BLK, all, SMALLEST),
             Features(0)
         );
     }
 
     #[test]
+    fn what_is_small_is_counted_in_pages_of_the_guest() {
+        for (page, tiny, small) in [
+            (4 << 10, 1 << 20, 4 << 20),
+            (16 << 10, 4 << 20, 16 << 20),
+            (64 << 10, 16 << 20, 64 << 20),
+        ] {
+            let room = |bytes| Room::new(bytes, page);
+            assert!(room(tiny - 1).is_tiny() && !room(tiny).is_tiny());
+            assert!(room(small - 1).is_small() && !room(small).is_small());
+        }
+    }
+
+    #[test]
+    fn larger_pages_make_longer_rings_and_fewer_receive_buffers() {
+        let longest = |features, queues, index| {
+            PAGE_SIZES.map(|page| {
+                let room = Room::new(16 << 20, page);
+                longest_queue(NET, BIT.with(features), queues, index, room)
+            })
+        };
+        // A ring has a page at least.
+        let rings = longest(Features(0), 257, 1);
+        assert_eq!(rings, [Some(256), Some(512), Some(2048)]);
+        // So has a receive buffer.
+        let buffers = longest(Features(0), 3, 0);
+        assert_eq!(buffers, [Some(1024), Some(256), Some(64)]);
+        let large = Features(1 << 7).with(Features::INDIRECT_DESC);
+        let buffers = longest(large, 3, 0);
+        assert_eq!(buffers, [Some(64), Some(16), Some(4)]);
+    }
+
+    #[test]
     fn limits_of_disks() {
-        let limits = |pool, largest, segments| {
-            let limits = Limits::new(device_type::BLK, pool, largest, segments);
+        let limits = |bytes, largest, segments| {
+            let limits = Limits::new(device_type::BLK, of(bytes), largest, segments);
             (limits.max_mapping, limits.max_segments, limits.max_sectors)
         };
         // As many segments of a page, and the page that each may need more, as go into a quarter.
@@ -566,7 +656,9 @@ mod tests {
             let room = u32::from(entries);
             for packed in [Features(0), Features::RING_PACKED] {
                 let blk = |features: Features, kind| {
-                    most_segments(kind, features.with(packed), 2, 64 << 20, |_| Some(entries))
+                    most_segments(kind, features.with(packed), 2, of(64 << 20), |_| {
+                        Some(entries)
+                    })
                 };
                 for features in [BIT, mq] {
                     let segments = blk(features, device_type::BLK);
@@ -587,19 +679,18 @@ mod tests {
 
     #[test]
     fn a_request_fits_its_queue_as_it_is_shortened() {
-        let mut bytes = MIN_REGION_BYTES as usize;
-        while bytes <= 64 << 20 {
+        for_rooms(1 << 14, |room| {
             for kind in [device_type::BLK, device_type::SCSI] {
                 for packed in [Features(0), Features::RING_PACKED] {
                     let features = BIT.with(packed).with(Features::BLK_MQ);
                     for (cpus, offered) in [(1, 1), (2, 64), (4, 2), (64, 64), (512, 512)] {
-                        let most = most_segments(kind, features, cpus, bytes, |_| Some(1024));
-                        let told = Limits::new(kind, bytes, bytes / 4, 1);
+                        let most = most_segments(kind, features, cpus, room, |_| Some(1024));
+                        let told = Limits::new(kind, room, room.bytes / 4, 1);
                         let queues = told.clamp(Bound::Queues, offered).min(cpus);
                         let queues = queues + Limits::other_queues(kind);
-                        assert!(queues <= request_queues(kind, features, cpus, bytes).end);
+                        assert!(queues <= request_queues(kind, features, cpus, room).end);
                         for index in 0..queues {
-                            let entries = longest_queue(kind, features, queues, index, bytes);
+                            let entries = longest_queue(kind, features, queues, index, room);
                             assert!(most + 2 <= u32::from(entries.unwrap_or(1024)));
                         }
                         // The shortest ring that the module asks for takes a page.
@@ -607,11 +698,10 @@ mod tests {
                     }
                 }
             }
-            bytes = bytes * 3 / 2;
-        }
+        });
         // Nothing is known, and no ring is too long.
         assert_eq!(
-            most_segments(device_type::BLK, BIT, 1, 4 << 30, |_| None),
+            most_segments(device_type::BLK, BIT, 1, of(4 << 30), |_| None),
             u32::MAX
         );
     }
@@ -635,54 +725,65 @@ mod tests {
             (64 << 10, 16 << 10, 0, Some(128 << 10)),
             (64 << 10, u32::MAX, 1, None),
         ] {
-            assert_eq!(needed(BLK, bytes, unit, segments), region);
+            assert_eq!(needed(BLK, of(bytes), unit, segments), region);
             if let Some(region) = region {
                 assert!(region > bytes);
-                assert_eq!(needed(BLK, region, unit, segments), None);
-                assert!(needed(BLK, region / 2, unit, segments).is_some());
+                assert_eq!(needed(BLK, of(region), unit, segments), None);
+                assert!(needed(BLK, of(region / 2), unit, segments).is_some());
             }
         }
-        assert_eq!(needed(NET, 64 << 10, 1 << 20, 1), None);
+        assert_eq!(needed(NET, SMALLEST, 1 << 20, 1), None);
     }
 
     #[test]
     fn a_region_that_is_larger_carries_no_less() {
-        for unit in (9..=17).map(|log2| 1 << log2) {
-            for segments in [0, 1, 2, 3, 16, 17, 126, 1024] {
-                let mut fits = false;
-                let mut bytes = MIN_REGION_BYTES;
-                while bytes <= 16 << 20 {
-                    let now = needed(device_type::BLK, bytes, unit, segments).is_none();
-                    assert!(now || !fits);
-                    fits = now;
-                    bytes += 4096;
+        for page in PAGE_SIZES {
+            for unit in (9..=17).map(|log2| 1 << log2) {
+                for segments in [0, 1, 2, 3, 16, 17, 126, 1024] {
+                    let mut fits = false;
+                    for pages in MIN_REGION_PAGES..=4096 {
+                        let room = Room::new(pages * page, page);
+                        let now = needed(device_type::BLK, room, unit, segments).is_none();
+                        assert!(now || !fits);
+                        fits = now;
+                    }
+                    assert!(fits);
                 }
-                assert!(fits);
+            }
+        }
+    }
+
+    #[test]
+    fn the_smallest_region_carries_a_block_of_a_page() {
+        for page in PAGE_SIZES {
+            let room = Room::new(MIN_REGION_PAGES * page, page);
+            for segments in [0, 1, 2, 126] {
+                let needed = needed(device_type::BLK, room, page as u32, segments);
+                assert_eq!(needed, None);
             }
         }
     }
 
     #[test]
     fn largest_request_fits_a_quarter_of_any_pool() {
-        let mut pool = MIN_REGION_BYTES as usize;
-        while pool <= 4 << 30 {
+        for_rooms(1 << 20, |room| {
+            let share = room.bytes / 4;
             for offered in [0, 1, 2, 64, 126, 254, 1024, u32::MAX] {
-                let limits = Limits::new(device_type::BLK, pool, pool / 4, offered);
+                let limits = Limits::new(device_type::BLK, room, share, offered);
                 let segments = limits.max_segments as usize;
                 let overhead = segments * Limits::SEGMENT_OVERHEAD;
-                assert!(segments * limits.max_mapping + overhead <= pool / 4);
-                assert!(limits.max_sectors as usize * 512 + overhead <= pool / 4);
+                assert!(segments * limits.max_mapping + overhead <= share);
+                assert!(limits.max_sectors as usize * 512 + overhead <= share);
                 assert!(limits.max_segments >= 1 && limits.max_segments <= offered.max(1));
-                assert!(limits.max_mapping >= 4096);
-                assert_eq!(limits.max_mapping % 4096, 0);
+                assert!(limits.max_mapping >= room.page());
+                assert_eq!(limits.max_mapping & (room.page() - 1), 0);
             }
-            pool = pool * 3 / 2;
-        }
+        });
     }
 
     #[test]
     fn fields_are_only_made_smaller() {
-        let limits = Limits::new(device_type::SCSI, 1 << 20, 1 << 18, 254);
+        let limits = Limits::new(device_type::SCSI, of(1 << 20), 1 << 18, 254);
         assert_eq!(limits.clamp(Bound::Segments, 1), 1);
         assert_eq!(limits.clamp(Bound::Segments, 254), limits.max_segments);
         assert_eq!(limits.clamp(Bound::Sectors, 8), 8);
@@ -690,14 +791,14 @@ mod tests {
         assert_eq!(limits.clamp(Bound::Sectors, u32::MAX), limits.max_sectors);
         assert_eq!(limits.clamp(Bound::Queues, 4), 4);
         assert_eq!(limits.clamp(Bound::Queues, 1 << 10), 62);
-        let smallest = |kind| Limits::new(kind, 64 << 10, 1 << 14, 1).clamp(Bound::Queues, 8);
+        let smallest = |kind| Limits::new(kind, SMALLEST, 1 << 14, 1).clamp(Bound::Queues, 8);
         assert_eq!(smallest(device_type::BLK), 4);
         assert_eq!(smallest(device_type::SCSI), 2);
     }
 
     #[test]
     fn drivers_that_do_not_retry_get_the_longest_mapping() {
-        let limits = Limits::new(NET, 1 << 20, 1 << 18, 254);
+        let limits = Limits::new(NET, of(1 << 20), 1 << 18, 254);
         assert_eq!(limits.max_mapping, 1 << 18);
         assert_eq!(limits.clamp(Bound::Segments, u32::MAX), u32::MAX);
     }

@@ -10,6 +10,7 @@ use super::{
         features_to_mask,
         features_to_mask_beyond,
         split,
+        Room,
         Split, //
     }, //
 };
@@ -19,8 +20,8 @@ use super::{
 pub struct Agreement {
     /// Device type (virtio 1.4, 5).
     pub device_type: u32,
-    /// Length of the region in bytes.
-    pub region_bytes: u64,
+    /// The region.
+    pub room: Room,
     /// Whether the device is told that its bit is accepted. It is not for a mere hint (R6).
     pub accepts: bool,
     /// What the device offered when it was last asked, the first 64 features.
@@ -59,15 +60,15 @@ impl Plan {
     /// The core may ask again in one probe, on resume and after a reset of the function. It then
     /// shows what an earlier plan left, so a plan for the result of a plan is the same.
     pub fn new(agreement: &Agreement) -> Self {
-        let bytes = agreement.region_bytes;
+        let room = agreement.room;
         let kind = agreement.device_type;
         let mut told = agreement.agreed.only(Features::KNOWN);
         let packs = told.has(Features::RING_PACKED);
-        let split = split(kind, bytes, agreement.packed_disks).filter(|_| packs);
+        let split = split(kind, room, agreement.packed_disks).filter(|_| packs);
         if split.is_some() {
             told = told.without(Features::RING_PACKED);
         }
-        let masked = features_to_mask(kind, told, bytes);
+        let masked = features_to_mask(kind, told, room);
         told = told.without(masked).without(Features::SWIOTLB);
         if agreement.accepts {
             told = told.with(Features::SWIOTLB);
@@ -76,7 +77,7 @@ impl Plan {
         if !agreement.offered.has(Features::ACCESS_PLATFORM) {
             told = told.without(Features::ACCESS_PLATFORM);
         }
-        let masked_beyond = features_to_mask_beyond(kind, agreement.agreed_beyond, bytes);
+        let masked_beyond = features_to_mask_beyond(kind, agreement.agreed_beyond, room);
         Self {
             told,
             told_beyond: agreement.agreed_beyond & !masked_beyond,
@@ -106,7 +107,7 @@ mod tests {
     use super::{
         super::super::wire::{
             device_type,
-            MIN_REGION_BYTES, //
+            MIN_REGION_PAGES, //
         },
         *, //
     };
@@ -130,7 +131,16 @@ mod tests {
         device_type::FS,
         device_type::CONSOLE,
     ];
-    const BYTES: [u64; 4] = [MIN_REGION_BYTES, 1 << 20, 4 << 20, 1 << 30];
+    const ROOMS: [Room; 4] = [
+        of(MIN_REGION_PAGES * 4096),
+        of(1 << 20),
+        of(4 << 20),
+        of(1 << 30),
+    ];
+
+    const fn of(bytes: usize) -> Room {
+        Room::new(bytes, 4096)
+    }
 
     /// Calls `f` with every agreement that can be made of these.
     fn for_all(mut f: impl FnMut(&Agreement)) {
@@ -142,7 +152,7 @@ mod tests {
                 }
             }
             for device_type in TYPES {
-                for region_bytes in BYTES {
+                for room in ROOMS {
                     for flags in 0..8 {
                         let without = match flags & 1 {
                             0 => Features(0),
@@ -150,7 +160,7 @@ mod tests {
                         };
                         f(&Agreement {
                             device_type,
-                            region_bytes,
+                            room,
                             accepts: flags & 2 != 0,
                             offered: Features(u64::MAX).without(without),
                             agreed,
@@ -230,10 +240,10 @@ mod tests {
 
     #[test]
     fn disks_and_small_regions_get_split_rings() {
-        let plan = |device_type, region_bytes, packed_disks| {
+        let plan = |device_type, bytes, packed_disks| {
             let plan = Plan::new(&Agreement {
                 device_type,
-                region_bytes,
+                room: of(bytes),
                 accepts: true,
                 offered: Features(u64::MAX),
                 agreed: Features::VERSION_1.with(Features::RING_PACKED),
@@ -247,7 +257,7 @@ mod tests {
             let small = Some(Split::TooSmall);
             for kind in [device_type::BLK, device_type::SCSI] {
                 let large = (!packed_disks).then_some(Split::Disk);
-                assert_eq!(plan(kind, MIN_REGION_BYTES, packed_disks), small);
+                assert_eq!(plan(kind, MIN_REGION_PAGES * 4096, packed_disks), small);
                 assert_eq!(plan(kind, (4 << 20) - 1, packed_disks), small);
                 assert_eq!(plan(kind, 4 << 20, packed_disks), large);
                 assert_eq!(plan(kind, 1 << 40, packed_disks), large);

@@ -19,6 +19,7 @@ use super::platform::{
 use core::ops::DerefMut;
 use kernel::{
     alloc::AllocError,
+    page::PAGE_SIZE,
     prelude::*,
     sync::Arc, //
 };
@@ -47,6 +48,8 @@ impl<T: Unpin> Lock<T> for Pin<KBox<SpinLockIrqSave<T>>> {
 pub(crate) struct Kernel;
 
 impl Platform for Kernel {
+    const GUEST_PAGE: usize = PAGE_SIZE;
+
     type List<T: Unpin> = KVVec<T>;
     // Each in an allocation of its own, and so on cache lines of its own.
     type Lock<T: Unpin> = Pin<KBox<SpinLockIrqSave<T>>>;

@@ -37,6 +37,10 @@ pub(crate) trait Store<T>: Clone {
 
 /// What the pool needs from the program that it is part of.
 pub(crate) trait Platform {
+    /// The guest's page size in bytes, a multiple of [`PAGE`] of at most 64 KiB: rings take whole
+    /// pages of the guest (wire format, R41).
+    const GUEST_PAGE: usize;
+
     /// A list whose length is fixed. Those that more than one CPU uses begin at an address that is
     /// aligned as their elements are.
     type List<T: Unpin>: DerefMut<Target = [T]> + Unpin;

@@ -18,7 +18,10 @@
 
 use super::{
     live::Live,
-    mapping::Direction,
+    mapping::{
+        Direction,
+        PAGE, //
+    },
     platform::Platform,
     slots::Slots, //
 };
@@ -232,6 +235,9 @@ pub(super) struct Runs<P: Platform> {
 }
 
 impl<P: Platform> Runs<P> {
+    /// Pages in a page of the guest.
+    const UNIT: u32 = (P::GUEST_PAGE / PAGE) as u32;
+
     /// All of `pages` is one free run. At most `cache_room` runs are cached.
     pub(super) fn new(
         pages: P::List<Page>,
@@ -527,23 +533,34 @@ impl<P: Platform> Runs<P> {
         self.live.at_or_before(page)
     }
 
-    /// Takes a run of `pages` pages near the beginning of the area: a ring that is resized is made
-    /// anew before the old one goes, and does not climb for that.
+    /// Takes a run of `pages` pages for a ring, that begins at a page of the guest. It is near the
+    /// beginning of the area if there is room: a ring that is resized is made anew before the old
+    /// one goes, and does not climb for that.
     pub(super) fn take_ring(&mut self, pages: u32) -> Option<u32> {
-        let Some((start, free)) = self.place_of_ring(pages) else {
-            return self.cut(pages);
+        let (run, free, start) = match self.place_of_ring(pages) {
+            Some((run, free)) => {
+                let start = run.next_multiple_of(Self::UNIT);
+                self.rings_end = self.rings_end.max(start + pages);
+                (run, free, start)
+            }
+            None => {
+                // Wherever such a run begins, there is room from a page of the guest on.
+                let (run, free) = self.find(pages + Self::UNIT - 1)?;
+                let last = run + free - pages;
+                (run, free, last - last % Self::UNIT)
+            }
         };
-        self.unlink(start, free);
-        let rest = free - pages;
-        if rest > 0 {
-            self.mark_free(start + pages, rest);
-            self.link(start + pages, rest);
+        self.unlink(run, free);
+        for (rest, end) in [(run, start), (start + pages, run + free)] {
+            if rest < end {
+                self.mark_free(rest, end - rest);
+                self.link(rest, end - rest);
+            }
         }
         *self.state(start + pages - 1) = State::Inside;
         if pages > 1 {
             self.live.insert(start);
         }
-        self.rings_end = self.rings_end.max(start + pages);
         Some(start)
     }
 
@@ -553,14 +570,19 @@ impl<P: Platform> Runs<P> {
         self.coalesce(start, pages);
     }
 
-    /// The first free run of `pages` pages or more among the first stretches of the area, else the
-    /// one behind the rings; and its length.
+    /// The first free run with room for a ring of `pages` pages among the first stretches of the
+    /// area, else the one behind the rings; and its length.
     fn place_of_ring(&self, pages: u32) -> Option<(u32, u32)> {
+        let fits = |start: u32, free: u32| {
+            free >= pages && start.next_multiple_of(Self::UNIT) - start <= free - pages
+        };
         let state = |page: u32| self.pages.get(page as usize).map(|page| &page.state);
         let mut start = 0;
         for _ in 0..LOOKS {
             start += match state(start) {
-                Some(&State::Free { pages: free }) if free >= pages => return Some((start, free)),
+                Some(&State::Free { pages: free }) if fits(start, free) => {
+                    return Some((start, free))
+                }
                 Some(&State::Free { pages } | &State::Ring { pages }) => pages,
                 Some(&State::Mapping { pages, .. }) => pages,
                 Some(State::Slots(_)) => 1,
@@ -569,7 +591,9 @@ impl<P: Platform> Runs<P> {
             };
         }
         match state(self.rings_end) {
-            Some(&State::Free { pages: free }) if free >= pages => Some((self.rings_end, free)),
+            Some(&State::Free { pages: free }) if fits(self.rings_end, free) => {
+                Some((self.rings_end, free))
+            }
             _ => None,
         }
     }

@@ -7,7 +7,8 @@ use super::fake::{
     Fake,
     Plan,
     FILL,
-    PLAN, //
+    PLAN,
+    SMALLEST, //
 };
 use crate::{
     bounce::Bounce,
@@ -24,7 +25,10 @@ use crate::{
         Map, //
     }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
 
 /// What the guest keeps around a buffer: neither copied nor overwritten.
 const AROUND: u8 = 0x5a;
@@ -248,14 +252,14 @@ mod cases {
 
     #[test]
     fn handles_are_bus_addresses_of_the_region() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let bus = bench.bounce.region().bus();
         assert!(bus != bench.bounce.region().extent().start);
         let mut buffers = KVec::new();
         for i in 0..8 {
             let mut buffer = patterned(700, i)?;
             let handle = bench.map(&mut buffer, ToDevice)?;
-            assert!(handle >= bus && handle + 700 <= bus + (64 << 10));
+            assert!(handle >= bus && handle + 700 <= bus + SMALLEST as u64);
             buffers.push((handle, buffer), GFP_KERNEL)?;
         }
         for (handle, buffer) in &buffers {
@@ -268,21 +272,21 @@ mod cases {
 
     #[test]
     fn partial_device_write_leaves_the_rest() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         assert!(partial_write(&bench, patterned)?);
         Ok(())
     }
 
     #[test]
     fn partial_device_write_into_clear_memory() -> Result {
-        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
+        let bench = Bench::with(SMALLEST, parameters::FromDevice::Clear)?;
         assert!(partial_write(&bench, zeroes)?);
         Ok(())
     }
 
     #[test]
     fn clear_shows_the_device_nothing_of_the_buffer() -> Result {
-        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
+        let bench = Bench::with(SMALLEST, parameters::FromDevice::Clear)?;
         for len in [1, 64, 100, 4096, 5000] {
             for shift in [0, 1, 63] {
                 bench.wipe();
@@ -299,7 +303,7 @@ mod cases {
 
     #[test]
     fn auto_clears_from_a_sector_on() -> Result {
-        let bench = Bench::with(64 << 10, parameters::FromDevice::Auto)?;
+        let bench = Bench::with(SMALLEST, parameters::FromDevice::Auto)?;
         for len in [1, 16, 511, 512, 4096] {
             bench.wipe();
             let mut buffer = patterned(len, 0)?;
@@ -319,7 +323,7 @@ mod cases {
 
     #[test]
     fn clear_is_for_what_the_device_only_writes() -> Result {
-        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
+        let bench = Bench::with(SMALLEST, parameters::FromDevice::Clear)?;
         for direction in [ToDevice, Bidirectional] {
             assert!(exact(&bench, 8, 1500, direction)?);
         }
@@ -328,21 +332,21 @@ mod cases {
 
     #[test]
     fn no_stale_byte_reaches_the_caller() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         assert!(no_stale_byte(&bench, patterned)?);
         Ok(())
     }
 
     #[test]
     fn no_stale_byte_reaches_the_caller_of_clear() -> Result {
-        let bench = Bench::with(64 << 10, parameters::FromDevice::Clear)?;
+        let bench = Bench::with(SMALLEST, parameters::FromDevice::Clear)?;
         assert!(no_stale_byte(&bench, zeroes)?);
         Ok(())
     }
 
     #[test]
     fn to_device_is_never_written_back() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(300, 0)?;
         let handle = bench.map(&mut buffer, ToDevice)?;
         bench.device_writes(handle, &[0xee; 300])?;
@@ -355,7 +359,7 @@ mod cases {
 
     #[test]
     fn discard_keeps_the_buffer() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         for direction in [FromDevice, Bidirectional] {
             let mut buffer = patterned(300, 0)?;
             let handle = bench.map(&mut buffer, direction)?;
@@ -371,7 +375,7 @@ mod cases {
 
     #[test]
     fn sync_for_cpu_of_a_part() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         for direction in [FromDevice, Bidirectional] {
             let mut buffer = patterned(1000, 0)?;
             let handle = bench.map(&mut buffer, direction)?;
@@ -396,7 +400,7 @@ mod cases {
 
     #[test]
     fn sync_for_device_of_a_part() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         for direction in [ToDevice, Bidirectional] {
             let mut buffer = patterned(1000, 0)?;
             let handle = bench.map(&mut buffer, direction)?;
@@ -417,7 +421,7 @@ mod cases {
 
     #[test]
     fn sync_for_device_does_not_undo_the_device() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(100, 0)?;
         let handle = bench.map(&mut buffer, FromDevice)?;
         bench.device_writes(handle, &[0xee; 100])?;
@@ -456,7 +460,7 @@ mod cases {
 
     #[test]
     fn bad_unmaps_do_nothing() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let bus = bench.bounce.region().bus();
         let mut buffer = patterned(1000, 0)?;
         let handle = bench.map(&mut buffer, Bidirectional)?;
@@ -472,7 +476,7 @@ mod cases {
         assert!(unmap_refused(&bench, &buffer, handle + 64, 936)?);
         // Outside: before, behind, nowhere, and the other addresses of the same bytes.
         assert!(unmap_refused(&bench, &buffer, bus - 1000, 1000)?);
-        assert!(unmap_refused(&bench, &buffer, bus + (64 << 10), 1000)?);
+        assert!(unmap_refused(&bench, &buffer, bus + SMALLEST as u64, 1000)?);
         assert!(unmap_refused(&bench, &buffer, 0, 1000)?);
         assert!(unmap_refused(&bench, &buffer, u64::MAX, 1000)?);
         let phys = fake::phys(&mut buffer);
@@ -489,7 +493,7 @@ mod cases {
 
     #[test]
     fn stale_unmaps_do_nothing() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(1000, 0)?;
         let handle = bench.map(&mut buffer, Bidirectional)?;
         bench.bounce.unmap(handle, 1000, Bidirectional, false);
@@ -502,7 +506,7 @@ mod cases {
 
     #[test]
     fn bad_syncs_do_nothing() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let bus = bench.bounce.region().bus();
         let mut buffer = patterned(1000, 0)?;
         let handle = bench.map(&mut buffer, Bidirectional)?;
@@ -511,14 +515,14 @@ mod cases {
         assert!(sync_refused(&bench, &buffer, handle + 999, 2)?);
         assert!(sync_refused(&bench, &buffer, handle + 1, usize::MAX)?);
         assert!(sync_refused(&bench, &buffer, bus - 64, 64)?);
-        assert!(sync_refused(&bench, &buffer, bus + (64 << 10), 1)?);
+        assert!(sync_refused(&bench, &buffer, bus + SMALLEST as u64, 1)?);
         bench.bounce.unmap(handle, 1000, Bidirectional, true);
         Ok(())
     }
 
     #[test]
     fn a_ring_is_no_mapping() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let (_, ring) = bench.bounce.alloc(5000).ok_or(ENOMEM)?;
         let mut buffer = patterned(5000, 0)?;
         let handle = bench.map(&mut buffer, Bidirectional)?;
@@ -541,7 +545,7 @@ mod cases {
     fn what_was_lent_for_reading_is_not_written() -> Result {
         // The core goes by what is in a ring when it unmaps: the device could have it believe
         // that this buffer was lent for writing.
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(1000, 0)?;
         let sent = patterned(1000, 0)?;
         let handle = bench.map(&mut buffer, ToDevice)?;
@@ -557,7 +561,7 @@ mod cases {
 
     #[test]
     fn full_pool_refuses_and_recovers() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(4096, 0)?;
         let mut handles = KVec::new();
         while let Ok(handle) = bench.map(&mut buffer, Bidirectional) {
@@ -584,17 +588,17 @@ mod cases {
 
     #[test]
     fn full_pool_has_no_room_for_rings() -> Result {
-        let bench = Bench::new(64 << 10)?;
-        assert!(bench.bounce.alloc(128 << 10).is_none());
+        let bench = Bench::new(SMALLEST)?;
+        assert!(bench.bounce.alloc(2 * SMALLEST).is_none());
         let mut rings = KVec::new();
-        while let Some((_, handle)) = bench.bounce.alloc(4096) {
+        while let Some((_, handle)) = bench.bounce.alloc(PAGE_SIZE) {
             rings.push(handle, GFP_KERNEL)?;
             assert!(rings.len() <= 16);
         }
         // How much of a pool rings may take is the pool's to say.
         assert!(rings.len() >= 4);
         for handle in &rings {
-            bench.bounce.free(*handle, 4096);
+            bench.bounce.free(*handle, PAGE_SIZE);
         }
         assert!(bench.is_empty());
         assert!(bench.fake.margins_are_clean());
@@ -603,13 +607,13 @@ mod cases {
 
     #[test]
     fn rings_are_whole_pages_of_zeroes() -> Result {
-        let bench = Bench::new(256 << 10)?;
+        let bench = Bench::new(4 * SMALLEST)?;
         for len in [1_usize, 1734, 4096, 6726, 16384] {
-            let pages = len.next_multiple_of(pool::PAGE);
+            let pages = len.next_multiple_of(PAGE_SIZE);
             bench.wipe();
             let (vaddr, handle) = bench.bounce.alloc(len).ok_or(ENOMEM)?;
-            assert_eq!(vaddr.as_ptr() as usize % pool::PAGE, 0);
-            assert_eq!(handle % pool::PAGE as u64, 0);
+            assert_eq!(vaddr.as_ptr() as usize % PAGE_SIZE, 0);
+            assert_eq!(handle % PAGE_SIZE as u64, 0);
             assert!(bench.device_reads(handle, pages)?.iter().all(|b| *b == 0));
             assert_eq!(bench.touched(), pages);
             // Both sides see the same bytes.
@@ -624,13 +628,13 @@ mod cases {
 
     #[test]
     fn rings_keep_no_byte_of_what_was_there() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut secret = patterned(16384, 0)?;
         let handle = bench.map(&mut secret, ToDevice)?;
         bench.bounce.unmap(handle, 16384, ToDevice, false);
         let mut rings = KVec::new();
         while let Some((_, handle)) = bench.bounce.alloc(100) {
-            let ring = bench.device_reads(handle, pool::PAGE)?;
+            let ring = bench.device_reads(handle, PAGE_SIZE)?;
             assert!(ring.iter().all(|b| *b == 0));
             rings.push(handle, GFP_KERNEL)?;
         }
@@ -642,7 +646,7 @@ mod cases {
 
     #[test]
     fn counters_are_exact() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(1000, 0)?;
         let to = bench.map(&mut buffer, ToDevice)?;
         let from = bench.map(&mut buffer, FromDevice)?;
@@ -655,10 +659,11 @@ mod cases {
         assert_eq!(counters.bytes_from_device, 0);
         assert_eq!(bench.bounce.live(), 4);
         let usage = bench.bounce.usage();
-        assert_eq!(usage.pool_bytes, 64 << 10);
-        // Two pages, and what the pool takes for three times 1000 bytes: less than a page each.
-        assert!(usage.used_bytes >= 3 * 1000 + 8192);
-        assert!(usage.used_bytes < 5 * 4096);
+        assert_eq!(usage.pool_bytes, SMALLEST);
+        // The ring, and what the pool takes for three times 1000 bytes: less than a page each.
+        let ring_bytes = 5000_usize.next_multiple_of(PAGE_SIZE);
+        assert!(usage.used_bytes >= 3 * 1000 + ring_bytes);
+        assert!(usage.used_bytes < 3 * pool::PAGE + ring_bytes);
         assert_eq!(usage.hiwater_bytes, usage.used_bytes);
 
         bench.bounce.sync_for_cpu(from, 10, FromDevice);
@@ -689,7 +694,7 @@ mod cases {
 
     #[test]
     fn longest_mapping_fits_an_empty_pool() -> Result {
-        for region_bytes in [64 << 10, 256 << 10, 1 << 20] {
+        for region_bytes in [SMALLEST, 4 * SMALLEST, 16 * SMALLEST] {
             let bench = Bench::new(region_bytes)?;
             let longest = bench.bounce.max_mapping();
             assert!(longest >= 4096 && longest <= region_bytes);
@@ -701,8 +706,8 @@ mod cases {
 
     #[test]
     fn too_large_is_refused() -> Result {
-        let bench = Bench::new(64 << 10)?;
-        let mut buffer = patterned((64 << 10) + 1, 0)?;
+        let bench = Bench::new(SMALLEST)?;
+        let mut buffer = patterned(SMALLEST + 1, 0)?;
         assert!(bench.map(&mut buffer, ToDevice).is_err());
         assert_eq!(bench.bounce.counters().too_large, 1);
         assert_eq!(bench.bounce.counters().full, 0);
@@ -714,7 +719,7 @@ mod cases {
 
     #[test]
     fn empty_mapping_is_refused() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(64, 0)?;
         assert!(bench.map(&mut buffer[..0], ToDevice).is_err());
         assert_eq!(bench.bounce.counters().maps, 0);
@@ -725,30 +730,30 @@ mod cases {
     #[test]
     fn window_inside_a_bar() -> Result {
         // The region is not where the BAR starts, and not page aligned.
-        let bench = Bench::new(256 << 10)?;
-        bench.fake.move_region(fake::MARGIN + 100, 128 << 10);
+        let bench = Bench::new(4 * SMALLEST)?;
+        bench.fake.move_region(fake::MARGIN + 100, 2 * SMALLEST);
         let bounce = Bounce::new(
             bench.fake.map_region()?,
             PLAN.kind,
             parameters::FromDevice::Preserve,
             bench.fake.device().as_device(),
         )?;
-        assert_eq!(bounce.region().bytes(), (128 << 10) - 4096);
-        assert_eq!(bounce.region().bus() % 4096, 0);
+        assert_eq!(bounce.region().bytes(), 2 * SMALLEST - PAGE_SIZE);
+        assert_eq!(bounce.region().bus() % PAGE_SIZE as u64, 0);
         let mut handles = KVec::new();
-        while let Some((_, handle)) = bounce.alloc(4096) {
+        while let Some((_, handle)) = bounce.alloc(PAGE_SIZE) {
             handles.push(handle, GFP_KERNEL)?;
         }
         assert!(handles.len() >= 8);
         let (before, behind) = bench.fake.with_bar(|bar| {
-            let start = fake::MARGIN + 4096;
-            let end = start + (31 << 12);
+            let start = fake::MARGIN + PAGE_SIZE;
+            let end = start + 31 * PAGE_SIZE;
             let clean = |bytes: &[u8]| bytes.iter().all(|b| *b == FILL);
             (clean(&bar[..start]), clean(&bar[end..]))
         });
         assert!(before && behind);
         for handle in &handles {
-            bounce.free(*handle, 4096);
+            bounce.free(*handle, PAGE_SIZE);
         }
         Ok(())
     }
@@ -757,7 +762,7 @@ mod cases {
     #[cfg(not(CONFIG_PREEMPT_RT))]
     #[test]
     fn interrupts_may_be_off() -> Result {
-        let bench = Bench::new(64 << 10)?;
+        let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(1000, 0)?;
         // Nothing is asserted with interrupts off: a failure would sleep.
         let mapped = fake::without_interrupts(|| {

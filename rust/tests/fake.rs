@@ -27,7 +27,8 @@ use crate::{
         Features,
         Finding,
         BARS,
-        CONFIG_SPACE_BYTES, //
+        CONFIG_SPACE_BYTES,
+        MIN_REGION_PAGES, //
     }, //
 };
 use core::{
@@ -39,6 +40,7 @@ use core::{
 };
 use kernel::{
     error::to_result,
+    page::PAGE_SIZE,
     prelude::*,
     str::CString,
     sync::{
@@ -69,7 +71,10 @@ pub(crate) const TYPE: u32 = 0xf0;
 /// The BAR of the region.
 const BAR: u8 = 2;
 /// What the region leaves of its BAR on both sides, in bytes.
-pub(crate) const MARGIN: usize = 8192;
+pub(crate) const MARGIN: usize = 2 * PAGE_SIZE;
+
+/// The bytes of the smallest region.
+pub(crate) const SMALLEST: usize = MIN_REGION_PAGES * PAGE_SIZE;
 /// What the margins and the untouched region are filled with.
 pub(crate) const FILL: u8 = 0xa5;
 
@@ -94,7 +99,7 @@ pub(crate) struct Plan {
 pub(crate) const PLAN: Plan = Plan {
     kind: TYPE,
     offered: Features::VERSION_1.with(Features::SWIOTLB),
-    region_bytes: 1 << 20,
+    region_bytes: 16 * SMALLEST,
     capability: true,
     extended: true,
     queues: 1,

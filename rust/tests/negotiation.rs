@@ -15,11 +15,19 @@ use super::{
         INDIRECT,
         MARGIN,
         PACKED,
-        PLAN, //
+        PLAN,
+        SMALLEST, //
     }, //
 };
 use crate::{
-    policy::Reason,
+    policy::{
+        limits::{
+            self,
+            Room, //
+        },
+        Reason, //
+    },
+    pool,
     wire::{
         device_type,
         Features, //
@@ -27,6 +35,7 @@ use crate::{
 };
 use core::mem::ManuallyDrop;
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::atomic::Relaxed, //
 };
@@ -413,8 +422,8 @@ mod cases {
             (MARGIN, PLAN.region_bytes + MARGIN + 1),
             (u32::MAX as usize, 1),
             (MARGIN, 0),
-            (MARGIN + 1, 4096),
-            (MARGIN, 60 << 10),
+            (MARGIN + 1, PAGE_SIZE),
+            (MARGIN, SMALLEST - PAGE_SIZE),
         ] {
             fake.move_region(offset, bytes);
             assert!(fake.bind() == Err(ENODEV));
@@ -937,7 +946,7 @@ mod cases {
         assert_eq!(start, BIT.0);
 
         fake.reset_prepare()?;
-        fake.move_region(MARGIN + 4096, PLAN.region_bytes);
+        fake.move_region(MARGIN + PAGE_SIZE, PLAN.region_bytes);
         assert!(fake.reset_done() == Err(ENODEV));
         // The device was told nothing, and got no rings.
         assert_eq!(fake.log().finalized, finalized);
@@ -1009,7 +1018,7 @@ mod cases {
     fn region_that_moves_between_drivers_is_followed() -> Result {
         let fake = Fake::new(&offering(BIT))?;
         let before = fake.sight();
-        for offset in [MARGIN, MARGIN + 4096, 0, 4096] {
+        for offset in [MARGIN, MARGIN + PAGE_SIZE, 0, PAGE_SIZE] {
             fake.move_region(offset, PLAN.region_bytes);
             fake.bind()?;
             assert!(bound_with(&fake, &before));
@@ -1039,11 +1048,11 @@ mod cases {
         let segments = fake.read_config(12) as usize;
         let each = fake.max_mapping();
         assert!((1..254).contains(&segments));
-        assert!(each >= 4096);
+        assert!(each >= PAGE_SIZE);
         // The largest request fits, with rings and a status beside it.
         assert!(segments * each <= PLAN.region_bytes / 2);
         // As many queues as there are pages in a quarter.
-        let queues = (PLAN.region_bytes / 4 / 4096) as u32;
+        let queues = (PLAN.region_bytes / 4 / PAGE_SIZE) as u32;
         assert_eq!(fake.read_config(32), queues << 16 | 0x2120);
         assert_eq!(fake.read_config(34), 0x2524 << 16 | queues);
         // Nothing else is changed.
@@ -1074,7 +1083,7 @@ mod cases {
         fake.bind()?;
         assert_eq!(
             fake.read_config(0),
-            (PLAN.region_bytes / 4 / 4096) as u32 - 2
+            (PLAN.region_bytes / 4 / PAGE_SIZE) as u32 - 2
         );
         assert!(fake.read_config(4) < 126);
         assert!((fake.read_config(8) as usize) * 512 <= PLAN.region_bytes / 2);
@@ -1087,7 +1096,8 @@ mod cases {
         let disk = |kind, features, sizes, at: usize| -> Result<u32> {
             let fake = Fake::new(&Plan {
                 kind,
-                region_bytes: 16 << 20,
+                // Room for 254 segments of a page.
+                region_bytes: 1024 * (PAGE_SIZE + pool::PAGE),
                 ..offering(BIT.with(features))
             })?;
             fake.change(|setup| {
@@ -1129,17 +1139,19 @@ mod cases {
     #[test]
     fn blocks_that_do_not_fit_are_refused() -> Result {
         // blk_size and write_granularity of struct virtio_blk_config.
+        const TOO_LONG: u32 = 4 * PAGE_SIZE as u32;
+        let room = Room::new(SMALLEST, PAGE_SIZE);
         for (at, feature) in [(20, Features(1 << 6)), (88, Features(1 << 17))] {
             let features = feature.with(Features::BLK_SEG_MAX);
             let disk = |offered: Features| -> Result<Fake> {
                 let fake = Fake::new(&Plan {
                     kind: device_type::BLK,
-                    region_bytes: 64 << 10,
+                    region_bytes: SMALLEST,
                     ..offering(offered)
                 })?;
                 fake.change(|setup| {
                     setup.config[12..16].copy_from_slice(&126_u32.to_le_bytes());
-                    setup.config[at..at + 4].copy_from_slice(&16384_u32.to_le_bytes());
+                    setup.config[at..at + 4].copy_from_slice(&TOO_LONG.to_le_bytes());
                 });
                 Ok(fake)
             };
@@ -1150,15 +1162,17 @@ mod cases {
             assert!(!fake.is_bound());
             assert!(untouched(&fake, &before, users));
             assert_eq!(fake.mode(), "refused");
+            assert!(fake.reason().is_some());
             assert_eq!(
                 fake.reason(),
-                Some(Reason::Unit {
-                    bytes: 16384,
-                    needed: 256 << 10
+                limits::needed(device_type::BLK, room, TOO_LONG, 126).map(|needed| Reason::Unit {
+                    bytes: TOO_LONG,
+                    needed
                 })
             );
             // The same device with other blocks.
-            fake.change(|setup| setup.config[at..at + 4].copy_from_slice(&4096_u32.to_le_bytes()));
+            let page = PAGE_SIZE as u32;
+            fake.change(|setup| setup.config[at..at + 4].copy_from_slice(&page.to_le_bytes()));
             fake.bind()?;
             assert_eq!(fake.mode(), "bounced");
             // A hint is not worth a disk.
@@ -1189,7 +1203,7 @@ mod cases {
     fn full_pool_is_an_error_that_passes() -> Result {
         // R15: the driver is told, and the region is never left.
         let fake = Fake::new(&Plan {
-            region_bytes: 64 << 10,
+            region_bytes: SMALLEST,
             ..offering(BIT)
         })?;
         fake.bind()?;
@@ -1315,7 +1329,7 @@ mod cases {
         let mut fakes = KVec::new();
         for _ in 0..70 {
             let fake = Fake::new(&Plan {
-                region_bytes: 64 << 10,
+                region_bytes: SMALLEST,
                 ..offering(BIT)
             })?;
             fake.bind()?;
@@ -1334,15 +1348,11 @@ mod cases {
 
     #[test]
     fn tunnels_need_room_as_what_is_in_them_does() -> Result {
-        // Below 1 MiB, below 4 MiB, and with all the room there is to ask for.
-        for (bytes, kept) in [
-            (512 << 10, 0),
-            (1 << 20, 1 << 3),
-            (4 << 20, (1 << 1) | (1 << 3)),
-        ] {
+        // Below 256 pages, below 1024 pages, and with all the room there is to ask for.
+        for (pages, kept) in [(128, 0), (256, 1 << 3), (1024, (1 << 1) | (1 << 3))] {
             let fake = Fake::new(&Plan {
                 kind: device_type::NET,
-                region_bytes: bytes,
+                region_bytes: pages * PAGE_SIZE,
                 ..offering(BIT)
             })?;
             fake.change(|setup| setup.offered_beyond = (1 << 1) | (1 << 3));

@@ -18,8 +18,7 @@ use super::{
     Structure,
     BARS,
     CONFIG_SPACE_BYTES,
-    MIN_REGION_BYTES,
-    PAGE_BYTES, //
+    MIN_REGION_PAGES, //
 };
 
 const STATUS: usize = 0x06;
@@ -200,8 +199,8 @@ impl<'a> ConfigSpace<'a> {
         Some((which, window))
     }
 
-    /// Checks one SWIOTLB capability (wire format, R14).
-    fn check(&self, cap: Capability, bars: &[Bar; BARS]) -> Result<Extent, Fault> {
+    /// Checks one SWIOTLB capability (wire format, R14, R41).
+    fn check(&self, cap: Capability, bars: &[Bar; BARS], page: u64) -> Result<Extent, Fault> {
         if !self.has_bytes(cap, CAP_BYTES) {
             return Err(Fault::Truncated);
         }
@@ -232,15 +231,16 @@ impl<'a> ConfigSpace<'a> {
         }
         // A page that is only partly the region's is not given to the pool.
         let start = (bar_start + window.offset)
-            .checked_next_multiple_of(PAGE_BYTES)
+            .checked_next_multiple_of(page)
             .ok_or(Fault::NoWholePage)?;
-        let end = end & !(PAGE_BYTES - 1);
+        let end = end & !(page - 1);
         if start >= end {
             return Err(Fault::NoWholePage);
         }
         let bytes = end - start;
-        if bytes < MIN_REGION_BYTES {
-            return Err(Fault::TooSmall(bytes));
+        let needed = MIN_REGION_PAGES as u64 * page;
+        if bytes < needed {
+            return Err(Fault::TooSmall { bytes, needed });
         }
         if !prefetchable {
             return Err(Fault::NotPrefetchable(bar));
@@ -278,14 +278,15 @@ impl<'a> ConfigSpace<'a> {
         (fits && window.offset % 4 == 0).then(|| start + window.offset)
     }
 
-    /// Finds the device's region. `bars` are the device's own, in their order.
-    pub fn region(&self, bars: &[Bar; BARS]) -> Finding {
+    /// Finds the device's region. `bars` are the device's own, in their order; `page` is the
+    /// guest's page size in bytes, a power of two.
+    pub fn region(&self, bars: &[Bar; BARS], page: u64) -> Finding {
         let mut first_fault = None;
         for cap in self.capabilities() {
             if self.virtio_type(cap) != Some(TYPE_SWIOTLB) {
                 continue;
             }
-            match self.check(cap, bars) {
+            match self.check(cap, bars, page) {
                 Ok(extent) => return Finding::Usable(extent),
                 Err(fault) => first_fault = first_fault.or(Some(fault)),
             }
@@ -368,8 +369,16 @@ mod tests {
         }
 
         fn region(&self) -> Finding {
-            ConfigSpace::new(&self.bytes).region(&self.bars)
+            self.region_of_pages(0x1000)
         }
+
+        fn region_of_pages(&self, page: u64) -> Finding {
+            ConfigSpace::new(&self.bytes).region(&self.bars, page)
+        }
+    }
+
+    fn too_small(bytes: u64, needed: u64) -> Finding {
+        Finding::Malformed(Fault::TooSmall { bytes, needed })
     }
 
     fn with_region(bar: u8, offset: u32, bytes: u32) -> Device {
@@ -432,11 +441,11 @@ mod tests {
     fn no_capability_is_no_region() {
         assert_eq!(Device::new().region(), Finding::Absent);
         assert_eq!(
-            ConfigSpace::new(&[0; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS]),
+            ConfigSpace::new(&[0; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS], 0x1000),
             Finding::Absent
         );
         assert_eq!(
-            ConfigSpace::new(&[0xff; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS]),
+            ConfigSpace::new(&[0xff; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS], 0x1000),
             Finding::Absent
         );
     }
@@ -486,9 +495,32 @@ mod tests {
     fn a_region_has_its_least_bytes_in_whole_pages() {
         assert_eq!(usable(fault(4, 0, 0x1_0000)), Some((BAR4, 0x1_0000)));
         for (offset, bytes) in [(0, 0xffff), (0xfff, 0x1_0000)] {
-            let small = Finding::Malformed(Fault::TooSmall(0xf000));
-            assert_eq!(fault(4, offset, bytes), small);
+            assert_eq!(fault(4, offset, bytes), too_small(0xf000, 0x1_0000));
         }
+    }
+
+    #[test]
+    fn a_region_is_aligned_to_pages_of_the_guest() {
+        let found = |offset, bytes, page| with_region(4, offset, bytes).region_of_pages(page);
+        for page in [0x1000, 0x4000, 0x1_0000] {
+            let least = 16 * page;
+            let extent = usable(found(0, least as u32, page));
+            assert_eq!(extent, (least <= 0x10_0000).then_some((BAR4, least)));
+            let short = found(0, least as u32 - 1, page);
+            assert_eq!(short, too_small(least - page, least));
+        }
+        // What is left of the first and the last page is not used.
+        let spoilt = found(0x1000, 0xb_0000, 0x4000);
+        assert_eq!(usable(spoilt), Some((BAR4 + 0x4000, 0xa_c000)));
+        assert_eq!(
+            found(0x1000, 0x4000, 0x4000),
+            Finding::Malformed(Fault::NoWholePage)
+        );
+        // A structure beside the region may be in a page that the region has a part of.
+        let mut device = with_region(4, 0x1000, 0xb_0000);
+        device.msix(4, 4, 0x800 | 4);
+        let extent = usable(device.region_of_pages(0x4000));
+        assert_eq!(extent, Some((BAR4 + 0x4000, 0xa_c000)));
     }
 
     #[test]
@@ -535,7 +567,7 @@ mod tests {
         // What is wrong with the window is said first.
         let mut device = with_region(4, 0x1_0000, 0xf000);
         uncached(&mut device, 4);
-        assert_eq!(device.region(), Finding::Malformed(Fault::TooSmall(0xf000)));
+        assert_eq!(device.region(), too_small(0xf000, 0x1_0000));
         // The common configuration is not cached anyway.
         let mut device = Device::new();
         let before = ConfigSpace::new(&device.bytes).common(&device.bars);

@@ -36,8 +36,10 @@ backends.register()
 KERNELS = ("test", "stock")
 #: And the distribution's of the other architecture, which is always emulated.
 EVERYWHERE = (*KERNELS, "stock-arm64")
-#: For what takes long: on the second by hand.
-TWO_MACHINES = ("stock", pytest.param("stock-arm64", marks=pytest.mark.kernels))
+#: That with larger pages, by hand.
+LARGE_PAGES = pytest.param("stock-arm64-16k", marks=pytest.mark.kernels)
+#: For what takes long: only the first every day.
+THREE_MACHINES = ("stock", pytest.param("stock-arm64", marks=pytest.mark.kernels), LARGE_PAGES)
 REGION_BYTES = 16 << 20
 SEED_BYTES = 1 << 20
 #: Long for a busy machine: a quiet one takes 15 s for most of the guests.

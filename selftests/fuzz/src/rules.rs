@@ -4,14 +4,18 @@
 
 use crate::input::Input;
 use crate::policy::limits::{
-    features_to_mask, longest_queue, most_segments, needed, request_queues, split, Limits,
+    features_to_mask, longest_queue, most_segments, needed, request_queues, split, Limits, Room,
 };
 use crate::policy::{decide, is_relevant, Decision, Facts};
 use crate::wire::capabilities::{ConfigSpace, COMMON_BYTES};
 use crate::wire::{
-    bounds, Bar, Bound, Extent, Features, Finding, BARS, CONFIG_SPACE_BYTES, MIN_REGION_BYTES,
-    PAGE_BYTES,
+    bounds, Bar, Bound, Extent, Features, Finding, BARS, CONFIG_SPACE_BYTES, MIN_REGION_PAGES,
 };
+
+/// A page size of a guest, in bytes.
+fn page(input: &mut Input<'_>) -> usize {
+    4096 << (2 * (input.u8() % 3))
+}
 
 fn bars(input: &mut Input<'_>) -> [Bar; BARS] {
     std::array::from_fn(|_| match input.u8() % 8 {
@@ -32,7 +36,7 @@ fn bars(input: &mut Input<'_>) -> [Bar; BARS] {
 }
 
 /// Whether these are the addresses of a part of a BAR of the device.
-fn check_extent(extent: &Extent, bars: &[Bar; BARS]) {
+fn check_extent(extent: &Extent, bars: &[Bar; BARS], page: u64) {
     let Bar::Memory {
         start,
         bytes,
@@ -42,9 +46,9 @@ fn check_extent(extent: &Extent, bars: &[Bar; BARS]) {
         panic!("a region in a BAR that is no memory");
     };
     assert!(prefetchable);
-    assert!(extent.bytes >= MIN_REGION_BYTES);
-    assert_eq!(extent.start % PAGE_BYTES, 0);
-    assert_eq!(extent.bytes % PAGE_BYTES, 0);
+    assert!(extent.bytes >= MIN_REGION_PAGES as u64 * page);
+    assert_eq!(extent.start % page, 0);
+    assert_eq!(extent.bytes % page, 0);
     assert_eq!(extent.start, start + extent.offset);
     let end = extent.offset.checked_add(extent.bytes);
     assert!(end.is_some_and(|end| end <= bytes));
@@ -57,14 +61,15 @@ pub fn wire(data: &[u8]) {
     let bars = bars(&mut input);
     let mut space = [0; CONFIG_SPACE_BYTES];
     space.iter_mut().for_each(|byte| *byte = input.u8());
-    let finding = ConfigSpace::new(&space).region(&bars);
+    let page = page(&mut input) as u64;
+    let finding = ConfigSpace::new(&space).region(&bars, page);
     match finding {
         Finding::Absent => {}
-        Finding::Usable(extent) => check_extent(&extent, &bars),
+        Finding::Usable(extent) => check_extent(&extent, &bars, page),
         Finding::Malformed(fault) => assert!(!fault.to_string().is_empty()),
     }
     // It is a function of the bytes.
-    assert_eq!(finding, ConfigSpace::new(&space).region(&bars));
+    assert_eq!(finding, ConfigSpace::new(&space).region(&bars, page));
     if let Some(common) = ConfigSpace::new(&space).common(&bars) {
         let inside = |bar: &Bar| match *bar {
             Bar::Memory { start, bytes, .. } => common
@@ -80,6 +85,7 @@ pub fn wire(data: &[u8]) {
 pub fn policy(data: &[u8]) {
     let mut input = Input::new(data);
     let flags = input.u8();
+    let page = page(&mut input);
     let finding = match flags & 3 {
         0 => Finding::Absent,
         1 => Finding::Malformed(crate::wire::Fault::Empty),
@@ -87,7 +93,7 @@ pub fn policy(data: &[u8]) {
             bar: input.u8() % 6,
             offset: 0,
             start: u64::from(input.u32()) << 12,
-            bytes: MIN_REGION_BYTES + (u64::from(input.u16()) << 12),
+            bytes: (MIN_REGION_PAGES as u64 + u64::from(input.u16())) * page as u64,
             shares_bar: flags & 4 != 0,
         }),
     };
@@ -110,10 +116,11 @@ pub fn policy(data: &[u8]) {
             assert!(!facts.own_mapping && facts.tried);
             assert_eq!(matches!(decision, Decision::Accept(_)), bit);
             assert!(bit || facts.hint);
-            limits(&mut input, facts.device_type, extent.bytes as usize);
-            queues(&mut input, &facts, extent.bytes as usize);
-            requests(&mut input, &facts, extent.bytes as usize);
-            units(&mut input, facts.device_type, extent.bytes);
+            let room = Room::new(extent.bytes as usize, page);
+            limits(&mut input, facts.device_type, room);
+            queues(&mut input, &facts, room);
+            requests(&mut input, &facts, room);
+            units(&mut input, facts.device_type, room);
         }
         // Without the bit nothing may fail because of a region.
         Decision::Decline(_) => assert!(bit && !facts.required),
@@ -128,71 +135,75 @@ pub fn policy(data: &[u8]) {
 }
 
 /// A request within the limits fits a quarter of the pool.
-fn limits(input: &mut Input<'_>, kind: u32, pool: usize) {
+fn limits(input: &mut Input<'_>, kind: u32, room: Room) {
+    let pool = room.bytes;
     let segments = input.u32();
-    let limits = Limits::new(kind, pool, pool / 4, segments);
+    let limits = Limits::new(kind, room, pool / 4, segments);
     assert!(limits.max_mapping <= pool / 4 && limits.max_segments >= 1);
     for &(_, _, bound) in bounds(kind) {
         let clamped = limits.clamp(bound, segments);
         match bound {
             Bound::Segments => {
                 assert!(clamped <= segments);
-                let each = limits.max_mapping + PAGE_BYTES as usize;
+                let each = limits.max_mapping + 4096;
                 assert!(clamped as usize * each <= (pool / 4).max(each));
             }
             Bound::Sectors => assert!(clamped as usize * 512 <= pool),
-            Bound::Queues => assert!(clamped as usize * PAGE_BYTES as usize <= pool / 4),
+            Bound::Queues => assert!(clamped as usize * room.page() <= pool / 4),
         }
     }
 }
 
 /// A request without a table fits each queue of requests, however short the device or the module
 /// makes it.
-fn requests(input: &mut Input<'_>, facts: &Facts, pool: usize) {
+fn requests(input: &mut Input<'_>, facts: &Facts, room: Room) {
     let kind = facts.device_type;
     let features = facts.offered;
     let entries = input.u16() % 1023 + 2;
     let cpus = u32::from(input.u8()) + 1;
-    let most = most_segments(kind, features, cpus, pool, |_| Some(entries));
+    let most = most_segments(kind, features, cpus, room, |_| Some(entries));
     assert!(most >= 1);
     if bounds(kind).is_empty() || features.has(Features::INDIRECT_DESC) {
         assert_eq!(most, u32::MAX);
         return;
     }
-    let queues = request_queues(kind, features, cpus, pool);
-    let longest = longest_queue(kind, features, queues.end, queues.start, pool);
+    let queues = request_queues(kind, features, cpus, room);
+    let longest = longest_queue(kind, features, queues.end, queues.start, room);
     let entries = u32::from(longest.map_or(entries, |longest| longest.min(entries)));
     assert!(most + 2 <= entries || most == 1);
     // No fewer queues are shortened more.
     for end in queues.start + 1..queues.end {
-        let longer = longest_queue(kind, features, end, queues.start, pool);
+        let longer = longest_queue(kind, features, end, queues.start, room);
         assert!(longer.is_none_or(|longer| u32::from(longer) >= entries));
     }
 }
 
 /// A region that is said to be needed is larger, and enough.
-fn units(input: &mut Input<'_>, kind: u32, bytes: u64) {
+fn units(input: &mut Input<'_>, kind: u32, room: Room) {
     let unit = input.u32();
     let segments = input.u32();
-    if let Some(region) = needed(kind, bytes, unit, segments) {
-        assert!(region > bytes && region.is_power_of_two());
-        assert_eq!(needed(kind, region, unit, segments), None);
+    if let Some(bytes) = needed(kind, room, unit, segments) {
+        assert!(bytes > room.bytes && bytes.is_power_of_two());
+        assert_eq!(
+            needed(kind, Room::new(bytes, room.page()), unit, segments),
+            None
+        );
     }
 }
 
 /// The rings of all queues have room, each of them if it is as long as it may be.
-fn queues(input: &mut Input<'_>, facts: &Facts, pool: usize) {
-    let bytes = pool as u64;
+fn queues(input: &mut Input<'_>, facts: &Facts, room: Room) {
+    let pool = room.bytes;
     let kind = facts.device_type;
-    let dropped = features_to_mask(kind, facts.offered, bytes);
+    let dropped = features_to_mask(kind, facts.offered, room);
     assert!(facts.offered.has(dropped));
     let features = facts.offered.without(dropped);
     let packed = features.has(Features::RING_PACKED);
     let count = u32::from(input.u16() % 256) + 1;
-    let page = PAGE_BYTES as usize;
+    let page = room.page();
     let mut pages = 0;
     for index in 0..count {
-        let Some(longest) = longest_queue(kind, features, count, index, pool) else {
+        let Some(longest) = longest_queue(kind, features, count, index, room) else {
             return;
         };
         assert!(longest >= 2 && longest.is_power_of_two());
@@ -203,7 +214,7 @@ fn queues(input: &mut Input<'_>, facts: &Facts, pool: usize) {
         };
     }
     let least = if packed { 3 } else { 1 };
-    let may_pack = split(kind, bytes, true).is_none();
+    let may_pack = split(kind, room, true).is_none();
     if count as usize * least * page <= pool / 4 && (!packed || may_pack) {
         assert!(pages * page <= pool / 4);
     }

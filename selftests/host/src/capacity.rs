@@ -27,6 +27,8 @@ thread_local! {
 struct Counting;
 
 impl Platform for Counting {
+    const GUEST_PAGE: usize = PAGE;
+
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;

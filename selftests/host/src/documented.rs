@@ -35,7 +35,7 @@ fn the_documented_capability_names_a_region() {
         bytes: 32 << 20,
         prefetchable: true,
     };
-    let Finding::Usable(region) = ConfigSpace::new(&space).region(&bars) else {
+    let Finding::Usable(region) = ConfigSpace::new(&space).region(&bars, 4096) else {
         panic!("no region");
     };
     assert_eq!((region.start, region.bytes), (BAR4 + 0x1_0000, 16 << 20));

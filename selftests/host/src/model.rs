@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use crate::platform::Pages;
 use crate::platform::Poor;
 use crate::platform::Process;
 use crate::pool::mapping::GRANULE;
@@ -364,18 +365,23 @@ impl<P: Platform> Model<P> {
         self.check_all();
     }
 
+    /// Pages of the pool that a ring of `len` bytes takes.
+    fn pages_of_ring(len: usize) -> usize {
+        len.next_multiple_of(P::GUEST_PAGE) / PAGE
+    }
+
     fn alloc(&mut self, len: usize) {
         match self.pool.alloc(0, len) {
             Ok(offset) => {
-                assert_eq!(offset % PAGE, 0);
+                assert_eq!(offset % P::GUEST_PAGE, 0);
                 self.take(Taken {
                     at: offset / GRANULE,
-                    n: len.div_ceil(PAGE) * PER_PAGE,
+                    n: Self::pages_of_ring(len) * PER_PAGE,
                     mapping: None,
                 });
                 self.rings.push((offset, len));
                 self.allocs += 1;
-                self.used += len.next_multiple_of(PAGE);
+                self.used += Self::pages_of_ring(len) * PAGE;
                 self.peak = self.peak.max(self.used);
             }
             Err(refusal) => {
@@ -384,7 +390,7 @@ impl<P: Platform> Model<P> {
                     Refusal::Empty => assert_eq!(len, 0),
                     Refusal::TooLarge => assert!(len > self.pool.largest_mapping()),
                     Refusal::Full | Refusal::HeldBack => {
-                        self.is_justified_for_a_ring(len.div_ceil(PAGE), refusal);
+                        self.is_justified_for_a_ring(Self::pages_of_ring(len), refusal);
                     }
                 }
             }
@@ -399,7 +405,7 @@ impl<P: Platform> Model<P> {
             if rings > area.len() / 3 || charged + pages > self.limit(area, false) {
                 held_back = true;
             } else {
-                assert!(self.longest(area) < pages);
+                assert!(self.longest(area) < pages + P::GUEST_PAGE / PAGE - 1);
             }
         }
         assert_eq!(held_back, why == Refusal::HeldBack);
@@ -411,7 +417,7 @@ impl<P: Platform> Model<P> {
         }
         let i = i % self.rings.len();
         let (offset, len) = self.rings.swap_remove(i);
-        let longer = self.pool.free(offset, len + PAGE);
+        let longer = self.pool.free(offset, len + P::GUEST_PAGE);
         assert_eq!(longer, Err(BadHandle::Length));
         let inside = self.pool.free(offset + 64, len);
         assert_eq!(inside, Err(BadHandle::Interior));
@@ -477,7 +483,10 @@ impl<P: Platform> Model<P> {
         assert_eq!(stats.bytes_out, self.bytes_out);
         assert_eq!(stats.allocs, self.allocs);
         assert_eq!(stats.used_bytes, self.used);
-        let rings = self.rings.iter().map(|ring| ring.1.next_multiple_of(PAGE));
+        let rings = self
+            .rings
+            .iter()
+            .map(|ring| Self::pages_of_ring(ring.1) * PAGE);
         assert_eq!(stats.reserved_bytes, rings.sum::<usize>());
         assert_eq!(stats.rings, self.rings.len());
         assert!(stats.hiwater_bytes >= self.peak);
@@ -648,6 +657,16 @@ fn random_operations_in_five_areas_of_odd_sizes() {
 }
 
 #[test]
+fn random_operations_in_a_guest_with_pages_of_16_kib() {
+    random_operations::<Pages<{ 16 << 10 }>>((1 << 20) + (32 << 10), 2, 8);
+}
+
+#[test]
+fn random_operations_in_a_guest_with_pages_of_64_kib() {
+    random_operations::<Pages<{ 64 << 10 }>>(4 << 20, 4, 8);
+}
+
+#[test]
 fn random_operations_with_runs_too_long_for_a_list_of_their_own() {
     random_operations::<Process>(32 << 20, 1, 8);
 }
@@ -704,6 +723,11 @@ proptest! {
         ops in proptest::collection::vec(any_op(), 1..300),
     ) {
         let mut model = Model::<Process>::new(pages * PAGE, cpus);
+        for op in ops.clone() {
+            model.apply(op);
+        }
+        model.finish();
+        let mut model = Model::<Pages<{ 16 << 10 }>>::new(4 * pages * PAGE, cpus);
         for op in ops {
             model.apply(op);
         }

@@ -9,6 +9,7 @@ use crate::pool::platform::NoMemory;
 use crate::pool::platform::Platform;
 use crate::pool::platform::Store;
 use crate::pool::platform::Table;
+use crate::pool::PAGE;
 
 impl<T> Lock<T> for Mutex<T> {
     fn lock(&self) -> impl std::ops::DerefMut<Target = T> {
@@ -20,6 +21,8 @@ impl<T> Lock<T> for Mutex<T> {
 pub(crate) struct Process;
 
 impl Platform for Process {
+    const GUEST_PAGE: usize = PAGE;
+
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;
@@ -55,10 +58,43 @@ impl Store<Box<Table>> for Endless {
     }
 }
 
+/// A process that has pages of so many bytes.
+pub(crate) struct Pages<const BYTES: usize>;
+
+impl<const BYTES: usize> Platform for Pages<BYTES> {
+    const GUEST_PAGE: usize = BYTES;
+
+    type List<T: Unpin> = Box<[T]>;
+    type Lock<T: Unpin> = Mutex<T>;
+    type Table = Box<Table>;
+    type Store = Endless;
+
+    fn list<T: Unpin>(
+        len: usize,
+        element: impl FnMut(usize) -> Result<T, NoMemory>,
+    ) -> Result<Box<[T]>, NoMemory> {
+        Process::list(len, element)
+    }
+
+    fn lock<T: Unpin>(value: T) -> Result<Mutex<T>, NoMemory> {
+        Process::lock(value)
+    }
+
+    fn table() -> Result<Box<Table>, NoMemory> {
+        Process::table()
+    }
+
+    fn store(tables: usize) -> Result<Endless, NoMemory> {
+        Process::store(tables)
+    }
+}
+
 /// A process in which there is never memory for a table while something is mapped.
 pub(crate) struct Poor;
 
 impl Platform for Poor {
+    const GUEST_PAGE: usize = PAGE;
+
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;

@@ -39,6 +39,8 @@ impl<T> Lock<T> for loom::sync::Mutex<T> {
 }
 
 impl Platform for Loom {
+    const GUEST_PAGE: usize = PAGE;
+
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = loom::sync::Mutex<T>;
     type Table = Box<Table>;
@@ -286,6 +288,8 @@ impl<T> Drop for WatchedGuard<'_, T> {
 }
 
 impl Platform for Watched {
+    const GUEST_PAGE: usize = PAGE;
+
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = WatchedLock<T>;
     type Table = Box<Table>;
