@@ -17,11 +17,14 @@ impl<T> Lock<T> for Mutex<T> {
     }
 }
 
-/// A process.
-pub(crate) struct Process;
+/// A process, whose own pages have so many bytes.
+pub(crate) struct Pages<const BYTES: usize>;
 
-impl Platform for Process {
-    const GUEST_PAGE: usize = PAGE;
+/// A process whose pages are the pool's.
+pub(crate) type Process = Pages<PAGE>;
+
+impl<const BYTES: usize> Platform for Pages<BYTES> {
+    const GUEST_PAGE: usize = BYTES;
 
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
@@ -55,37 +58,6 @@ pub(crate) struct Endless;
 impl Store<Box<Table>> for Endless {
     fn take(&self) -> Option<Box<Table>> {
         Process::table().ok()
-    }
-}
-
-/// A process that has pages of so many bytes.
-pub(crate) struct Pages<const BYTES: usize>;
-
-impl<const BYTES: usize> Platform for Pages<BYTES> {
-    const GUEST_PAGE: usize = BYTES;
-
-    type List<T: Unpin> = Box<[T]>;
-    type Lock<T: Unpin> = Mutex<T>;
-    type Table = Box<Table>;
-    type Store = Endless;
-
-    fn list<T: Unpin>(
-        len: usize,
-        element: impl FnMut(usize) -> Result<T, NoMemory>,
-    ) -> Result<Box<[T]>, NoMemory> {
-        Process::list(len, element)
-    }
-
-    fn lock<T: Unpin>(value: T) -> Result<Mutex<T>, NoMemory> {
-        Process::lock(value)
-    }
-
-    fn table() -> Result<Box<Table>, NoMemory> {
-        Process::table()
-    }
-
-    fn store(tables: usize) -> Result<Endless, NoMemory> {
-        Process::store(tables)
     }
 }
 
