@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
-use crate::config::{ConfigError, DeviceConfig, Mode, MAX_CONFIG_SPACE, MAX_QUEUES};
+use crate::config::{ConfigError, DeviceConfig, Dialect, Mode, MAX_CONFIG_SPACE, MAX_QUEUES};
 use crate::types::{self, DeviceType};
 use crate::virtio::Offer;
 
@@ -42,19 +42,24 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
     pub region_offset: u64,
 
-    /// Whether FEATURES_OK is refused when VIRTIO_F_SWIOTLB was not accepted
+    /// What restricts drivers to the region: VIRTIO_F_SWIOTLB (bit 27, bus addresses),
+    /// VIRTIO_F_DMB (bit 44, which is provisional; offsets), or one of them as they like
+    #[arg(long, value_name = "swiotlb|dmb|both", value_parser = parse_dialect, default_value = "swiotlb")]
+    pub dialect: Dialect,
+
+    /// Whether FEATURES_OK is refused when no feature of the dialect was accepted
     #[arg(long, value_name = "required|optional", value_parser = parse_mode, default_value = "required")]
     pub mode: Mode,
 
-    /// Offer VIRTIO_F_SWIOTLB (bit 27)
+    /// Offer VIRTIO_F_SWIOTLB (bit 27) if the dialect has it
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
     pub offer_swiotlb: bool,
 
-    /// Present the capability that names the region
+    /// Present the capabilities of the dialect, which name the region
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
     pub capability: bool,
 
-    /// Offer VIRTIO_F_ACCESS_PLATFORM (bit 33)
+    /// Offer VIRTIO_F_ACCESS_PLATFORM (bit 33); always with VIRTIO_F_DMB
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
     pub access_platform: bool,
 
@@ -147,6 +152,7 @@ impl TryFrom<&Args> for DeviceConfig {
             device_type,
             region_size: args.region_size,
             region_offset: args.region_offset,
+            dialect: args.dialect,
             capability: args.capability,
             mode: args.mode,
             offer: Offer {
@@ -178,6 +184,15 @@ fn parse_type(text: &str) -> Result<DeviceType, String> {
             types::names()
         )
     })
+}
+
+fn parse_dialect(text: &str) -> Result<Dialect, String> {
+    match text {
+        "swiotlb" => Ok(Dialect::Swiotlb),
+        "dmb" => Ok(Dialect::Dmb),
+        "both" => Ok(Dialect::Both),
+        _ => Err("say swiotlb, dmb or both".into()),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
@@ -300,6 +315,19 @@ mod tests {
         let optional = config(&["--mode", "optional"]);
         assert_eq!(optional.map(|config| config.mode), Ok(Mode::Optional));
         assert!(parse(&["--mode", "maybe"]).is_err());
+    }
+
+    #[test]
+    fn dialects() {
+        for (word, dialect) in [
+            ("swiotlb", Dialect::Swiotlb),
+            ("dmb", Dialect::Dmb),
+            ("both", Dialect::Both),
+        ] {
+            let parsed = config(&["--dialect", word]);
+            assert_eq!(parsed.map(|config| config.dialect), Ok(dialect));
+        }
+        assert!(parse(&["--dialect", "none"]).is_err());
     }
 
     #[test]

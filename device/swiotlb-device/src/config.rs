@@ -18,6 +18,10 @@ pub const MAX_CONFIG_SPACE: u32 = 256;
 
 const PAGE: u64 = 4096;
 
+/// The least offset into the region that is an address with VIRTIO_F_DMB. Drivers leave out
+/// their first page, whose size the device does not know: it is this at least.
+pub const DMB_FIRST: u64 = PAGE;
+
 /// What a device type may have of feature bits (virtio 1.4, 2.2), and the reset
 /// of a queue.
 const ADDABLE: u64 = 0xfffc_0000_00ff_ffff | bit(F_RING_RESET);
@@ -31,9 +35,11 @@ pub struct DeviceConfig {
     pub region_size: u64,
     /// Where in its BAR the region begins, in bytes, in whole pages.
     pub region_offset: u64,
-    /// Whether there is a capability that names the region.
+    /// Which of the two features that restrict a driver to the region there are.
+    pub dialect: Dialect,
+    /// Whether there are the dialect's capabilities, which name the region.
     pub capability: bool,
-    /// What becomes of a driver that does not accept VIRTIO_F_SWIOTLB.
+    /// What becomes of a driver that accepts no feature of the dialect.
     pub mode: Mode,
     /// Which features are offered.
     pub offer: Offer,
@@ -53,7 +59,31 @@ pub struct DeviceConfig {
     pub drain: Duration,
 }
 
-/// What becomes of a driver that does not accept VIRTIO_F_SWIOTLB.
+/// Which features restrict a driver to the region. How it finds the region, and what addresses
+/// are, depends on the one that it accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// VIRTIO_F_SWIOTLB: a capability of type 10, and bus addresses.
+    Swiotlb,
+    /// VIRTIO_F_DMB: a shared-memory capability, two registers, and offsets into the region.
+    Dmb,
+    /// Both, for the same region: a driver accepts one of them.
+    Both,
+}
+
+impl Dialect {
+    /// Whether there is VIRTIO_F_SWIOTLB.
+    pub fn has_swiotlb(self) -> bool {
+        self != Self::Dmb
+    }
+
+    /// Whether there is VIRTIO_F_DMB.
+    pub fn has_dmb(self) -> bool {
+        self != Self::Swiotlb
+    }
+}
+
+/// What becomes of a driver that accepts no feature of the dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// It is refused at FEATURES_OK.
@@ -68,13 +98,16 @@ pub enum ConfigError {
     /// The region has no bytes, or a part of a page.
     #[error("a region of {0} bytes: its length has to be a multiple of {PAGE} above zero")]
     RegionSize(u64),
+    /// Nothing is left of the region where its first page is not used.
+    #[error("a region of {0} bytes: VIRTIO_F_DMB does not use the first {PAGE} of them")]
+    DmbRegionSize(u64),
     /// The region begins inside a page.
     #[error("a region at {0} of its BAR: its offset has to be a multiple of {PAGE}")]
     RegionOffset(u64),
     /// No guest has addresses for such a BAR.
     #[error("the region ends more than 1T into its BAR")]
     BarSize,
-    /// The capability has 32 bits for the offset, and 32 for the length.
+    /// The capability of VIRTIO_F_SWIOTLB has 32 bits for the offset, and 32 for the length.
     #[error("the region ends more than 4G into its BAR, where the capability ends")]
     CapabilityRange,
     /// There are none, or more than [`MAX_QUEUES`].
@@ -105,6 +138,7 @@ impl DeviceConfig {
             device_type,
             region_size: 16 << 20,
             region_offset: 0,
+            dialect: Dialect::Swiotlb,
             capability: true,
             mode: Mode::Required,
             offer: Offer {
@@ -131,6 +165,9 @@ impl DeviceConfig {
         if self.region_size == 0 || self.region_size % PAGE != 0 {
             return Err(ConfigError::RegionSize(self.region_size));
         }
+        if self.dialect.has_dmb() && self.region_size <= DMB_FIRST {
+            return Err(ConfigError::DmbRegionSize(self.region_size));
+        }
         if self.region_offset % PAGE != 0 {
             return Err(ConfigError::RegionOffset(self.region_offset));
         }
@@ -138,7 +175,7 @@ impl DeviceConfig {
             Some(end) if end <= 1 << 40 => end,
             _ => return Err(ConfigError::BarSize),
         };
-        if self.capability && end > 1 << 32 {
+        if self.capability && self.dialect.has_swiotlb() && end > 1 << 32 {
             return Err(ConfigError::CapabilityRange);
         }
         if !(1..=MAX_QUEUES).contains(&self.queues) {
@@ -231,6 +268,33 @@ mod tests {
         assert_eq!(region(4 * G, 16 * M, false), Ok(()));
         assert_eq!(region(0, 4 * G, true), Ok(()));
         assert_eq!(region(4 * G - PAGE, PAGE, true), Ok(()));
+    }
+
+    #[test]
+    fn shared_memory_lies_anywhere_in_its_bar() {
+        let region = |dialect, size| {
+            check("blk", |c| {
+                (c.dialect, c.region_size) = (dialect, size);
+            })
+        };
+        assert_eq!(region(Dialect::Dmb, 8 * G), Ok(()));
+        let outside = Err(ConfigError::CapabilityRange);
+        assert_eq!(region(Dialect::Both, 8 * G), outside);
+    }
+
+    #[test]
+    fn a_region_has_more_than_the_page_that_is_not_used() {
+        for dialect in [Dialect::Swiotlb, Dialect::Dmb, Dialect::Both] {
+            let region = |pages| {
+                check("blk", |c| {
+                    (c.dialect, c.region_size) = (dialect, pages * PAGE);
+                })
+            };
+            let refused = Err(ConfigError::DmbRegionSize(PAGE));
+            let expected = if dialect.has_dmb() { refused } else { Ok(()) };
+            assert_eq!(region(1), expected);
+            assert_eq!(region(2), Ok(()));
+        }
     }
 
     #[test]

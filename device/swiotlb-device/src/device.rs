@@ -26,7 +26,7 @@ use crate::limits;
 use crate::mappings;
 use crate::notify;
 use crate::pci::{self, Bar, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
-use crate::region::{Region, RegionError};
+use crate::region::{Region, RegionError, View};
 use crate::report::{hex_bytes, Report};
 use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window};
 use crate::search::{read_config, Found, Search};
@@ -78,20 +78,22 @@ struct RunningQueue {
 /// What addresses may point into while queues run, and all that the backend
 /// gets: the region, and no more unless guest memory is allowed.
 struct Reach {
-    /// Where the guest sees the region; none if its BAR has no address.
-    region: Option<Window>,
+    /// Where the guest sees the region; none if its BAR has no address, and needs one.
+    region: Option<View>,
     guest: Vec<Span>,
 }
 
 impl Reach {
     fn memory<'a>(&'a self, region: &'a Region) -> Memory<'a> {
-        let own = self.region.map(|window| (window, region.bytes()));
+        let own = self
+            .region
+            .and_then(|view| Some((view.window, region.part(view)?)));
         let guest = self.guest.iter().map(|span| (span.window(), span.bytes()));
         Memory::new(own.into_iter().chain(guest))
     }
 
     fn shares<'a>(&'a self, region: &'a Region) -> Vec<Share<'a>> {
-        let own = self.region.map(|window| region.share(window));
+        let own = self.region.map(|view| region.share(view));
         let guest = self.guest.iter().map(Span::share);
         own.into_iter().chain(guest).collect()
     }
@@ -144,6 +146,7 @@ impl<H: Hooks> Device<H> {
         vectors.resize_with(config.vectors().into(), || None);
         let rules = Rules {
             offered: 0,
+            dialect: config.dialect,
             required: config.mode == Mode::Required,
             queues: config.queues,
             queue_size: config.queue_size,
@@ -295,7 +298,10 @@ impl<H: Hooks> Device<H> {
     }
 
     fn reset_registers(&mut self) {
-        let mut features = self.config.offer.features(self.backend_features);
+        let mut features = self
+            .config
+            .offer
+            .features(self.config.dialect, self.backend_features);
         let (id, served) = (self.config.device_type.id, self.config.served_queues());
         features &= !limits::unserved(id, features, served, &self.config_space);
         let offered = self.hooks.features_to_offer(features);
@@ -602,25 +608,25 @@ impl<H: Hooks> Device<H> {
     }
 
     /// Where the guest sees the region from now on.
-    fn place_region(&self) -> Option<Window> {
+    fn place_region(&self) -> Option<View> {
         let bar = self.pci.bar_address(BOUNCE_BAR);
-        let window = bar.map(|bar| Window {
-            base: bar.saturating_add(self.region.offset()),
-            len: self.region.size(),
-        });
+        let view = match self.registers.has(virtio::F_DMB) {
+            true => Some(View::of_offsets(&self.region)),
+            false => bar.map(|bar| View::at_bar(&self.region, bar)),
+        };
         self.report.event(Event::DriverOk {
             bar: bar.map(Hex),
-            region: window.map(|window| Hex(window.base)),
-            region_bytes: self.region.size(),
+            region: view.map(|view| Hex(view.window.base)),
+            region_bytes: view.map_or(self.region.size(), |view| view.window.len),
             negotiation: self.negotiation,
         });
-        window
+        view
     }
 
     /// What there is of guest memory, in `limit` pieces at most; nothing
-    /// unless it is allowed.
+    /// unless it is allowed, and addresses are not offsets.
     fn map_guest_memory(&self, limit: usize) -> Result<Vec<Span>, MmapRegionError> {
-        if !self.config.allow_guest_memory {
+        if !self.config.allow_guest_memory || self.registers.has(virtio::F_DMB) {
             return Ok(Vec::new());
         }
         let (spans, left_out) = self.guest_memory.map(limit)?;
@@ -1054,7 +1060,9 @@ impl<H: Hooks> Device<H> {
     }
 
     fn on_driver_ok(&mut self, running: &Running) {
-        let base = running.reach.region.map_or(0, |window| window.base);
+        let view = running.reach.region;
+        // What the address of the region's first byte is, or would be.
+        let base = view.map_or(0, |view| view.window.base.wrapping_sub(view.start));
         let areas = running.queues.iter().flat_map(|q| q.ring.areas());
         let rings = areas.map(|(_, addr, len)| {
             let start = addr.wrapping_sub(base) as usize;
@@ -1276,6 +1284,7 @@ impl<H: Hooks> Device<H> {
         self.report.event(Event::Accepted {
             features: self.registers.accepted().into(),
             swiotlb: self.registers.has(virtio::F_SWIOTLB),
+            dmb: self.registers.has(virtio::F_DMB),
             negotiation: self.negotiation,
         });
         if let Err(refusal) = verdict {

@@ -46,7 +46,7 @@ impl From<u64> for Features {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GuestWindow {
-    /// Its bus address.
+    /// Its address, in the form that descriptors have it.
     pub guest: Hex,
     /// Its length.
     pub bytes: u64,
@@ -144,11 +144,13 @@ pub struct Start {
     pub region_offset: u64,
     /// The length of the region's BAR.
     pub bar_bytes: u64,
+    /// `--dialect`: "swiotlb", "dmb" or "both".
+    pub dialect: String,
     /// `--mode`: "required" or "optional".
     pub mode: String,
     /// Whether VIRTIO_F_SWIOTLB is offered.
     pub offer_swiotlb: bool,
-    /// Whether there is a capability that names the region.
+    /// Whether there are capabilities that name the region.
     pub capability: bool,
     /// Whether VIRTIO_F_ACCESS_PLATFORM is offered.
     pub access_platform: bool,
@@ -247,6 +249,8 @@ pub enum Event {
         features: Features,
         /// Whether VIRTIO_F_SWIOTLB is among them.
         swiotlb: bool,
+        /// Whether VIRTIO_F_DMB is among them.
+        dmb: bool,
         /// The number of the negotiation.
         negotiation: u64,
     },
@@ -261,9 +265,11 @@ pub enum Event {
     DriverOk {
         /// The bus address of the region's BAR; null if the BAR has none.
         bar: Option<Hex>,
-        /// The bus address of the region; null if the BAR has none.
+        /// The first address that points into the region: its bus address, null if the BAR
+        /// has none, or the least offset with VIRTIO_F_DMB.
         region: Option<Hex>,
-        /// The length of the region.
+        /// The number of bytes there: all of the region, but for its first page with
+        /// VIRTIO_F_DMB.
         region_bytes: u64,
         /// The number of the negotiation.
         negotiation: u64,
@@ -285,11 +291,11 @@ pub enum Event {
         size: u16,
         /// Whether it is a packed ring.
         packed: bool,
-        /// The bus address of the descriptor area.
+        /// The address of the descriptor area.
         desc: Hex,
-        /// The bus address of the driver area.
+        /// The address of the driver area.
         avail: Hex,
-        /// The bus address of the device area.
+        /// The address of the device area.
         used: Hex,
         /// Whether all three lie in the region.
         inside: bool,
@@ -503,6 +509,7 @@ mod tests {
             region_bytes: 4096,
             region_offset: 0,
             bar_bytes: 4096,
+            dialect: String::new(),
             mode: String::new(),
             offer_swiotlb: true,
             capability: true,
@@ -556,6 +563,7 @@ mod tests {
             Event::Accepted {
                 features: features(),
                 swiotlb: true,
+                dmb: false,
                 negotiation,
             },
             Event::FeaturesRefused {

@@ -23,6 +23,8 @@ pub const BAR_COUNT: usize = 6;
 pub const COMMON_OFFSET: u64 = 0x0000;
 /// The length of the common configuration.
 pub const COMMON_LENGTH: u64 = 64;
+/// The length of the common configuration with the registers of VIRTIO_F_DMB.
+pub const DMB_COMMON_LENGTH: u64 = swiotlb_rings::VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE + 2;
 /// Where the ISR status is.
 pub const ISR_OFFSET: u64 = 0x1000;
 /// Where the configuration space of the device type begins.
@@ -42,6 +44,9 @@ pub const MSIX_PBA_OFFSET: u64 = 0x6000;
 /// The length of [`CONTROL_BAR`].
 pub const CONTROL_BAR_SIZE: u64 = 0x8000;
 
+/// The id of the region as shared memory, for VIRTIO_F_DMB: none that a device type defines.
+pub const REGION_SHM_ID: u8 = 128;
+
 /// Vendor capability types, virtio 1.4, 4.1.4; the last is the proposal's.
 pub const CAP_COMMON: u8 = 1;
 /// `cfg_type` of the notification registers.
@@ -52,6 +57,8 @@ pub const CAP_ISR: u8 = 3;
 pub const CAP_DEVICE: u8 = 4;
 /// `cfg_type` of the window to BARs in configuration space.
 pub const CAP_PCI_CFG: u8 = 5;
+/// `cfg_type` of the region as shared memory.
+pub const CAP_SHARED_MEMORY: u8 = swiotlb_rings::VIRTIO_PCI_CAP_SHARED_MEMORY_CFG;
 /// `cfg_type` of the region.
 pub const CAP_SWIOTLB: u8 = swiotlb_rings::VIRTIO_PCI_CAP_SWIOTLB;
 
@@ -89,6 +96,8 @@ pub enum Capability {
         cfg_type: u8,
         /// The number of the BAR.
         bar: u8,
+        /// Which of those with this type it is, where there may be more.
+        id: u8,
         /// Where it begins in the BAR.
         offset: u32,
         /// The number of bytes.
@@ -165,9 +174,14 @@ fn capabilities(config: &DeviceConfig) -> Vec<Capability> {
     let virtio = |cfg_type, offset: u64, length: u64, more: Vec<u8>| Capability::Virtio {
         cfg_type,
         bar: CONTROL_BAR as u8,
+        id: 0,
         offset: offset as u32,
         length: length as u32,
         more,
+    };
+    let common_length = match config.dialect.has_dmb() {
+        true => DMB_COMMON_LENGTH,
+        false => COMMON_LENGTH,
     };
     let mut list = vec![
         Capability::Msix {
@@ -176,7 +190,7 @@ fn capabilities(config: &DeviceConfig) -> Vec<Capability> {
             table: MSIX_TABLE_OFFSET as u32,
             pba: MSIX_PBA_OFFSET as u32,
         },
-        virtio(CAP_COMMON, COMMON_OFFSET, COMMON_LENGTH, vec![]),
+        virtio(CAP_COMMON, COMMON_OFFSET, common_length, vec![]),
         virtio(CAP_ISR, ISR_OFFSET, 4, vec![]),
         virtio(CAP_DEVICE, DEVICE_OFFSET, DEVICE_LENGTH, vec![]),
         virtio(
@@ -187,12 +201,24 @@ fn capabilities(config: &DeviceConfig) -> Vec<Capability> {
         ),
         virtio(CAP_PCI_CFG, 0, 0, vec![0; 4]),
     ];
+    if config.capability && config.dialect.has_dmb() {
+        let high = |value: u64| ((value >> 32) as u32).to_le_bytes();
+        list.push(Capability::Virtio {
+            cfg_type: CAP_SHARED_MEMORY,
+            bar: BOUNCE_BAR as u8,
+            id: REGION_SHM_ID,
+            offset: config.region_offset as u32,
+            length: config.region_size as u32,
+            more: [high(config.region_offset), high(config.region_size)].concat(),
+        });
+    }
     // Both fields have 32 bits; a capability with 64 is not in the RFC. Of a region of
     // 4 GiB all but the last page is named. No other ends beyond (`DeviceConfig::validate`).
-    if config.capability {
+    if config.capability && config.dialect.has_swiotlb() {
         list.push(Capability::Virtio {
             cfg_type: CAP_SWIOTLB,
             bar: BOUNCE_BAR as u8,
+            id: 0,
             offset: u32::try_from(config.region_offset).unwrap_or(u32::MAX),
             length: u32::try_from(config.region_size).unwrap_or(0xffff_f000),
             more: vec![],
@@ -408,12 +434,13 @@ impl Capability {
             Capability::Virtio {
                 cfg_type,
                 bar,
+                id,
                 offset,
                 length,
                 more,
             } => {
                 let len = 16 + more.len() as u8;
-                let mut bytes = vec![CAP_ID_VENDOR, 0, len, *cfg_type, *bar, 0, 0, 0];
+                let mut bytes = vec![CAP_ID_VENDOR, 0, len, *cfg_type, *bar, *id, 0, 0];
                 bytes.extend(offset.to_le_bytes());
                 bytes.extend(length.to_le_bytes());
                 bytes.extend(more);
@@ -438,8 +465,11 @@ impl Capability {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Dialect;
     use crate::types;
-    use swiotlb_rings::{SwiotlbCapability, CAPABILITY_BYTES};
+    use swiotlb_rings::{
+        SharedMemoryCapability, SwiotlbCapability, CAPABILITY64_BYTES, CAPABILITY_BYTES,
+    };
 
     fn space(kind: &str, change: impl FnOnce(&mut DeviceConfig)) -> ConfigSpace {
         let mut config = DeviceConfig::new(types::lookup(kind).expect("a type"));
@@ -526,10 +556,53 @@ mod tests {
     }
 
     #[test]
-    fn capability_can_be_absent() {
-        assert!(walk(&space("blk", |c| c.capability = false))
-            .iter()
-            .all(|c| c.2 != 10));
+    fn each_dialect_names_the_window_in_its_way() {
+        for dialect in [Dialect::Dmb, Dialect::Both] {
+            let pci = space("blk", |c| {
+                away(c);
+                c.dialect = dialect;
+            });
+            let list = walk(&pci);
+            let find = |cfg_type| list.iter().find(|c| c.1 == 9 && c.2 == cfg_type);
+            assert_eq!(find(1).map(|c| c.5), Some(0x44));
+            assert_eq!(find(10).is_some(), dialect == Dialect::Both);
+            let (at, ..) = find(8).expect("shared memory");
+            let mut bytes = [0; CAPABILITY64_BYTES];
+            pci.read(*at, &mut bytes);
+            let region = SharedMemoryCapability {
+                bar: 4,
+                id: REGION_SHM_ID,
+                offset: 0x1_0000,
+                length: 0x30_0000,
+            };
+            assert_eq!(SharedMemoryCapability::from_bytes(&bytes), Some(region));
+            assert_eq!(bytes, region.to_bytes(bytes[1]));
+        }
+        let pci = space("blk", |_| {});
+        let common = walk(&pci).iter().find(|c| c.2 == 1).map(|c| c.5);
+        assert_eq!(common, Some(64));
+    }
+
+    #[test]
+    fn shared_memory_has_64_bits() {
+        let pci = space("blk", |c| {
+            c.dialect = Dialect::Dmb;
+            (c.region_offset, c.region_size) = (5 << 30, 6 << 30);
+        });
+        let mut bytes = [0; CAPABILITY64_BYTES];
+        pci.read(walk(&pci).last().expect("a capability").0, &mut bytes);
+        let region = SharedMemoryCapability::from_bytes(&bytes).expect("shared memory");
+        assert_eq!((region.offset, region.length), (5 << 30, 6 << 30));
+    }
+
+    #[test]
+    fn capabilities_of_the_region_can_be_absent() {
+        for dialect in [Dialect::Swiotlb, Dialect::Dmb, Dialect::Both] {
+            let pci = space("blk", |c| {
+                (c.dialect, c.capability) = (dialect, false);
+            });
+            assert!(walk(&pci).iter().all(|c| c.2 != 8 && c.2 != 10));
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::hooks::Hooks;
 use crate::report::{hex_bytes, Report};
 use crate::server::{self, Shared};
 use crate::vhost_user::VhostUser;
+use crate::virtio::{bit, F_ACCESS_PLATFORM, F_SWIOTLB};
 use crate::{panics, watcher};
 
 /// How often a backend is looked for that went away.
@@ -133,6 +134,7 @@ fn run<H: Hooks>(
 }
 
 fn start(args: &Args, config: &DeviceConfig) -> Start {
+    let own = config.offer.own(config.dialect);
     Start {
         version: env!("CARGO_PKG_VERSION"),
         pid: process::id(),
@@ -143,10 +145,11 @@ fn start(args: &Args, config: &DeviceConfig) -> Start {
         region_bytes: config.region_size,
         region_offset: config.region_offset,
         bar_bytes: config.bounce_bar_size(),
+        dialect: format!("{:?}", config.dialect).to_lowercase(),
         mode: format!("{:?}", config.mode).to_lowercase(),
-        offer_swiotlb: config.offer.swiotlb,
+        offer_swiotlb: own & bit(F_SWIOTLB) != 0,
         capability: config.capability,
-        access_platform: config.offer.access_platform,
+        access_platform: own & bit(F_ACCESS_PLATFORM) != 0,
         packed: config.offer.packed,
         indirect: config.offer.indirect,
         event_idx: config.offer.event_idx,

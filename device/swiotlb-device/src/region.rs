@@ -14,6 +14,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::backend::Share;
+use crate::config::DMB_FIRST;
 use crate::ring::Window;
 
 /// Where a backend is told that the region lies in this process. Vhost-user needs a number
@@ -41,6 +42,39 @@ pub enum RegionError {
     /// No region has this length.
     #[error("{0} bytes are more than this machine can address")]
     Size(u64),
+}
+
+/// The bytes of the region that addresses may point into, and what the addresses are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The addresses.
+    pub window: Window,
+    /// Where in the region the first of them points, in bytes.
+    pub start: u64,
+}
+
+impl View {
+    /// All of the region, where the guest sees it in its BAR at the bus address `bar`.
+    pub fn at_bar(region: &Region, bar: u64) -> Self {
+        Self {
+            window: Window {
+                base: bar.saturating_add(region.offset),
+                len: region.size,
+            },
+            start: 0,
+        }
+    }
+
+    /// Addresses are offsets into the region, as with VIRTIO_F_DMB. They do not begin with 0.
+    pub fn of_offsets(region: &Region) -> Self {
+        Self {
+            window: Window {
+                base: DMB_FIRST,
+                len: region.size.saturating_sub(DMB_FIRST),
+            },
+            start: DMB_FIRST,
+        }
+    }
 }
 
 /// A sealed memfd. What precedes the window in the BAR precedes it in the file
@@ -106,12 +140,12 @@ impl Region {
         self.file.as_raw_fd()
     }
 
-    /// What a backend gets of it when the guest sees it in `window`.
-    pub fn share(&self, window: Window) -> Share<'_> {
+    /// What a backend gets of it.
+    pub fn share(&self, view: View) -> Share<'_> {
         Share {
-            window,
+            window: view.window,
             file: self.file.as_fd(),
-            offset: self.offset,
+            offset: self.offset + view.start,
             inode: self.inode,
             host: HOST,
         }
@@ -129,6 +163,13 @@ impl Region {
     /// The bytes of the region.
     pub fn bytes(&self) -> VolatileSlice<'_> {
         self.map.as_volatile_slice()
+    }
+
+    /// The bytes in a view; none if it is that of a larger region.
+    pub fn part(&self, view: View) -> Option<VolatileSlice<'_>> {
+        let start = usize::try_from(view.start).ok()?;
+        let len = usize::try_from(view.window.len).ok()?;
+        self.bytes().subslice(start, len).ok()
     }
 
     /// Reads at an offset into the BAR; what is not the window is zero.
@@ -181,6 +222,23 @@ mod tests {
         region.clear().expect("clear");
         region.read(12284, &mut data);
         assert_eq!(data, [0; 4]);
+    }
+
+    #[test]
+    fn offsets_leave_the_first_page_out() {
+        let region = Region::new(8192, 12288).expect("region");
+        region.bytes().write_slice(&[7], 4096).expect("inside");
+        let view = View::of_offsets(&region);
+        assert_eq!((view.window.base, view.window.len), (4096, 8192));
+        let part = region.part(view).expect("a part");
+        assert_eq!(part.len(), 8192);
+        assert_eq!(part.read_obj::<u8>(0).expect("inside"), 7);
+        let share = region.share(view);
+        assert_eq!((share.window, share.offset), (view.window, 12288));
+        let all = View::at_bar(&region, 1 << 32);
+        assert_eq!(all.window.base, (1 << 32) + 8192);
+        assert_eq!(region.part(all).map(|part| part.len()), Some(12288));
+        assert_eq!(region.share(all).offset, 8192);
     }
 
     #[test]

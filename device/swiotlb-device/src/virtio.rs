@@ -4,12 +4,20 @@
 //! machine behind it. Pure: register accesses in, [`Effect`]s out; carrying
 //! them out is the caller's business.
 
+use swiotlb_rings::{
+    DMB_MEMORY_COHERENT, VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE, VIRTIO_PCI_COMMON_DMB_SHM_ID,
+};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 
-// Feature bits (virtio 1.4, 6), and that of the proposal.
-pub use swiotlb_rings::{VIRTIO_F_SWIOTLB as F_SWIOTLB, VIRTIO_F_VERSION_1 as F_VERSION_1};
+use crate::config::Dialect;
+use crate::pci::REGION_SHM_ID;
+
+// Feature bits (virtio 1.4, 6), that of the proposal, and that of its successor.
+pub use swiotlb_rings::{
+    VIRTIO_F_DMB as F_DMB, VIRTIO_F_SWIOTLB as F_SWIOTLB, VIRTIO_F_VERSION_1 as F_VERSION_1,
+};
 pub use virtio_bindings::virtio_config::{
     VIRTIO_F_ACCESS_PLATFORM as F_ACCESS_PLATFORM, VIRTIO_F_ADMIN_VQ as F_ADMIN_VQ,
     VIRTIO_F_ORDER_PLATFORM as F_ORDER_PLATFORM, VIRTIO_F_RING_PACKED as F_RING_PACKED,
@@ -63,9 +71,9 @@ pub struct Offer {
     pub added: u64,
     /// Not offered, whatever the backend offers.
     pub hidden: u64,
-    /// Whether VIRTIO_F_SWIOTLB is offered.
+    /// Whether VIRTIO_F_SWIOTLB is offered if the dialect has it.
     pub swiotlb: bool,
-    /// Whether VIRTIO_F_ACCESS_PLATFORM is offered.
+    /// Whether VIRTIO_F_ACCESS_PLATFORM is offered also without VIRTIO_F_DMB, which needs it.
     pub access_platform: bool,
     /// Whether VIRTIO_F_RING_PACKED is offered if the backend has it.
     pub packed: bool,
@@ -76,15 +84,24 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// What the guest is offered when the backend offers `backend`.
-    pub fn features(&self, backend: u64) -> u64 {
-        let mut features = backend & PASSED;
-        if self.swiotlb {
+    /// What the device itself has to offer, whatever the backend offers.
+    pub fn own(&self, dialect: Dialect) -> u64 {
+        let mut features = 0;
+        if self.swiotlb && dialect.has_swiotlb() {
             features |= bit(F_SWIOTLB);
+        }
+        if dialect.has_dmb() {
+            features |= bit(F_DMB) | bit(F_ACCESS_PLATFORM);
         }
         if self.access_platform {
             features |= bit(F_ACCESS_PLATFORM);
         }
+        features
+    }
+
+    /// What the guest is offered when the backend offers `backend`.
+    pub fn features(&self, dialect: Dialect, backend: u64) -> u64 {
+        let mut features = backend & PASSED | self.own(dialect);
         if !self.packed {
             features &= !bit(F_RING_PACKED);
         }
@@ -118,6 +135,16 @@ pub enum Refusal {
     NoVersion1,
     /// The driver did not accept VIRTIO_F_SWIOTLB, which is required.
     NoSwiotlb,
+    /// The driver did not accept VIRTIO_F_DMB, which is required.
+    NoDmb,
+    /// The driver accepted neither VIRTIO_F_SWIOTLB nor VIRTIO_F_DMB, one of which is required.
+    NoDialect,
+    /// The driver accepted both VIRTIO_F_SWIOTLB and VIRTIO_F_DMB.
+    TwoDialects,
+    /// The driver accepted VIRTIO_F_DMB without VIRTIO_F_ACCESS_PLATFORM.
+    DmbNoPlatform,
+    /// The driver accepted VIRTIO_F_DMB without VIRTIO_F_ORDER_PLATFORM, which was offered.
+    DmbNoOrder,
 }
 
 impl Refusal {
@@ -127,6 +154,15 @@ impl Refusal {
             Refusal::NotOffered => "a feature was accepted that was not offered",
             Refusal::NoVersion1 => "VIRTIO_F_VERSION_1 was not accepted",
             Refusal::NoSwiotlb => "VIRTIO_F_SWIOTLB was not accepted, and it is required",
+            Refusal::NoDmb => "VIRTIO_F_DMB was not accepted, and it is required",
+            Refusal::NoDialect => {
+                "neither VIRTIO_F_SWIOTLB nor VIRTIO_F_DMB was accepted, and one is required"
+            }
+            Refusal::TwoDialects => "both VIRTIO_F_SWIOTLB and VIRTIO_F_DMB were accepted",
+            Refusal::DmbNoPlatform => "VIRTIO_F_DMB was accepted without VIRTIO_F_ACCESS_PLATFORM",
+            Refusal::DmbNoOrder => {
+                "VIRTIO_F_DMB was accepted without VIRTIO_F_ORDER_PLATFORM, which was offered"
+            }
         }
     }
 }
@@ -172,7 +208,9 @@ pub struct Queue {
 pub struct Rules {
     /// The features that the device offers.
     pub offered: u64,
-    /// FEATURES_OK needs VIRTIO_F_SWIOTLB.
+    /// Whether there are the registers of VIRTIO_F_DMB, and which feature FEATURES_OK may need.
+    pub dialect: Dialect,
+    /// FEATURES_OK needs a feature of the dialect.
     pub required: bool,
     /// The number of queues.
     pub queues: u16,
@@ -304,6 +342,13 @@ impl Registers {
             32..=39 => (32, of(|q| q.desc)),
             40..=47 => (40, of(|q| q.driver)),
             48..=55 => (48, of(|q| q.device)),
+            VIRTIO_PCI_COMMON_DMB_SHM_ID..=0x41 if self.rules.dialect.has_dmb() => {
+                (VIRTIO_PCI_COMMON_DMB_SHM_ID, REGION_SHM_ID.into())
+            }
+            VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE..=0x43 if self.rules.dialect.has_dmb() => {
+                let memory_type = DMB_MEMORY_COHERENT.into();
+                (VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE, memory_type)
+            }
             // A reset of a queue is over when the write returns, so queue_reset
             // reads as 0. queue_notify_data and admin queues: not offered.
             _ => (offset, 0),
@@ -462,8 +507,23 @@ impl Registers {
         if !self.has(F_VERSION_1) {
             return Err(Refusal::NoVersion1);
         }
-        if self.rules.required && !self.has(F_SWIOTLB) {
-            return Err(Refusal::NoSwiotlb);
+        let (swiotlb, dmb) = (self.has(F_SWIOTLB), self.has(F_DMB));
+        if swiotlb && dmb {
+            return Err(Refusal::TwoDialects);
+        }
+        if dmb && !self.has(F_ACCESS_PLATFORM) {
+            return Err(Refusal::DmbNoPlatform);
+        }
+        let order = self.rules.offered & bit(F_ORDER_PLATFORM) != 0;
+        if dmb && order && !self.has(F_ORDER_PLATFORM) {
+            return Err(Refusal::DmbNoOrder);
+        }
+        if self.rules.required && !swiotlb && !dmb {
+            return Err(match self.rules.dialect {
+                Dialect::Swiotlb => Refusal::NoSwiotlb,
+                Dialect::Dmb => Refusal::NoDmb,
+                Dialect::Both => Refusal::NoDialect,
+            });
         }
         Ok(())
     }
@@ -484,8 +544,13 @@ mod tests {
     const OFFERED: u64 = bit(F_VERSION_1) | bit(F_SWIOTLB) | bit(9);
 
     fn registers(required: bool) -> Registers {
+        registers_of(Dialect::Swiotlb, OFFERED, required)
+    }
+
+    fn registers_of(dialect: Dialect, offered: u64, required: bool) -> Registers {
         Registers::new(Rules {
-            offered: OFFERED,
+            offered,
+            dialect,
             required,
             queues: 2,
             queue_size: 256,
@@ -530,6 +595,82 @@ mod tests {
             Effect::Features(Err(Refusal::NoSwiotlb))
         );
         assert_eq!(read(&r, 20, 1), 3, "no DRIVER_OK on the back of a refusal");
+    }
+
+    /// Offered by a device with VIRTIO_F_DMB.
+    const DMB: u64 = bit(F_VERSION_1) | bit(F_DMB) | bit(F_ACCESS_PLATFORM);
+
+    #[test]
+    fn required_wants_a_bit_of_the_dialect() {
+        let platform = bit(F_VERSION_1) | bit(F_ACCESS_PLATFORM);
+        for (dialect, offered, refusal) in [
+            (Dialect::Dmb, DMB, Refusal::NoDmb),
+            (Dialect::Both, DMB | bit(F_SWIOTLB), Refusal::NoDialect),
+        ] {
+            let mut r = registers_of(dialect, offered, true);
+            let effect = accept(&mut r, platform);
+            assert_eq!(effect, Effect::Features(Err(refusal)));
+            let mut r = registers_of(dialect, offered, true);
+            assert_eq!(accept(&mut r, DMB), Effect::Features(Ok(())));
+        }
+        let mut r = registers_of(Dialect::Both, DMB | bit(F_SWIOTLB), true);
+        let swiotlb = bit(F_VERSION_1) | bit(F_SWIOTLB);
+        assert_eq!(accept(&mut r, swiotlb), Effect::Features(Ok(())));
+    }
+
+    #[test]
+    fn dmb_is_not_accepted_alone() {
+        let offered = DMB | bit(F_SWIOTLB) | bit(F_ORDER_PLATFORM);
+        for (accepted, verdict) in [
+            (offered, Err(Refusal::TwoDialects)),
+            (offered & !bit(F_SWIOTLB), Ok(())),
+            (DMB, Err(Refusal::DmbNoOrder)),
+            (
+                (DMB | bit(F_ORDER_PLATFORM)) & !bit(F_ACCESS_PLATFORM),
+                Err(Refusal::DmbNoPlatform),
+            ),
+            (bit(F_VERSION_1) | bit(F_SWIOTLB), Ok(())),
+        ] {
+            let mut r = registers_of(Dialect::Both, offered, false);
+            let effect = accept(&mut r, accepted);
+            assert_eq!(effect, Effect::Features(verdict), "{accepted:#x}");
+        }
+    }
+
+    #[test]
+    fn registers_of_dmb_name_the_region() {
+        for dialect in [Dialect::Dmb, Dialect::Both] {
+            let mut r = registers_of(dialect, DMB, true);
+            r.write(64, &[0xff; 4]);
+            assert_eq!(read(&r, 64, 2), u64::from(REGION_SHM_ID));
+            assert_eq!(read(&r, 66, 2), 1);
+            assert_eq!(read(&r, 68, 4), 0);
+        }
+        assert_eq!(read(&registers(true), 64, 4), 0);
+    }
+
+    #[test]
+    fn each_dialect_has_its_bits() {
+        let mut offer = Offer {
+            added: 0,
+            hidden: 0,
+            swiotlb: true,
+            access_platform: false,
+            packed: false,
+            indirect: true,
+            event_idx: true,
+        };
+        let mut of = |change: fn(&mut Offer), dialect| {
+            change(&mut offer);
+            let offered = offer.features(dialect, bit(F_VERSION_1) | bit(F_DMB));
+            assert_eq!(backend_features(offered, u64::MAX), bit(F_VERSION_1));
+            bits(offered)
+        };
+        assert_eq!(of(|_| {}, Dialect::Swiotlb), [27, 32]);
+        assert_eq!(of(|_| {}, Dialect::Dmb), [32, 33, 44]);
+        assert_eq!(of(|_| {}, Dialect::Both), [27, 32, 33, 44]);
+        assert_eq!(of(|o| o.swiotlb = false, Dialect::Both), [32, 33, 44]);
+        assert_eq!(of(|o| o.hidden = bit(33), Dialect::Dmb), [32, 44]);
     }
 
     #[test]
@@ -660,7 +801,7 @@ mod tests {
             indirect: true,
             event_idx: true,
         };
-        let offered = offer.features(backend);
+        let offered = offer.features(Dialect::Swiotlb, backend);
         let passed = (0..=23).chain([28, 29, 32, 36]).chain(50..=63);
         assert_eq!(bits(offered), passed.collect::<Vec<_>>());
         let all = Offer {
@@ -672,7 +813,7 @@ mod tests {
             indirect: false,
             event_idx: false,
         };
-        let offered = all.features(backend);
+        let offered = all.features(Dialect::Swiotlb, backend);
         assert_eq!(
             offered & ((1 << 27) | (1 << 33) | (1 << 34)),
             (1 << 27) | (1 << 33) | (1 << 34)
@@ -694,7 +835,7 @@ mod tests {
             event_idx: true,
         };
         let backend = bit(F_VERSION_1) | bit(15) | bit(16);
-        let offered = offer.features(backend);
+        let offered = offer.features(Dialect::Swiotlb, backend);
         assert_eq!(bits(offered), [5, 16, 27, 32, 40]);
         assert_eq!(bits(backend_features(offered, backend)), [16, 32]);
         assert_eq!(lost_features(offered, offer.added, backend), 0);

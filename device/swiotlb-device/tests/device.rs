@@ -15,11 +15,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
-use support::driver::{self, Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, TABLE, VERSION_1};
+use support::driver::{
+    self, Driver, ACCESS_PLATFORM, BAR_ADDRESS, DMB, INDIRECT, ORDER_PLATFORM, PACKED, SWIOTLB,
+    TABLE, VERSION_1,
+};
 use support::machine::{wait_for, Machine};
 use support::packed_backend;
 
 const FEATURES: u64 = VERSION_1 | SWIOTLB | INDIRECT;
+/// The same with the other dialect.
+const DMB_FEATURES: u64 = VERSION_1 | ACCESS_PLATFORM | DMB | INDIRECT;
 const RING_RESET: u64 = 1 << 40;
 const NEEDS_RESET: u8 = 64;
 const IN: u32 = 0;
@@ -1253,4 +1258,160 @@ fn errors_are_one_clear_message() {
     assert!(said.contains("another program listens"), "{said}");
     assert!(machine.socket().exists(), "it is not ours to remove");
     drop(socket);
+}
+
+#[test]
+fn blocks_go_through_offsets() {
+    let more = ["--dialect", "dmb", "--region-size", "1M"];
+    let (mut machine, mut driver) = machine(&[&more[..], &["--region-offset", "64K"]].concat());
+    assert_eq!(driver.region_cap(), None);
+    let cap = driver.dmb_cap().expect("shared memory");
+    assert_eq!((cap.bar, cap.offset, cap.length), (4, 64 << 10, 1 << 20));
+    assert_eq!(driver.read(0x42), 1u16.to_le_bytes());
+    let offered = driver.offered();
+    assert_eq!(
+        offered & (SWIOTLB | DMB | ACCESS_PLATFORM),
+        DMB | ACCESS_PLATFORM
+    );
+
+    driver.use_offsets();
+    // Where the BAR is does not matter, nor whether it is anywhere.
+    for address in [BAR_ADDRESS, BAR_ADDRESS + (1 << 32), 0] {
+        driver.place_bar(address);
+        assert!(driver.negotiate(DMB_FEATURES));
+        driver.start();
+        for seed in 1..10 {
+            exchange(&mut driver, seed);
+        }
+    }
+    driver.reset();
+    drop(driver);
+    assert!(machine.stop_device().success());
+    let summary = &machine.events("summary")[0];
+    assert_eq!(summary["violations"], 0);
+    assert_eq!(summary["chains_checked"], 3 * 18);
+    assert_eq!(summary["backend_foreign_mappings"], 0);
+    assert_eq!(machine.events("start")[0]["dialect"], "dmb");
+    let accepted = &machine.events("accepted")[0];
+    assert_eq!(
+        (&accepted["swiotlb"], &accepted["dmb"]),
+        (&json!(false), &json!(true))
+    );
+    for ok in machine.events("driver_ok") {
+        assert_eq!(
+            (&ok["region"], &ok["region_bytes"]),
+            (&json!("0x1000"), &json!(0xff000))
+        );
+    }
+    for memory in machine.events("backend_memory") {
+        let table = memory["table"].as_array().expect("a table");
+        assert_eq!(table.len(), 1);
+        assert_eq!(table[0]["guest"], "0x1000");
+        assert_eq!(table[0]["bytes"], 0xff000);
+        assert_eq!(table[0]["offset"], 0x11000);
+    }
+    // The backend is told nothing of either bit: it has none of them.
+    assert!(machine.events("backend_gone").is_empty());
+}
+
+#[test]
+fn a_driver_has_the_dialect_that_it_accepts() {
+    let (machine, mut driver) = machine(&["--dialect", "both"]);
+    let (bus, shared) = (driver.region_cap(), driver.dmb_cap());
+    let place = |cap: driver::Cap| (cap.bar, cap.offset, cap.length);
+    assert_eq!(bus.map(place), Some((4, 0, 16 << 20)));
+    assert_eq!(bus.map(place), shared.map(place));
+    let all = SWIOTLB | DMB | ACCESS_PLATFORM;
+    assert_eq!(driver.offered() & all, all);
+    for seed in 1..5 {
+        driver.use_offsets();
+        assert!(driver.negotiate(DMB_FEATURES));
+        driver.start();
+        exchange(&mut driver, seed);
+        driver.use_bus_addresses();
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        exchange(&mut driver, seed);
+    }
+    let accepted = machine.events("accepted");
+    assert!(accepted.iter().all(|a| a["swiotlb"] != a["dmb"]));
+    assert!(machine.events("violation").is_empty());
+    assert!(machine.events("backend_gone").is_empty());
+}
+
+#[test]
+fn offsets_outside_stop_the_device() {
+    let (machine, mut driver) = machine(&["--dialect", "dmb", "--region-size", "64K"]);
+    driver.use_offsets();
+    let outside = [
+        (0, 512),
+        (0x800, 512),
+        (0xfff, 1),
+        (0xfff, 2),
+        (0x1_0000, 1),
+        (0x1_0000 - 511, 512),
+        (BAR_ADDRESS + 0x2000, 512),
+        (u64::MAX - 3, 512),
+    ];
+    for (n, (addr, len)) in outside.into_iter().enumerate() {
+        assert!(driver.negotiate(DMB_FEATURES));
+        driver.start();
+        driver.descriptor(0, addr, len, 0, 0);
+        driver.offer(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0, "{addr:#x}");
+        assert_eq!(driver.load(0x802), 0);
+        let violations = machine.events("violation");
+        assert_eq!(violations.len(), n + 1);
+        assert_eq!(violations[n]["addr"], format!("{addr:#x}"));
+    }
+    // The same of a table, of what is in one, and of each area of a ring.
+    for table in [0, BAR_ADDRESS] {
+        assert!(driver.negotiate(DMB_FEATURES));
+        driver.start();
+        driver.descriptor(0, table, 48, TABLE, 0);
+        driver.offer(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0);
+        assert!(driver.negotiate(DMB_FEATURES));
+        driver.start();
+        driver.descriptor(0x1400, table, 16, 0, 0);
+        driver.descriptor(0, driver.at(0x1400), 16, TABLE, 0);
+        driver.offer(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0);
+    }
+    for area in 0..3 {
+        for address in [0, 0x800, 0x1_0000, BAR_ADDRESS] {
+            let mut areas = [0x1000, 0x1400, 0x1800];
+            areas[area] = address;
+            assert!(driver.negotiate(DMB_FEATURES));
+            driver.set_queue(areas[0], areas[1], areas[2]);
+            driver.write(20, &[15]);
+            assert_ne!(driver.status() & NEEDS_RESET, 0, "{areas:x?}");
+        }
+    }
+    assert_eq!(machine.events("violation").len(), outside.len() + 4 + 12);
+    // All of the rest can be used, to the last byte.
+    assert!(driver.negotiate(DMB_FEATURES));
+    driver.start();
+    exchange(&mut driver, 3);
+}
+
+#[test]
+fn dmb_is_accepted_with_what_it_needs() {
+    let (machine, mut driver) = machine(&["--dialect", "both"]);
+    let offered = driver.offered();
+    assert_eq!(offered & ORDER_PLATFORM, 0, "the backend has none");
+    assert!(!driver.negotiate(DMB_FEATURES | SWIOTLB));
+    assert!(!driver.negotiate(DMB_FEATURES & !ACCESS_PLATFORM));
+    assert!(!driver.negotiate(VERSION_1 | ACCESS_PLATFORM));
+    assert!(!driver.negotiate(DMB_FEATURES & !VERSION_1));
+    let refused = machine.events("features_refused");
+    let reasons: Vec<_> = refused.iter().map(|r| r["reason"].as_str()).collect();
+    let expected = [
+        "both VIRTIO_F_SWIOTLB and VIRTIO_F_DMB were accepted",
+        "VIRTIO_F_DMB was accepted without VIRTIO_F_ACCESS_PLATFORM",
+        "neither VIRTIO_F_SWIOTLB nor VIRTIO_F_DMB was accepted, and one is required",
+        "VIRTIO_F_VERSION_1 was not accepted",
+    ];
+    assert_eq!(reasons, expected.map(Some));
+    assert!(driver.negotiate(DMB_FEATURES));
 }

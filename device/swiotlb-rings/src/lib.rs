@@ -49,11 +49,15 @@ mod window;
 struct Readme;
 
 pub use addresses::RingAddresses;
-pub use capability::{SwiotlbCapability, CAPABILITY_BYTES};
+pub use capability::{
+    SharedMemoryCapability, SwiotlbCapability, CAPABILITY64_BYTES, CAPABILITY_BYTES,
+};
 pub use checked::{Buffers, Checked, Finding, Kind, Request};
 pub use memory::{Memory, RingMemory};
 pub use numbers::{
-    PCI_CAP_ID_VENDOR, VIRTIO_F_SWIOTLB, VIRTIO_F_VERSION_1, VIRTIO_PCI_CAP_SWIOTLB,
+    DMB_MEMORY_COHERENT, PCI_CAP_ID_VENDOR, VIRTIO_F_DMB, VIRTIO_F_SWIOTLB, VIRTIO_F_VERSION_1,
+    VIRTIO_PCI_CAP_SHARED_MEMORY_CFG, VIRTIO_PCI_CAP_SWIOTLB, VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE,
+    VIRTIO_PCI_COMMON_DMB_SHM_ID,
 };
 pub use packed::PackedWalker;
 pub use queue::{Buffer, CheckedChain, Queue};

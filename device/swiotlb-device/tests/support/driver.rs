@@ -21,6 +21,9 @@ const CONFIG: u32 = 7;
 const CONTROL_BAR: u32 = 0;
 const BOUNCE_BAR: u32 = 4;
 const REGION_CAP: u8 = 10;
+const SHARED_MEMORY_CAP: u8 = 8;
+/// What a driver leaves out of the region when addresses are offsets.
+const PAGE: u64 = 4096;
 
 /// Where the "firmware" of these tests puts the BAR of the region.
 pub const BAR_ADDRESS: u64 = 0x38_4000_0000;
@@ -28,17 +31,21 @@ pub const BAR_ADDRESS: u64 = 0x38_4000_0000;
 pub const SWIOTLB: u64 = 1 << 27;
 pub const INDIRECT: u64 = 1 << 28;
 pub const VERSION_1: u64 = 1 << 32;
+pub const ACCESS_PLATFORM: u64 = 1 << 33;
 pub const PACKED: u64 = 1 << 34;
+pub const ORDER_PLATFORM: u64 = 1 << 36;
+pub const DMB: u64 = 1 << 44;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const TABLE: u16 = 4;
 
-/// A vendor capability: BAR, offset, length.
+/// A vendor capability: BAR, id, offset, length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {
     pub cfg_type: u8,
     pub bar: u8,
+    pub id: u8,
     pub offset: u32,
     pub length: u32,
 }
@@ -65,7 +72,6 @@ impl Driver {
     /// Connects, places the BARs, takes the interrupts.
     pub fn connect(socket: &Path) -> Self {
         let mut client = connect(socket);
-        let memory = map(&client);
         let caps = capabilities(&mut client);
         let find = |cfg_type| {
             let cap = caps.iter().find(|c| c.cfg_type == cfg_type);
@@ -79,11 +85,10 @@ impl Driver {
                 .set_irqs(2, 0x24, vector, 1, &[fd.as_raw_fd()])
                 .expect("SET_IRQS");
         }
-        let region = caps.iter().find(|c| c.cfg_type == REGION_CAP);
         let mut driver = Self {
+            memory: map(&client, 0),
             client,
-            memory,
-            base: BAR_ADDRESS + region.map_or(0, |c| u64::from(c.offset)),
+            base: 0,
             caps,
             common,
             notify,
@@ -95,6 +100,7 @@ impl Driver {
             avail: 0,
             used: 0,
         };
+        driver.use_bus_addresses();
         driver.place_bar(BAR_ADDRESS);
         driver
     }
@@ -168,6 +174,29 @@ impl Driver {
     /// The capability that names the region, if there is one.
     pub fn region_cap(&self) -> Option<Cap> {
         self.caps.iter().find(|c| c.cfg_type == REGION_CAP).copied()
+    }
+
+    /// The shared-memory capability with the id that the registers name.
+    pub fn dmb_cap(&mut self) -> Option<Cap> {
+        let [id, 0] = self.read(0x40) else {
+            return None;
+        };
+        let mut caps = self.caps.iter();
+        caps.find(|c| c.cfg_type == SHARED_MEMORY_CAP && c.id == id)
+            .copied()
+    }
+
+    /// From now on addresses are offsets, and the memory is the region but for its first page.
+    pub fn use_offsets(&mut self) {
+        self.memory = map(&self.client, PAGE);
+        self.base = PAGE;
+    }
+
+    /// From now on addresses are bus addresses of the region, which is all of the memory.
+    pub fn use_bus_addresses(&mut self) {
+        self.memory = map(&self.client, 0);
+        let region = self.region_cap();
+        self.base = BAR_ADDRESS + region.map_or(0, |c| u64::from(c.offset));
     }
 
     /// A guest address that lies `offset` bytes into the memory.
@@ -416,14 +445,15 @@ pub fn ram(bytes: u64) -> File {
     file
 }
 
-/// Maps the window of the bounce BAR, as a VMM does.
-fn map(client: &Client) -> MmapRegion {
+/// Maps the window of the bounce BAR from `skipped` bytes on, as a VMM does.
+fn map(client: &Client, skipped: u64) -> MmapRegion {
     let bar = client.region(BOUNCE_BAR).expect("the BAR of the region");
     let backing = bar.file_offset.as_ref().expect("its descriptor");
     let area = bar.sparse_areas.first().expect("its window");
     let file = backing.file().try_clone().expect("descriptor");
-    let start = backing.start() + area.offset;
-    MmapRegion::from_file(FileOffset::new(file, start), area.size as usize).expect("mmap")
+    let start = backing.start() + area.offset + skipped;
+    let bytes = area.size - skipped;
+    MmapRegion::from_file(FileOffset::new(file, start), bytes as usize).expect("mmap")
 }
 
 fn capabilities(client: &mut Client) -> Vec<Cap> {
@@ -440,6 +470,7 @@ fn capabilities(client: &mut Client) -> Vec<Cap> {
             caps.push(Cap {
                 cfg_type: space[at + 3],
                 bar: space[at + 4],
+                id: space[at + 5],
                 offset: word(at + 8),
                 length: word(at + 12),
             });
