@@ -562,7 +562,7 @@ mod cases {
     #[test]
     fn full_pool_refuses_and_recovers() -> Result {
         let bench = Bench::new(SMALLEST)?;
-        let mut buffer = patterned(4096, 0)?;
+        let mut buffer = patterned(PAGE_SIZE, 0)?;
         let mut handles = KVec::new();
         while let Ok(handle) = bench.map(&mut buffer, Bidirectional) {
             handles.push(handle, GFP_KERNEL)?;
@@ -576,10 +576,10 @@ mod cases {
         assert!(bench.fake.margins_are_clean());
 
         let last = handles.pop().ok_or(EINVAL)?;
-        bench.bounce.unmap(last, 4096, Bidirectional, false);
+        bench.bounce.unmap(last, PAGE_SIZE, Bidirectional, false);
         handles.push(bench.map(&mut buffer, Bidirectional)?, GFP_KERNEL)?;
         for handle in &handles {
-            bench.bounce.unmap(*handle, 4096, Bidirectional, false);
+            bench.bounce.unmap(*handle, PAGE_SIZE, Bidirectional, false);
         }
         assert!(bench.is_empty());
         assert_eq!(bench.bad_handles(), 0);

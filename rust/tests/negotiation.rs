@@ -1202,6 +1202,7 @@ mod cases {
     #[test]
     fn full_pool_is_an_error_that_passes() -> Result {
         // R15: the driver is told, and the region is never left.
+        const LEN: usize = 2 * PAGE_SIZE - 192;
         let fake = Fake::new(&Plan {
             region_bytes: SMALLEST,
             ..offering(BIT)
@@ -1210,7 +1211,7 @@ mod cases {
         let mut queue = Queue::new(&fake, 0);
         let mut buffers = KVec::new();
         let error = loop {
-            let out = KVec::from_elem(buffers.len() as u8, 8000, GFP_KERNEL)?;
+            let out = KVec::from_elem(buffers.len() as u8, LEN, GFP_KERNEL)?;
             // Leaked if a case fails: the driver has them then.
             let mut out = ManuallyDrop::new(out);
             let added = fake.add(0, &mut out, &mut []);
@@ -1226,7 +1227,7 @@ mod cases {
         // One is done: there is room for one.
         let request = queue.pop()?.ok_or(ENOENT)?;
         let received = queue.received(&request)?;
-        assert!(received.len() == 8000 && received.iter().all(|b| *b == 0));
+        assert!(received.len() == LEN && received.iter().all(|b| *b == 0));
         queue.push(&request, 0)?;
         assert_eq!(fake.get(0), Some(0));
         let last = buffers.len() - 1;
@@ -1236,7 +1237,7 @@ mod cases {
         for expected in 1..=last {
             let request = queue.pop()?.ok_or(ENOENT)?;
             let received = queue.received(&request)?;
-            assert!(received.len() == 8000 && received.iter().all(|b| *b == expected as u8));
+            assert!(received.len() == LEN && received.iter().all(|b| *b == expected as u8));
             queue.push(&request, 0)?;
             assert_eq!(fake.get(0), Some(0));
         }
