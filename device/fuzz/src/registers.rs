@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use swiotlb_device::backend::{Backend, BackendError, Backends, QueueSetup, Share};
-use swiotlb_device::config::{DeviceConfig, Mode};
+use swiotlb_device::config::{DeviceConfig, Dialect, Mode, DMB_FIRST};
 use swiotlb_device::device::Device;
 use swiotlb_device::hooks::Honest;
 use swiotlb_device::pci::{
-    BOUNCE_BAR, COMMON_LENGTH, COMMON_OFFSET, CONFIG_SIZE, CONTROL_BAR, DEVICE_OFFSET,
+    BOUNCE_BAR, COMMON_OFFSET, CONFIG_SIZE, CONTROL_BAR, DEVICE_OFFSET, DMB_COMMON_LENGTH,
     NOTIFY_MULTIPLIER, NOTIFY_OFFSET,
 };
 use swiotlb_device::report::Report;
 use swiotlb_device::types;
 use swiotlb_device::virtio::{
-    bit, F_INDIRECT_DESC, F_RING_PACKED, F_RING_RESET, F_SWIOTLB, F_VERSION_1, STATUS_DRIVER_OK,
-    STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
+    bit, F_ACCESS_PLATFORM, F_DMB, F_INDIRECT_DESC, F_ORDER_PLATFORM, F_RING_PACKED, F_RING_RESET,
+    F_SWIOTLB, F_VERSION_1, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -60,6 +60,8 @@ struct State {
     /// How many backends there were, and which of them was started.
     found: u32,
     started: u32,
+    /// Whether addresses are offsets.
+    offsets: bool,
     /// The queues that run.
     running: BTreeSet<u16>,
     /// Whether the next request fails, and how.
@@ -76,6 +78,7 @@ struct State {
 struct Double {
     state: Arc<Mutex<State>>,
     features: u64,
+    dialect: Dialect,
     required: bool,
     queues: u16,
 }
@@ -156,10 +159,21 @@ impl Backend for Model {
         by: Instant,
     ) -> Result<(), BackendError> {
         assert!(accepted & bit(F_VERSION_1) != 0);
-        assert!(!self.0.required || accepted & bit(F_SWIOTLB) != 0);
+        let (swiotlb, dmb) = (bit(F_SWIOTLB), bit(F_DMB));
+        assert!(!self.0.required || accepted & (swiotlb | dmb) != 0);
+        assert!(accepted & swiotlb == 0 || self.0.dialect.has_swiotlb());
+        let offsets = accepted & dmb != 0;
+        if offsets {
+            assert!(self.0.dialect.has_dmb());
+            assert!(accepted & swiotlb == 0 && accepted & bit(F_ACCESS_PLATFORM) != 0);
+            // It was offered what the first backend offers, and all offer the same.
+            let order = self.0.features & bit(F_ORDER_PLATFORM);
+            assert_eq!(accepted & order, order);
+        }
         let mut state = lock(&self.0.state);
         assert!(state.running.is_empty());
         state.started = self.1;
+        state.offsets = offsets;
         drop(state);
         self.add(shares, queues, by)
     }
@@ -173,15 +187,21 @@ impl Backend for Model {
         let [share] = shares else {
             panic!("{} shares", shares.len());
         };
-        assert_eq!(share.window.len, REGION);
         let mut state = self.0.outcome()?;
+        let window = share.window;
+        let skipped = if state.offsets { DMB_FIRST } else { 0 };
+        assert_eq!((window.len, share.offset), (REGION - skipped, skipped));
+        assert!(!state.offsets || window.base == DMB_FIRST);
         for queue in queues {
             assert!(queue.index < self.0.queues);
             assert!(queue.ring.aligned() && queue.ring.has_size());
             for (name, addr, len) in queue.ring.areas() {
-                let from = addr.checked_sub(share.window.base);
+                let from = addr.checked_sub(window.base);
                 let end = from.and_then(|from| from.checked_add(len));
-                assert!(end.is_some_and(|end| end <= REGION), "{name}: {addr:#x}");
+                assert!(
+                    end.is_some_and(|end| end <= window.len),
+                    "{name}: {addr:#x}"
+                );
             }
             assert!(state.running.insert(queue.index));
         }
@@ -234,18 +254,30 @@ fn place(device: &mut Honestly, base: u64) {
     device.config_write(4, &[6, 0]);
 }
 
-/// What a driver does, with the one or other mistake.
-fn bring_up(device: &mut Honestly, input: &mut Input<'_>, queues: u16) {
-    let how = input.u8();
+/// What a driver does, with the one or other mistake. Returns whether its addresses are
+/// offsets.
+fn bring_up(device: &mut Honestly, input: &mut Input<'_>, queues: u16) -> bool {
+    let (how, dialect) = (input.u8(), input.u8());
     let base = if how & 1 != 0 { input.u64() } else { BASE };
     place(device, base);
+    let offsets = dialect & 1 != 0;
+    let of_dialect = match offsets {
+        true => bit(F_DMB) | bit(F_ACCESS_PLATFORM) | bit(F_ORDER_PLATFORM),
+        false => bit(F_SWIOTLB),
+    };
+    // Now and then the addresses are those of the other.
+    let base = if offsets != (dialect > 200) {
+        DMB_FIRST
+    } else {
+        base
+    };
     if how & 2 == 0 {
         common(device, 20, &[0]);
     }
     common(device, 20, &[ACKNOWLEDGE_DRIVER]);
     let more = if how & 4 != 0 { input.u64() } else { 0 };
     let packed = if how & 8 != 0 { bit(F_RING_PACKED) } else { 0 };
-    let usual = bit(F_VERSION_1) | bit(F_SWIOTLB) | bit(F_INDIRECT_DESC) | bit(F_RING_RESET);
+    let usual = bit(F_VERSION_1) | of_dialect | bit(F_INDIRECT_DESC) | bit(F_RING_RESET);
     for half in 0..2u32 {
         let mut offered = [0; 4];
         common(device, 0, &half.to_le_bytes());
@@ -262,6 +294,7 @@ fn bring_up(device: &mut Honestly, input: &mut Input<'_>, queues: u16) {
         set_queue(device, queue, 1 << (how >> 5), at.wrapping_add(odd));
     }
     common(device, 20, &[STATUS_DRIVER_OK]);
+    offsets
 }
 
 fn set_queue(device: &mut Honestly, queue: u16, size: u16, at: u64) {
@@ -275,10 +308,11 @@ fn set_queue(device: &mut Honestly, queue: u16, size: u16, at: u64) {
 }
 
 /// A descriptor, and that it is available.
-fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64) {
+fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64, offsets: bool) {
     let flags = input.u8();
     let slot = u64::from(flags >> 5);
-    let addr = BASE + u64::from(input.u16()) + 16 * u64::from(flags & 16);
+    let (base, start) = if offsets { (0, DMB_FIRST) } else { (BASE, 0) };
+    let addr = base + u64::from(input.u16()) + 16 * u64::from(flags & 16);
     let (len, next) = (u32::from(input.u16()), u16::from(input.u8()));
     let kind = u16::from(flags & 7);
     let packed = flags & 8 != 0;
@@ -288,7 +322,7 @@ fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64) {
     } else {
         (kind, next)
     };
-    let at = QUEUE * queue;
+    let at = start + QUEUE * queue;
     let mut write = |at, data: &[u8]| device.bar_write(BOUNCE_BAR, at, data);
     write(at + 16 * slot, &addr.to_le_bytes());
     write(at + 16 * slot + 8, &len.to_le_bytes());
@@ -308,6 +342,11 @@ fn new(input: &mut Input<'_>) -> Option<(Double, Honestly, u16)> {
     config.queues = config.queues.max(1 + u16::from(how >> 6));
     config.idle_queues = u16::from(how & 8 != 0 && config.queues > 1);
     config.offer.packed = how & 16 != 0;
+    config.dialect = match input.u8() % 3 {
+        0 => Dialect::Swiotlb,
+        1 => Dialect::Dmb,
+        _ => Dialect::Both,
+    };
     config.mode = if how & 32 != 0 {
         Mode::Optional
     } else {
@@ -320,6 +359,7 @@ fn new(input: &mut Input<'_>) -> Option<(Double, Honestly, u16)> {
     let double = Double {
         state: Arc::default(),
         features: usual | input.u64(),
+        dialect: config.dialect,
         required: config.mode == Mode::Required,
         queues: config.served_queues(),
     };
@@ -337,6 +377,7 @@ pub fn registers(data: &[u8]) {
     let Some((double, mut device, queues)) = new(&mut input) else {
         return;
     };
+    let mut offsets = false;
     for _ in 0..MOST_STEPS {
         if input.is_empty() {
             break;
@@ -344,7 +385,7 @@ pub fn registers(data: &[u8]) {
         let step = input.u8();
         let queue = u16::from(step >> 6);
         match step % 16 {
-            0 => bring_up(&mut device, &mut input, queues),
+            0 => offsets = bring_up(&mut device, &mut input, queues),
             1 => {
                 let mut data = [0; 16];
                 let (at, len) = (input.below(CONFIG_SIZE + 16), usize::from(step >> 4));
@@ -359,7 +400,7 @@ pub fn registers(data: &[u8]) {
                 common(&mut device, register, input.slice(width));
             }
             5 => {
-                let at = input.below(COMMON_LENGTH as usize) as u64;
+                let at = input.below(DMB_COMMON_LENGTH as usize) as u64;
                 common(&mut device, at, input.slice((step >> 4).into()));
             }
             6 => {
@@ -374,7 +415,7 @@ pub fn registers(data: &[u8]) {
                 device.bar_write(bar % 8, at, input.slice(len));
             }
             8 | 9 => {
-                add(&mut device, &mut input, queue.into());
+                add(&mut device, &mut input, queue.into(), offsets);
                 let at = NOTIFY_OFFSET + u64::from(NOTIFY_MULTIPLIER) * u64::from(queue);
                 if step & 32 != 0 {
                     device.bar_write(CONTROL_BAR, at, &queue.to_le_bytes());
@@ -404,7 +445,10 @@ pub fn registers(data: &[u8]) {
                     device.take_found();
                 }
                 // The queue anew.
-                _ => set_queue(&mut device, input.u16() % 4, 8, BASE + 0x8000),
+                _ => {
+                    let base = if offsets { 0 } else { BASE };
+                    set_queue(&mut device, input.u16() % 4, 8, base + 0x8000);
+                }
             },
             14 => {
                 let (flags, start) = (u32::from(input.u16()), u32::from(input.u8()));

@@ -100,7 +100,7 @@ pub struct QueueSetup<'a> {
 /// the device drops the backend.
 pub trait Backend: Send {
     /// The feature bits that it has. The device offers those, except for what it answers for
-    /// itself (VIRTIO_F_SWIOTLB, ACCESS_PLATFORM) and what its configuration hides.
+    /// itself (VIRTIO_F_SWIOTLB, DMB, ACCESS_PLATFORM) and what its configuration hides.
     fn features(&self) -> u64;
 
     /// Its configuration space, `length` bytes at most.

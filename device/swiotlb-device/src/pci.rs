@@ -24,7 +24,7 @@ pub const COMMON_OFFSET: u64 = 0x0000;
 /// The length of the common configuration.
 pub const COMMON_LENGTH: u64 = 64;
 /// The length of the common configuration with the registers of VIRTIO_F_DMB.
-pub const DMB_COMMON_LENGTH: u64 = swiotlb_rings::VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE + 2;
+pub const DMB_COMMON_LENGTH: u64 = crate::virtio::DMB_MEMORY_TYPE + 2;
 /// Where the ISR status is.
 pub const ISR_OFFSET: u64 = 0x1000;
 /// Where the configuration space of the device type begins.

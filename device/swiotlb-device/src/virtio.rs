@@ -4,9 +4,7 @@
 //! machine behind it. Pure: register accesses in, [`Effect`]s out; carrying
 //! them out is the caller's business.
 
-use swiotlb_rings::{
-    DMB_MEMORY_COHERENT, VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE, VIRTIO_PCI_COMMON_DMB_SHM_ID,
-};
+use swiotlb_rings::DMB_MEMORY_COHERENT;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
@@ -17,6 +15,11 @@ use crate::pci::REGION_SHM_ID;
 // Feature bits (virtio 1.4, 6), that of the proposal, and that of its successor.
 pub use swiotlb_rings::{
     VIRTIO_F_DMB as F_DMB, VIRTIO_F_SWIOTLB as F_SWIOTLB, VIRTIO_F_VERSION_1 as F_VERSION_1,
+};
+// The registers of the latter.
+pub use swiotlb_rings::{
+    VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE as DMB_MEMORY_TYPE,
+    VIRTIO_PCI_COMMON_DMB_SHM_ID as DMB_SHM_ID,
 };
 pub use virtio_bindings::virtio_config::{
     VIRTIO_F_ACCESS_PLATFORM as F_ACCESS_PLATFORM, VIRTIO_F_ADMIN_VQ as F_ADMIN_VQ,
@@ -342,12 +345,9 @@ impl Registers {
             32..=39 => (32, of(|q| q.desc)),
             40..=47 => (40, of(|q| q.driver)),
             48..=55 => (48, of(|q| q.device)),
-            VIRTIO_PCI_COMMON_DMB_SHM_ID..=0x41 if self.rules.dialect.has_dmb() => {
-                (VIRTIO_PCI_COMMON_DMB_SHM_ID, REGION_SHM_ID.into())
-            }
-            VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE..=0x43 if self.rules.dialect.has_dmb() => {
-                let memory_type = DMB_MEMORY_COHERENT.into();
-                (VIRTIO_PCI_COMMON_DMB_MEMORY_TYPE, memory_type)
+            DMB_SHM_ID..=0x41 if self.rules.dialect.has_dmb() => (DMB_SHM_ID, REGION_SHM_ID.into()),
+            DMB_MEMORY_TYPE..=0x43 if self.rules.dialect.has_dmb() => {
+                (DMB_MEMORY_TYPE, DMB_MEMORY_COHERENT.into())
             }
             // A reset of a queue is over when the write returns, so queue_reset
             // reads as 0. queue_notify_data and admin queues: not offered.

@@ -17,7 +17,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
-use support::driver::{Driver, BAR_ADDRESS, INDIRECT, PACKED, SWIOTLB, VERSION_1};
+use support::driver::{
+    Driver, ACCESS_PLATFORM, BAR_ADDRESS, DMB, INDIRECT, PACKED, SWIOTLB, VERSION_1,
+};
 use support::machine::{wait_for, Machine};
 
 const CONTROL_BAR: u32 = 0;
@@ -26,6 +28,10 @@ const CONFIG: u32 = 7;
 const OUT: u32 = 1;
 const IOERR: u8 = 1;
 const REGION_BYTES: u64 = 256 << 10;
+/// What a good driver accepts.
+const GOOD: u64 = VERSION_1 | SWIOTLB | INDIRECT;
+/// The same of one whose addresses are offsets.
+const OFFSETS: u64 = VERSION_1 | ACCESS_PLATFORM | DMB | INDIRECT;
 /// BAR, offset: where notifications go.
 const NOTIFY: (u32, u64) = (CONTROL_BAR, 0x3000);
 
@@ -56,10 +62,19 @@ enum Step {
 
 /// Addresses at and around all that there is.
 fn address() -> impl Strategy<Value = u64> {
-    let edges = [0, BAR_ADDRESS, BAR_ADDRESS + REGION_BYTES, 1 << 32, 1 << 52];
+    let edges = [
+        0,
+        4096,
+        REGION_BYTES,
+        BAR_ADDRESS,
+        BAR_ADDRESS + REGION_BYTES,
+        1 << 32,
+        1 << 52,
+    ];
     let near = (select(edges.to_vec()), -80i64..80);
     prop_oneof![
         4 => (0..REGION_BYTES / 16).prop_map(|n| BAR_ADDRESS + 16 * n),
+        3 => (0..REGION_BYTES / 16).prop_map(|n| 16 * n),
         2 => near.prop_map(|(edge, by)| edge.wrapping_add_signed(by)),
         1 => any::<u64>(),
     ]
@@ -78,16 +93,25 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
 
 fn step() -> impl Strategy<Value = Step> {
     let place = prop_oneof![
-        4 => (Just(CONTROL_BAR), 0..64u64),
+        4 => (Just(CONTROL_BAR), 0..70u64),
         2 => (Just(CONFIG), 0..256u64),
         2 => (Just(NOTIFY.0), (0..8u64).prop_map(|n| NOTIFY.1 + 4 * n)),
         1 => (Just(CONTROL_BAR), 0..0x8000u64),
         1 => (Just(BOUNCE_BAR), 0..REGION_BYTES),
     ];
-    let features = select(vec![VERSION_1, SWIOTLB, INDIRECT, PACKED, 1 << 29, 1 << 9]);
+    let features = select(vec![
+        VERSION_1,
+        SWIOTLB,
+        DMB,
+        ACCESS_PLATFORM,
+        INDIRECT,
+        PACKED,
+        1 << 29,
+        1 << 9,
+    ]);
     let features = prop::collection::vec(features, 0..6);
     let features = features.prop_map(|bits| bits.into_iter().fold(0, |all, bit| all | bit));
-    let good = Just(VERSION_1 | SWIOTLB | INDIRECT);
+    let good = select(vec![GOOD, OFFSETS]);
     let size = prop_oneof![select(vec![1u16, 2, 4, 16, 256]), any::<u16>()];
     let areas = [address(), address(), address()];
     prop_oneof![
@@ -98,7 +122,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => prop_oneof![3 => good, 1 => features].prop_map(Step::Negotiate),
         4 => (0..2u16, size, areas).prop_map(|(n, size, areas)| Step::Queue(n, size, areas)),
         3 => Just(Step::DriverOk),
-        3 => (0..REGION_BYTES as usize - 64, prop::collection::vec(any::<u8>(), 1..64))
+        3 => (0..REGION_BYTES as usize - 4096 - 64, prop::collection::vec(any::<u8>(), 1..64))
             .prop_map(|(at, data)| Step::Put(at, data)),
         1 => (address(), 0..1u64 << 32).prop_map(|(at, len)| Step::Map(at, len)),
         1 => (address(), 0..1u64 << 32).prop_map(|(at, len)| Step::Unmap(at, len)),
@@ -150,9 +174,12 @@ fn take(driver: &mut Driver, step: &Step) {
 }
 
 /// A device, and what is left of its driver after so many guests. Each is followed by one
-/// whose page is written with this status.
-fn survive(machine: &Machine, cases: u32, status: u8) -> Driver {
+/// that accepts `good`, and whose page is written with this status.
+fn survive(machine: &Machine, cases: u32, good: u64, status: u8) -> Driver {
     let driver = RefCell::new(Driver::connect(&machine.socket()));
+    if good == OFFSETS {
+        driver.borrow_mut().use_offsets();
+    }
     let config = Config {
         cases,
         failure_persistence: None,
@@ -169,7 +196,7 @@ fn survive(machine: &Machine, cases: u32, status: u8) -> Driver {
         }
         // It answers, and a reset makes it good again.
         driver.place_bar(BAR_ADDRESS);
-        prop_assert!(driver.negotiate(VERSION_1 | SWIOTLB | INDIRECT));
+        prop_assert!(driver.negotiate(good));
         driver.start();
         prop_assert_eq!(driver.block(OUT, 0, 4096, false), status);
         let mappings = machine.device_mappings();
@@ -190,10 +217,10 @@ fn machine(more: &[&str]) -> Machine {
     machine
 }
 
-#[test]
-fn any_guest_is_survived() {
-    let mut machine = machine(&[]);
-    drop(survive(&machine, 2000, 0));
+/// What is certain after so many guests of a device with these options.
+fn check_survival(more: &[&str], cases: u32, good: u64) {
+    let mut machine = machine(more);
+    drop(survive(&machine, cases, good, 0));
     assert!(machine.stop_device().success());
     let report = machine.report();
     let summary = report.last().expect("a last line");
@@ -208,13 +235,25 @@ fn any_guest_is_survived() {
 }
 
 #[test]
+fn any_guest_is_survived() {
+    check_survival(&[], 2000, GOOD);
+}
+
+#[test]
+fn any_guest_is_survived_by_both_dialects() {
+    for good in [GOOD, OFFSETS] {
+        check_survival(&["--dialect", "both"], 1000, good);
+    }
+}
+
+#[test]
 fn any_guest_is_survived_without_a_backend() {
     let mut machine = machine(&[]);
     machine.kill_backend();
-    let mut driver = survive(&machine, 1000, IOERR);
+    let mut driver = survive(&machine, 1000, GOOD, IOERR);
     machine.start_storage_daemon();
     wait_for("the backend", || machine.events("backend").len() == 2);
-    assert!(driver.negotiate(VERSION_1 | SWIOTLB | INDIRECT));
+    assert!(driver.negotiate(GOOD));
     driver.start();
     assert_eq!(driver.block(OUT, 0, 4096, false), 0);
     drop(driver);

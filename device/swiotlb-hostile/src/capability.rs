@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Configuration space with a SWIOTLB capability that is not as it should be.
+//! Configuration space with a capability that is not as it should be: that of SWIOTLB, or what
+//! VIRTIO_F_DMB has in its place.
 //!
 //! QEMU keeps the links of the capability list as they were when the client
 //! connected; everything else goes to the guest as it is read here.
 
 use swiotlb_device::pci::{
-    self, Bar, ConfigSpace, BAR_COUNT, BOUNCE_BAR, CAP_POINTER, CAP_SWIOTLB, CFG_TYPE, CONFIG_SIZE,
-    CONTROL_BAR,
+    self, Bar, ConfigSpace, BAR_COUNT, BOUNCE_BAR, CAP_COMMON, CAP_POINTER, CAP_SHARED_MEMORY,
+    CAP_SWIOTLB, CFG_TYPE, COMMON_LENGTH, CONFIG_SIZE, CONTROL_BAR,
 };
 
 use crate::fault::{Fault, FaultSet};
@@ -18,11 +19,18 @@ const IO_BAR: usize = 1;
 /// A BAR larger than all addresses; 64 bits wide.
 const HUGE_BAR: usize = 2;
 
+/// An id of shared memory that fs defines.
+pub const TAKEN_SHM_ID: u8 = 0;
+
 /// `struct virtio_pci_cap`.
 const CAP_LEN: usize = 2;
 const BAR: usize = 4;
+const ID: usize = 5;
 const OFFSET: usize = 8;
 const LENGTH: usize = 12;
+/// `struct virtio_pci_cap64`.
+const OFFSET_HIGH: usize = 16;
+const LENGTH_HIGH: usize = 20;
 const CAP_BYTES: usize = 16;
 
 /// A type that no driver knows.
@@ -63,8 +71,56 @@ pub fn view(
     if faults.is_empty() {
         return None;
     }
-    let at = space.capability(CAP_SWIOTLB)?;
-    let bar_bytes = space.bar(BOUNCE_BAR)?.size;
+    let bytes = match space.capability(CAP_SWIOTLB) {
+        Some(at) => change_swiotlb(faults, bound, space, at, random),
+        None => space.bytes(),
+    };
+    Some(change_dmb(faults, space, bytes))
+}
+
+/// The same bytes with faults of the shared-memory capability, which stands before the other.
+fn change_dmb(
+    faults: FaultSet,
+    space: &ConfigSpace,
+    bytes: [u8; CONFIG_SIZE],
+) -> [u8; CONFIG_SIZE] {
+    let Some(at) = space.capability(CAP_SHARED_MEMORY) else {
+        return bytes;
+    };
+    let bar_bytes = space.bar(BOUNCE_BAR).map_or(0, |bar| bar.size);
+    let mut cap = Cap { bytes, at };
+    if faults.has(Fault::DmbIdTaken) {
+        cap.bytes[at + ID] = TAKEN_SHM_ID;
+    }
+    if faults.has(Fault::DmbCapShort) {
+        cap.bytes[at + CAP_LEN] = CAP_BYTES as u8;
+    }
+    if faults.has(Fault::DmbCapOutside) {
+        cap.put(OFFSET, bar_bytes as u32);
+        cap.put(OFFSET_HIGH, (bar_bytes >> 32) as u32);
+    }
+    if faults.has(Fault::DmbCapEmpty) {
+        cap.put(LENGTH, 0);
+        cap.put(LENGTH_HIGH, 0);
+    }
+    if faults.has(Fault::DmbNoRegisters) {
+        if let Some(at) = space.capability(CAP_COMMON) {
+            cap.at = at;
+            cap.put(LENGTH, COMMON_LENGTH as u32);
+        }
+    }
+    cap.bytes
+}
+
+/// What there is, with faults of the SWIOTLB capability at `at`.
+fn change_swiotlb(
+    faults: FaultSet,
+    bound: bool,
+    space: &ConfigSpace,
+    at: usize,
+    random: &mut Random,
+) -> [u8; CONFIG_SIZE] {
+    let bar_bytes = space.bar(BOUNCE_BAR).map_or(0, |bar| bar.size);
     let mut cap = Cap {
         bytes: space.bytes(),
         at,
@@ -127,10 +183,10 @@ pub fn view(
     if gone || faults.has(Fault::CapMissing) {
         cap.bytes[at + CFG_TYPE] = NO_TYPE;
     }
-    Some(cap.bytes)
+    cap.bytes
 }
 
-/// The SWIOTLB capability in configuration space, the last of the list.
+/// A capability in configuration space; that of SWIOTLB is the last of the list.
 struct Cap {
     bytes: [u8; CONFIG_SIZE],
     at: usize,
@@ -178,7 +234,7 @@ impl Cap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swiotlb_device::config::DeviceConfig;
+    use swiotlb_device::config::{DeviceConfig, Dialect};
     use swiotlb_device::pci::Layout;
     use swiotlb_device::types;
 
@@ -241,5 +297,44 @@ mod tests {
             10,
             "of 7, round and round"
         );
+    }
+
+    #[test]
+    fn capabilities_of_dmb() {
+        let view = |fault, dialect| {
+            let mut config = DeviceConfig::new(types::lookup("blk").expect("a type"));
+            config.dialect = dialect;
+            let space = ConfigSpace::new(&Layout::new(&config));
+            let faults = [fault].into_iter().collect();
+            let seen = view(faults, true, &space, &mut Random::new(1)).expect("a view");
+            let honest = space.bytes();
+            let changed: Vec<_> = (0..CONFIG_SIZE)
+                .filter(|n| seen[*n] != honest[*n])
+                .collect();
+            let at = space.capability(CAP_SHARED_MEMORY).unwrap_or_default();
+            let common = space.capability(CAP_COMMON).expect("a capability");
+            (changed, seen, at, common)
+        };
+        for dialect in [Dialect::Dmb, Dialect::Both] {
+            for (fault, field, value) in [
+                (Fault::DmbIdTaken, ID, 0),
+                (Fault::DmbCapShort, CAP_LEN, 16),
+                (Fault::DmbCapOutside, OFFSET + 3, 1),
+                (Fault::DmbCapEmpty, LENGTH + 3, 0),
+            ] {
+                let (changed, seen, at, _) = view(fault, dialect);
+                assert_eq!(changed, [at + field], "{fault:?}");
+                assert_eq!(seen[at + field], value);
+            }
+            let (changed, seen, _, common) = view(Fault::DmbNoRegisters, dialect);
+            assert_eq!(changed, [common + LENGTH]);
+            assert_eq!(seen[common + LENGTH], 64);
+            // The other capability is as wrong as without it.
+            let (changed, _, at, _) = view(Fault::CapMissing, dialect);
+            assert_eq!(changed.is_empty(), dialect == Dialect::Dmb);
+            assert!(changed.iter().all(|n| *n >= at + 24));
+        }
+        let (changed, ..) = view(Fault::DmbCapEmpty, Dialect::Swiotlb);
+        assert!(changed.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 //! What can be wrong with a device, and what each fault needs of it.
 
 use clap::ValueEnum;
+use swiotlb_device::config::Dialect;
 use swiotlb_device::hooks::QueueMode;
 
 /// One thing that is wrong.
@@ -63,6 +64,22 @@ pub enum Fault {
     RegionMoves,
     /// The capability is gone as soon as a driver is bound
     RegionVanishes,
+    /// The register of VIRTIO_F_DMB names an id for which there is no capability
+    DmbIdAbsent,
+    /// ... id 0, as the capability does, which is that of a cache for fs
+    DmbIdTaken,
+    /// The register of the memory type says 0, which is not coherent
+    DmbNotCoherent,
+    /// The common configuration ends before the registers of VIRTIO_F_DMB, says its length
+    DmbNoRegisters,
+    /// The shared-memory capability has 16 bytes, says its length
+    DmbCapShort,
+    /// ... names what lies behind the BAR, where another device's may be
+    DmbCapOutside,
+    /// ... names a region of 0 bytes
+    DmbCapEmpty,
+    /// VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM
+    DmbNoPlatform,
     /// Bit 27 is offered at every other read
     SwiotlbFlickers,
     /// Bit 27 is offered without VIRTIO_F_VERSION_1
@@ -141,9 +158,25 @@ impl Fault {
         matches!(self, Fault::CapExceedsBar | Fault::CapNextDevice)
     }
 
-    /// Whether `--chaos` draws it.
-    fn is_drawn(self) -> bool {
+    /// Whether it is one of what only a device with VIRTIO_F_DMB has.
+    pub(crate) fn needs_dmb(self) -> bool {
+        matches!(
+            self,
+            Fault::DmbIdAbsent
+                | Fault::DmbIdTaken
+                | Fault::DmbNotCoherent
+                | Fault::DmbNoRegisters
+                | Fault::DmbCapShort
+                | Fault::DmbCapOutside
+                | Fault::DmbCapEmpty
+                | Fault::DmbNoPlatform
+        )
+    }
+
+    /// Whether `--chaos` draws it for a device of this dialect.
+    fn is_drawn(self, dialect: Dialect) -> bool {
         match self {
+            _ if self.needs_dmb() && !dialect.has_dmb() => false,
             // They need BARs that only some devices have, or room in configuration space.
             Fault::CapBarIo
             | Fault::CapBarUnassigned
@@ -189,10 +222,10 @@ impl FaultSet {
     }
 
     /// The faults that `--chaos` draws from: all that a driver can be rid of again, and that
-    /// need nothing but what every device has.
-    pub(crate) fn drawn() -> Self {
+    /// need nothing but what every device of this dialect has.
+    pub(crate) fn drawn(dialect: Dialect) -> Self {
         let all = Fault::value_variants().iter().copied();
-        all.filter(|fault| fault.is_drawn()).collect()
+        all.filter(|fault| fault.is_drawn(dialect)).collect()
     }
 
     /// How the device has to run its queues for all of them to show.
@@ -225,6 +258,18 @@ mod tests {
         assert!(all.len() <= 64);
         let set: FaultSet = all.iter().copied().collect();
         assert_eq!(set.names().len(), all.len());
+    }
+
+    #[test]
+    fn a_seed_draws_what_there_can_be() {
+        let all = Fault::value_variants().iter().copied();
+        let of_dmb: Vec<_> = all.filter(|fault| fault.needs_dmb()).collect();
+        assert!(of_dmb.iter().all(|fault| fault.name().starts_with("dmb-")));
+        assert_eq!(of_dmb.len(), 8);
+        for dialect in [Dialect::Swiotlb, Dialect::Dmb, Dialect::Both] {
+            let drawn = FaultSet::drawn(dialect);
+            assert!(of_dmb.iter().all(|f| drawn.has(*f) == dialect.has_dmb()));
+        }
     }
 
     #[test]

@@ -20,14 +20,18 @@ use clap::Args;
 use serde_json::{json, Value};
 use swiotlb_device::config::DeviceConfig;
 use swiotlb_device::hooks::{Hooks, Interrupt, QueueMode};
-use swiotlb_device::pci::{ConfigSpace, Layout};
+use swiotlb_device::pci::{ConfigSpace, Layout, REGION_SHM_ID};
 use swiotlb_device::region::Region;
 use swiotlb_device::ring::{Memory, RingAddresses};
-use swiotlb_device::virtio::{bit, F_ADMIN_VQ, F_SWIOTLB, F_VERSION_1, STATUS_FEATURES_OK};
+use swiotlb_device::virtio::{
+    bit, DMB_MEMORY_TYPE, DMB_SHM_ID, F_ACCESS_PLATFORM, F_ADMIN_VQ, F_SWIOTLB, F_VERSION_1,
+    STATUS_FEATURES_OK,
+};
 use thiserror::Error;
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::capability::TAKEN_SHM_ID;
 use crate::random::Random;
 use crate::ring::Victim;
 use crate::thread::Attack;
@@ -56,13 +60,23 @@ pub enum PlanError {
     /// A capability has 32 bits, and cannot name what lies behind the BAR.
     #[error("--fault {0} needs a region that ends within the first 2G of its BAR")]
     Fault(String),
-    /// The same, for faults that may be drawn.
+    /// It is one of VIRTIO_F_DMB, which the device does not have.
+    #[error("--fault {0} needs --dialect dmb or both")]
+    Dialect(String),
+    /// The same as [`PlanError::Fault`], for faults that may be drawn.
     #[error("--chaos needs a region that ends within the first 2G of its BAR")]
     Chaos,
 }
 
 impl Plan {
     fn validate(&self, device: &DeviceConfig) -> Result<(), PlanError> {
+        let mut faults = self.fault.iter();
+        match faults.find(|fault| fault.needs_dmb()) {
+            Some(fault) if !device.dialect.has_dmb() => {
+                return Err(PlanError::Dialect(fault.name()));
+            }
+            _ => {}
+        }
         if !device.capability || device.bounce_bar_size() < 1 << 32 {
             return Ok(());
         }
@@ -78,6 +92,8 @@ impl Plan {
 /// A device with faults.
 pub struct Hostile {
     plan: Plan,
+    /// Those of which `--chaos` draws some.
+    drawn: FaultSet,
     /// Sessions with faults so far.
     sessions: u64,
     /// The faults of this session.
@@ -96,6 +112,7 @@ impl Hostile {
     pub fn new(plan: Plan, device: &DeviceConfig) -> Result<Self, PlanError> {
         plan.validate(device)?;
         Ok(Self {
+            drawn: FaultSet::drawn(device.dialect),
             sessions: 0,
             active: FaultSet::default(),
             random: Random::new(plan.chaos.unwrap_or_default()),
@@ -136,9 +153,9 @@ impl Hostile {
     }
 }
 
-/// The faults of a session with this seed: three at most, in one of four sessions none.
-fn drawn(seed: u64, session: u64) -> FaultSet {
-    let from: Vec<_> = FaultSet::drawn().iter().collect();
+/// The faults of a session with this seed: three of these at most, in one of four sessions none.
+fn drawn(from: FaultSet, seed: u64, session: u64) -> FaultSet {
+    let from: Vec<_> = from.iter().collect();
     let mut random = Random::new(seed).fork(session);
     let count = random.below(4);
     (0..count).map(|_| *random.pick(&from)).collect()
@@ -161,7 +178,7 @@ impl Hooks for Hostile {
             Some(seed) => {
                 self.random = Random::new(seed).fork(session);
                 self.bound = false;
-                drawn(seed, session)
+                drawn(self.drawn, seed, session)
             }
         };
         self.needs_reset_in = Some(1 + self.random.below(100));
@@ -176,6 +193,9 @@ impl Hooks for Hostile {
         }
         if self.has(Fault::NoVersion1) {
             offered &= !bit(F_VERSION_1);
+        }
+        if self.has(Fault::DmbNoPlatform) {
+            offered &= !bit(F_ACCESS_PLATFORM);
         }
         offered
     }
@@ -200,6 +220,9 @@ impl Hooks for Hostile {
                 }
                 20 => *byte = self.status(*byte),
                 21 if self.has(Fault::GenerationRuns) => *byte = self.random.next() as u8,
+                DMB_SHM_ID if self.has(Fault::DmbIdAbsent) => *byte = !REGION_SHM_ID,
+                DMB_SHM_ID if self.has(Fault::DmbIdTaken) => *byte = TAKEN_SHM_ID,
+                DMB_MEMORY_TYPE if self.has(Fault::DmbNotCoherent) => *byte = 0,
                 _ => {}
             }
         }
@@ -275,6 +298,7 @@ impl Hooks for Hostile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use swiotlb_device::config::Dialect;
     use swiotlb_device::types;
 
     const G: u64 = 1 << 30;
@@ -294,11 +318,14 @@ mod tests {
 
     #[test]
     fn a_seed_always_draws_the_same() {
-        let session = |seed| (0..50).map(|n| drawn(seed, n)).collect::<Vec<_>>();
-        assert_eq!(session(1), session(1));
-        assert_ne!(session(1), session(2));
-        let every: FaultSet = (0..1000).flat_map(|n| drawn(7, n).iter()).collect();
-        assert_eq!(every, FaultSet::drawn());
+        for dialect in [Dialect::Swiotlb, Dialect::Dmb] {
+            let from = FaultSet::drawn(dialect);
+            let session = |seed| (0..50).map(|n| drawn(from, seed, n)).collect::<Vec<_>>();
+            assert_eq!(session(1), session(1));
+            assert_ne!(session(1), session(2));
+            let every: FaultSet = (0..1000).flat_map(|n| drawn(from, 7, n).iter()).collect();
+            assert_eq!(every, from);
+        }
     }
 
     #[test]
@@ -325,6 +352,39 @@ mod tests {
             })
             .collect();
         assert_eq!(offers, [true, true, false, false]);
+    }
+
+    /// What a driver reads of the registers of VIRTIO_F_DMB, id and memory type.
+    fn dmb_registers(fault: Fault) -> (u8, u8) {
+        let mut device = device(G);
+        device.dialect = Dialect::Dmb;
+        let mut hostile = Hostile::new(fixed(fault), &device).expect("a plan");
+        hostile.on_session(0);
+        let mut data = [REGION_SHM_ID, 0, 1, 0];
+        hostile.on_common_read(0, DMB_SHM_ID, &mut data);
+        assert_eq!((data[1], data[3]), (0, 0));
+        (data[0], data[2])
+    }
+
+    #[test]
+    fn registers_of_dmb() {
+        assert_eq!(dmb_registers(Fault::IrqNever), (REGION_SHM_ID, 1));
+        assert_eq!(dmb_registers(Fault::DmbIdTaken), (0, 1));
+        assert_eq!(dmb_registers(Fault::DmbNotCoherent), (REGION_SHM_ID, 0));
+        assert_eq!(dmb_registers(Fault::DmbIdAbsent), (127, 1));
+    }
+
+    #[test]
+    fn dmb_without_what_it_needs() {
+        let mut device = device(G);
+        let dmb = bit(F_VERSION_1) | bit(44);
+        let refused = Err(PlanError::Dialect("dmb-no-platform".into()));
+        assert_eq!(fixed(Fault::DmbNoPlatform).validate(&device), refused);
+        device.dialect = Dialect::Both;
+        let plan = fixed(Fault::DmbNoPlatform);
+        let mut hostile = Hostile::new(plan, &device).expect("a plan");
+        hostile.on_session(0);
+        assert_eq!(hostile.features_to_offer(dmb | bit(F_ACCESS_PLATFORM)), dmb);
     }
 
     #[test]

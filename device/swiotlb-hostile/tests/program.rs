@@ -10,7 +10,7 @@ mod support {
     pub mod machine;
 }
 
-use support::driver::{Driver, VERSION_1};
+use support::driver::{Driver, ACCESS_PLATFORM, DMB, VERSION_1};
 use support::machine::{wait_for, Machine};
 
 /// What is drawn is a matter of how often drivers reset the device, and of nothing else.
@@ -57,4 +57,56 @@ fn what_a_capability_cannot_name_is_refused() {
         "{said}"
     );
     assert_eq!(said.lines().count(), 1);
+}
+
+/// Faults of rings lie where the driver's rings are when addresses are offsets, too.
+#[test]
+fn faults_of_rings_have_offsets() {
+    const OUT: u32 = 1;
+    for fault in ["used-wrong-id", "descriptors-rewritten", "data-rewritten"] {
+        let mut machine = Machine::of("swiotlb-hostile");
+        machine.start_storage_daemon();
+        machine.start_device(&["--dialect", "dmb", "--fault", fault]);
+        let mut driver = Driver::connect(&machine.socket());
+        driver.use_offsets();
+        assert!(
+            driver.negotiate(VERSION_1 | ACCESS_PLATFORM | DMB),
+            "{fault}"
+        );
+        driver.start();
+        if fault == "data-rewritten" {
+            let mut ring = [0; 0x1000];
+            let mut data = [0; 0x1000];
+            wait_for("other data", || {
+                driver.get(0x2000, &mut data);
+                data.iter().filter(|byte| **byte != 0).count() > 0x100
+            });
+            // The areas of the queue, as the driver left them.
+            driver.get(0, &mut ring);
+            let areas = [0..0x100, 0x400..0x426, 0x800..0x886];
+            let untouched = |area: std::ops::Range<usize>| ring[area].iter().all(|b| *b == 0);
+            assert!(areas.into_iter().all(untouched), "a ring is rewritten");
+            continue;
+        }
+        driver.block(OUT, 0, 4096, false);
+        let (mut used, mut descriptor) = ([0; 4], [0; 8]);
+        wait_for(fault, || {
+            driver.get(0x804, &mut used);
+            driver.get(0, &mut descriptor);
+            match fault {
+                "used-wrong-id" => used != [0; 4],
+                _ => descriptor != driver.at(0x1000).to_le_bytes(),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_fault_of_a_dialect_needs_it() {
+    let machine = Machine::of("swiotlb-hostile");
+    let said = machine.fail_device(&["--fault", "dmb-cap-empty"]);
+    assert!(
+        said.contains("--fault dmb-cap-empty needs --dialect dmb or both"),
+        "{said}"
+    );
 }

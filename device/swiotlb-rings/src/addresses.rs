@@ -11,7 +11,8 @@ pub struct RingAddresses {
     pub size: u16,
     /// Whether it is a packed virtqueue, or else a split one.
     pub packed: bool,
-    /// The descriptor area: a bus address, as those that follow.
+    /// The descriptor area: a bus address, or with VIRTIO_F_DMB an offset into the region, as
+    /// those that follow.
     pub desc: u64,
     /// The driver area, the available ring of a split virtqueue.
     pub driver: u64,

@@ -10,8 +10,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use swiotlb_rings::{
-    Buffers, Memory, Queue, Request, RingAddresses, RingMemory, SwiotlbCapability, Walker, Window,
-    CAPABILITY_BYTES, PCI_CAP_ID_VENDOR, VIRTIO_PCI_CAP_SWIOTLB,
+    Buffers, Memory, Queue, Request, RingAddresses, RingMemory, SharedMemoryCapability,
+    SwiotlbCapability, Walker, Window, CAPABILITY64_BYTES, CAPABILITY_BYTES, PCI_CAP_ID_VENDOR,
+    VIRTIO_PCI_CAP_SHARED_MEMORY_CFG, VIRTIO_PCI_CAP_SWIOTLB,
 };
 
 const BASE: u64 = 0x38_0000_0000;
@@ -487,6 +488,29 @@ proptest! {
     fn capabilities_survive_the_bytes(bar in 0..6u8, offset: u32, length: u32, next: u8) {
         let capability = SwiotlbCapability { bar, offset, length };
         prop_assert_eq!(SwiotlbCapability::from_bytes(&capability.to_bytes(next)), Some(capability));
+    }
+
+    #[test]
+    fn shared_memory_survives_the_bytes(bar in 0..6u8, id: u8, offset: u64, length: u64, next: u8) {
+        let capability = SharedMemoryCapability { bar, id, offset, length };
+        let read = SharedMemoryCapability::from_bytes(&capability.to_bytes(next));
+        prop_assert_eq!(read, Some(capability));
+    }
+
+    #[test]
+    fn any_bytes_are_shared_memory_or_none(mut bytes in vec(any::<u8>(), 0..2 * CAPABILITY64_BYTES)) {
+        if let [vendor, _, _, kind, ..] = &mut bytes[..] {
+            (*vendor, *kind) = (PCI_CAP_ID_VENDOR, VIRTIO_PCI_CAP_SHARED_MEMORY_CFG);
+        }
+        let length = CAPABILITY64_BYTES;
+        let is_whole = bytes.len() >= length && usize::from(bytes[2]) >= length;
+        let capability = SharedMemoryCapability::from_bytes(&bytes);
+        prop_assert_eq!(capability.is_some(), is_whole && bytes[4] <= 5);
+        if let Some(capability) = capability {
+            bytes[2] = length as u8;
+            bytes[6..8].fill(0);
+            prop_assert_eq!(&capability.to_bytes(bytes[1])[..], &bytes[..length]);
+        }
     }
 
     #[test]
