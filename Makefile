@@ -70,7 +70,7 @@ test: toolbox
 check-full: toolbox
 	@$(TOOLBOX) scripts/check --full $(TEST_ARGS)
 
-## check-kernels: run the selftests that need further kernels (7.2, realtime, sanitizers); more than an hour
+## check-kernels: run the selftests that need further kernels (7.2, realtime, sanitizers, arm64); more than an hour
 check-kernels: toolbox
 	@$(TOOLBOX) scripts/check --kernels $(TEST_ARGS)
 

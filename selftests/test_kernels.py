@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The module in the distribution's other kernels: the older series, other flavours; and
-its KUnit suites in a realtime kernel, of which the distribution's has none."""
+its KUnit suites, of which the distribution's has none, in a realtime kernel and in one
+of arm64."""
 
 import re
 from collections.abc import Iterator
@@ -52,3 +53,10 @@ class TestRealtime:
         with booted(self.KERNEL, [disk()], guest_script("kernels"), cpus=2) as boot:
             assert "PREEMPT_RT" in boot.fact("kernel")
             assert_bounced(boot, "restricted0", since=5242880)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("kernel", ["test-arm64-64k"])
+def test_kunit_on_arm64(kernel: str) -> None:
+    """With the largest pages: cases count in pages what fills a region."""
+    assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 0 skipped", run_kunit(kernel, 600))
