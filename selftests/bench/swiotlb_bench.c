@@ -16,8 +16,10 @@
  *   scaling   operations in a second on one CPU and on two
  *   hammer    all CPUs map, check and unmap; fails if a byte is not as it must be
  *
- * Instructions are read from the time stamp counter: QEMU with -icount shift=0
- * advances it by one for each. "region" and "swiotlb" refuse to run otherwise.
+ * Instructions are read by get_cycles(): the time stamp counter of x86, the generic
+ * timer's of arm64. QEMU with -icount shift=0 advances either by one for each
+ * instruction, if that of arm64 runs at 1 GHz. "region" and "swiotlb" refuse to run
+ * otherwise.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -36,11 +38,10 @@
 #include <linux/prandom.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/timex.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 #include <linux/vmalloc.h>
-
-#include <asm/msr.h>
 
 #define BENCH_ID	63	/* no device type of the standard */
 #define BOUNCE_BAR	4	/* where the reference device has its region */
@@ -176,7 +177,7 @@ static u32 unmap_copies(u32 len, enum dma_data_direction dir)
 
 static u64 now(void)
 {
-	return rdtsc_ordered();
+	return get_cycles();
 }
 
 static noinline u64 count_nops(void)

@@ -73,7 +73,7 @@ def backends() -> None:
 def bench_module() -> None:
     """The bench module, and the module under test beside it."""
     module("test")
-    _make("build bench")
+    _make("build bench test")
 
 
 def stock_drivers() -> None:

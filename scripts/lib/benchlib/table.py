@@ -43,6 +43,9 @@ def text(results: dict) -> str:
     measured = results["kernel"]
     for section in (_maps, _from_device, _others, _scaling):
         lines += [*section(measured), ""]
+    lines += ["Debian's kernel for arm64:", ""]
+    for section in (_maps, _others):
+        lines += [*section(results["arm64"]), ""]
     if "fio" in results:
         lines += [*_fio(results["fio"]), ""]
     return "\n".join(lines)
