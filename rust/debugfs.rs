@@ -13,7 +13,8 @@ use super::{
     device::{
         Binding,
         Device, //
-    }, //
+    },
+    wire::AddressForm, //
 };
 use file::{
     Command,
@@ -123,14 +124,19 @@ impl Text for StateText {
                 let region = bounce.region();
                 let extent = region.extent();
                 writeln!(f, "region_phys {:#x}", extent.start)?;
-                writeln!(f, "region_bus {:#x}", region.bus())?;
+                writeln!(f, "region_bus {:#x}", region.told())?;
                 writeln!(f, "region_bytes {}", extent.bytes)?;
                 writeln!(f, "bar {}", extent.bar)?;
-                writeln!(f, "memory {}", word(region.cache_mode()))
+                writeln!(f, "memory {}", word(region.cache_mode()))?;
+                let dialect = match extent.form {
+                    AddressForm::Bus => "swiotlb",
+                    AddressForm::Offset(_) => "dmb",
+                };
+                writeln!(f, "dialect {dialect}")
             }
             None => writeln!(
                 f,
-                "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -"
+                "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -\ndialect -"
             ),
         }
     }

@@ -241,6 +241,40 @@ bool virtio_swiotlb_require(void)
 	return require;
 }
 
+/* VIRTIO_F_DMB is not assigned: a bit that no device type has, nor another feature. */
+#define DMB_FIRST 42
+#define DMB_LAST 49
+
+static unsigned int dmb;
+
+static int dmb_set(const char *value, const struct kernel_param *param)
+{
+	unsigned int bit;
+	int error = kstrtouint(value, 0, &bit);
+
+	if (error || (bit && (bit < DMB_FIRST || bit > DMB_LAST))) {
+		pr_err("dmb is 0 (off), or the number of a feature bit from %u to %u, not \"%s\"\n",
+		       DMB_FIRST, DMB_LAST, value);
+		return -EINVAL;
+	}
+	dmb = bit;
+	return 0;
+}
+
+static const struct kernel_param_ops dmb_ops = {
+	.set = dmb_set,
+	.get = param_get_uint,
+};
+
+module_param_cb(dmb, &dmb_ops, &dmb, 0444);
+MODULE_PARM_DESC(dmb,
+		 "Feature bit that is VIRTIO_F_DMB, 44 in its series (default: 0, none)");
+
+unsigned int virtio_swiotlb_dmb(void)
+{
+	return dmb;
+}
+
 static char *except = "";
 module_param(except, charp, 0444);
 MODULE_PARM_DESC(except,

@@ -42,6 +42,7 @@ bool virtio_swiotlb_break(struct virtio_device *vdev);
  * show them. They do not change once the module is loaded.
  */
 bool virtio_swiotlb_hint_all(void);
+unsigned int virtio_swiotlb_dmb(void);
 bool virtio_swiotlb_takeover(void);
 bool virtio_swiotlb_require(void);
 const char *virtio_swiotlb_except(void);

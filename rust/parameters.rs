@@ -11,7 +11,8 @@ use super::{
             Names,
             Types, //
         }, //
-    }, //
+    },
+    wire::Features, //
 };
 use kernel::{
     prelude::*,
@@ -31,6 +32,8 @@ pub(crate) struct Parameters {
     pub(crate) except: Types,
     /// Device types that are bounced though their drivers were never tried.
     pub(crate) types: Types,
+    /// The bit that is VIRTIO_F_DMB, or none.
+    pub(crate) dmb: Features,
     /// Whether disks may use packed rings.
     pub(crate) packed_disks: bool,
     /// What a mapping that the device only writes begins with.
@@ -102,6 +105,11 @@ impl Parameters {
             require: unsafe { bindings::virtio_swiotlb_require() },
             except: device_types("except", except)?,
             types,
+            // SAFETY: No requirements.
+            dmb: match unsafe { bindings::virtio_swiotlb_dmb() } {
+                0 => Features(0),
+                bit => Features(1 << bit),
+            },
             // SAFETY: No requirements.
             packed_disks: unsafe { bindings::virtio_swiotlb_packed_disks() },
             from_device: FromDevice::new(),

@@ -16,10 +16,12 @@ pub mod types;
 
 use super::wire::{
     device_type,
+    AddressForm,
     Extent,
     Fault,
     Features,
-    Finding, //
+    Finding,
+    Findings, //
 };
 use core::fmt;
 
@@ -30,8 +32,10 @@ pub struct Facts {
     pub device_type: u32,
     /// What the device offered when it was last asked.
     pub offered: Features,
-    /// What the device's configuration space says of a region.
-    pub finding: Finding,
+    /// What the device says of a region.
+    pub found: Findings,
+    /// Parameter `dmb`: the bit that is VIRTIO_F_DMB, or none.
+    pub dmb: Features,
     /// Whether the transport has a way to name a region at all (virtio-pci has).
     pub names_regions: bool,
     /// Whether the transport maps buffers in a way of its own (vDPA).
@@ -64,6 +68,8 @@ pub enum Reason {
     /// Nobody has tried the driver of this device type with a region, and parameter `types` does
     /// not name it.
     Untried(u32),
+    /// VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM (R30).
+    NoAccessPlatform,
     /// There is a region without the bit, and parameter `hint` is not `all`.
     HintOff,
     /// No capability names a usable region (R14).
@@ -115,6 +121,9 @@ impl fmt::Display for Reason {
                 "drivers of this type were never tried, and no types={}",
                 types::Name(*kind)
             ),
+            Self::NoAccessPlatform => {
+                f.write_str("VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM")
+            }
             Self::HintOff => f.write_str("a region without the feature bit, and no hint=all"),
             Self::Malformed(fault) => fault.fmt(f),
             Self::Unit { bytes, needed } => write!(
@@ -153,7 +162,7 @@ fn type_name(kind: u32) -> &'static str {
 /// What is done with a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// Bounced through this region, and bit 27 is accepted.
+    /// Bounced through this region, and the bit of its dialect is accepted.
     Accept(Extent),
     /// Bounced through this region; the bit was not offered (R6).
     Hint(Extent),
@@ -199,6 +208,17 @@ impl Decision {
         }
     }
 
+    /// The bit that the device is told is accepted, none if there is none. VIRTIO_F_DMB is `dmb`.
+    pub fn accepted(&self, dmb: Features) -> Features {
+        match self {
+            Self::Accept(extent) => match extent.form {
+                AddressForm::Bus => Features::SWIOTLB,
+                AddressForm::Offset(_) => dmb,
+            },
+            _ => Features(0),
+        }
+    }
+
     /// What becomes of the decision when bouncing turned out to be impossible: with the bit
     /// offered the device stays unbound, a mere hint is forgone (R7), unless the guest has
     /// `required` confinement.
@@ -220,12 +240,17 @@ impl Decision {
     }
 }
 
-/// Whether a device has anything to do with this module: it offers the bit on the modern
-/// interface, or brings something that claims to be a region. All others are left exactly as
+/// Whether a device offers VIRTIO_F_DMB on the modern interface, which is the bit `dmb`, or none.
+pub fn offers_dmb(offered: Features, dmb: Features) -> bool {
+    dmb != Features(0) && offered.has(Features::VERSION_1.with(dmb))
+}
+
+/// Whether a device has anything to do with this module: it offers the bit of a dialect on the
+/// modern interface, or brings something that claims to be a region. All others are left exactly as
 /// they were (R24).
-pub fn is_relevant(offered: Features, finding: Finding) -> bool {
-    offered.has(Features::VERSION_1)
-        && (offered.has(Features::SWIOTLB) || finding != Finding::Absent)
+pub fn is_relevant(offered: Features, dmb: Features, found: Findings) -> bool {
+    let asks = offered.has(Features::SWIOTLB) || offers_dmb(offered, dmb);
+    offered.has(Features::VERSION_1) && (asks || found.swiotlb != Finding::Absent)
 }
 
 /// Decides what is done with a device.
@@ -235,19 +260,20 @@ pub fn decide(facts: &Facts) -> Decision {
 
 /// Decides what is done with a device in a guest that does not require confinement.
 fn decide_by_offer(facts: &Facts) -> Decision {
-    let bit = facts.offered.has(Features::SWIOTLB);
+    let swiotlb = facts.offered.has(Features::SWIOTLB);
+    let dmb = offers_dmb(facts.offered, facts.dmb);
     if !facts.offered.has(Features::VERSION_1) {
         return Decision::Ignore(Reason::Legacy);
     }
-    if !is_relevant(facts.offered, facts.finding) {
+    if !is_relevant(facts.offered, facts.dmb, facts.found) {
         return Decision::Ignore(Reason::NotConcerned);
     }
-    // Without the bit nothing may fail because of a region (R7).
-    let give_up = |reason| match bit {
+    // Without a bit nothing may fail because of a region (R7).
+    let give_up = |reason| match swiotlb || dmb {
         true => Decision::Decline(reason),
         false => Decision::Ignore(reason),
     };
-    let give_up_closed = |reason| match bit {
+    let give_up_closed = |reason| match swiotlb || dmb {
         true => Decision::Refuse(reason),
         false => Decision::Ignore(reason),
     };
@@ -260,16 +286,19 @@ fn decide_by_offer(facts: &Facts) -> Decision {
     if !facts.tried {
         return give_up_closed(Reason::Untried(facts.device_type));
     }
-    let extent = match facts.finding {
-        Finding::Absent if !facts.names_regions => return give_up(Reason::Transport),
-        Finding::Absent => return give_up(Reason::NoRegion),
-        Finding::Malformed(fault) => return give_up_closed(Reason::Malformed(fault)),
-        Finding::Usable(extent) => extent,
-    };
-    match (bit, facts.hint) {
-        (true, _) => Decision::Accept(extent),
-        (false, true) => Decision::Hint(extent),
-        (false, false) => Decision::Ignore(Reason::HintOff),
+    // VIRTIO_F_SWIOTLB before VIRTIO_F_DMB, and one of them (R32).
+    match (facts.found.swiotlb, facts.found.dmb) {
+        (Finding::Usable(extent), _) if swiotlb => Decision::Accept(extent),
+        (_, Finding::Usable(extent)) if dmb => match facts.offered.has(Features::ACCESS_PLATFORM) {
+            true => Decision::Accept(extent),
+            false => Decision::Refuse(Reason::NoAccessPlatform),
+        },
+        (Finding::Malformed(fault), _) => give_up_closed(Reason::Malformed(fault)),
+        (_, Finding::Malformed(fault)) if dmb => Decision::Refuse(Reason::Malformed(fault)),
+        (Finding::Usable(extent), _) if facts.hint => Decision::Hint(extent),
+        (Finding::Usable(_), _) => give_up(Reason::HintOff),
+        (Finding::Absent, _) if !facts.names_regions => give_up(Reason::Transport),
+        (Finding::Absent, _) => give_up(Reason::NoRegion),
     }
 }
 
@@ -314,14 +343,37 @@ mod tests {
         start: 0x38_0000_0000,
         bytes: 16 << 20,
         shares_bar: false,
+        form: AddressForm::Bus,
+    };
+    /// Parameter `dmb`.
+    const DMB: Features = Features(1 << 44);
+    const OFFERS_DMB: Features = MODERN.with(DMB).with(Features::ACCESS_PLATFORM);
+    const SHARED: Extent = Extent {
+        offset: 4096,
+        start: 0x38_0000_1000,
+        bytes: (16 << 20) - 4096,
+        form: AddressForm::Offset(4096),
+        ..REGION
     };
     const BROKEN: Finding = Finding::Malformed(Fault::Empty);
+
+    fn by_capability(swiotlb: Finding) -> Findings {
+        Findings {
+            swiotlb,
+            ..Findings::NONE
+        }
+    }
+
+    fn relevant(offered: Features, finding: Finding) -> bool {
+        is_relevant(offered, DMB, by_capability(finding))
+    }
 
     fn facts(offered: Features, finding: Finding) -> Facts {
         Facts {
             device_type: NET,
             offered,
-            finding,
+            found: by_capability(finding),
+            dmb: DMB,
             names_regions: true,
             own_mapping: false,
             tried: true,
@@ -392,7 +444,7 @@ mod tests {
 
     #[test]
     fn neither_is_no_concern() {
-        assert!(!is_relevant(MODERN, Finding::Absent));
+        assert!(!relevant(MODERN, Finding::Absent));
         assert_eq!(
             decide_on(MODERN, Finding::Absent),
             Decision::Ignore(Reason::NotConcerned)
@@ -402,7 +454,7 @@ mod tests {
     #[test]
     fn legacy_bit_27_means_something_else() {
         for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
-            assert!(!is_relevant(Features::SWIOTLB, finding));
+            assert!(!relevant(Features::SWIOTLB, finding));
             assert_eq!(
                 decide_on(Features::SWIOTLB, finding),
                 Decision::Ignore(Reason::Legacy)
@@ -455,6 +507,54 @@ mod tests {
     }
 
     #[test]
+    fn shared_memory_is_accepted_with_the_bit_of_its_dialect() {
+        let mut facts = facts(OFFERS_DMB, Finding::Absent);
+        facts.found.dmb = Finding::Usable(SHARED);
+        let accepted = Decision::Accept(SHARED);
+        assert_eq!(decide(&facts), accepted);
+        assert_eq!(accepted.accepted(DMB), DMB);
+        assert_eq!(Decision::Accept(REGION).accepted(DMB), Features::SWIOTLB);
+        assert_eq!(Decision::Hint(REGION).accepted(DMB), Features(0));
+        // R30: not without ACCESS_PLATFORM.
+        facts.offered = MODERN.with(DMB);
+        assert_eq!(decide(&facts), Decision::Refuse(Reason::NoAccessPlatform));
+        // Not unless the parameter names the bit, and a device without VERSION_1 has no such bit.
+        for dmb in [Features(0), Features(1 << 43)] {
+            facts.dmb = dmb;
+            assert_eq!(decide(&facts), Decision::Ignore(Reason::NotConcerned));
+        }
+        assert!(!offers_dmb(DMB, DMB));
+    }
+
+    #[test]
+    fn shared_memory_fails_closed() {
+        let mut facts = facts(OFFERS_DMB, Finding::Absent);
+        facts.found.dmb = BROKEN;
+        let broken = Decision::Refuse(Reason::Malformed(Fault::Empty));
+        assert_eq!(decide(&facts), broken);
+        facts.found.dmb = Finding::Absent;
+        facts.names_regions = false;
+        assert_eq!(decide(&facts), Decision::Decline(Reason::Transport));
+    }
+
+    #[test]
+    fn one_of_both_dialects_is_accepted() {
+        let mut facts = facts(OFFERS_DMB.with(BIT), Finding::Usable(REGION));
+        facts.found.dmb = Finding::Usable(SHARED);
+        assert_eq!(decide(&facts), Decision::Accept(REGION));
+        // The other if the capability is at fault.
+        for finding in [BROKEN, Finding::Absent] {
+            facts.found.swiotlb = finding;
+            assert_eq!(decide(&facts), Decision::Accept(SHARED));
+        }
+        facts.found = Findings {
+            swiotlb: Finding::Usable(REGION),
+            dmb: BROKEN,
+        };
+        assert_eq!(decide(&facts), Decision::Accept(REGION));
+    }
+
+    #[test]
     fn failure_to_bounce() {
         const WHY: Reason = Reason::Claimed;
         for required in [false, true] {
@@ -470,15 +570,20 @@ mod tests {
     /// and what has one.
     fn mode(f: &Facts) -> &'static str {
         let modern = f.offered.has(Features::VERSION_1);
-        let asks = modern && f.offered.has(Features::SWIOTLB);
+        let swiotlb = modern && f.offered.has(Features::SWIOTLB);
+        let dmb = modern && f.dmb == DMB && f.offered.has(DMB);
         let copies = modern && !f.own_mapping && f.device_type == NET;
-        let can = copies && f.tried;
-        let usable = matches!(f.finding, Finding::Usable(_));
-        match (asks, can && usable) {
-            (true, true) => "bounced",
-            (false, true) if f.hint => "hint",
+        let usable = |finding| matches!(finding, Finding::Usable(_));
+        let own = swiotlb && usable(f.found.swiotlb);
+        let offsets = dmb && usable(f.found.dmb);
+        let platform = f.offered.has(Features::ACCESS_PLATFORM);
+        let broken = f.found.swiotlb == BROKEN || dmb && f.found.dmb == BROKEN;
+        match (swiotlb || dmb, copies && f.tried) {
+            (true, true) if own || offsets && platform => "bounced",
+            (_, true) if usable(f.found.swiotlb) && f.hint && !offsets && !broken => "hint",
             _ if f.required => "refused",
-            (true, false) if copies && (!f.tried || f.finding == BROKEN) => "refused",
+            (true, false) if copies => "refused",
+            (true, true) if broken || offsets => "refused",
             (true, _) => "declined",
             (false, _) => "ignored",
         }
@@ -487,23 +592,33 @@ mod tests {
     #[test]
     fn every_combination() {
         const EITHER: [bool; 2] = [false, true];
-        for bits in 0..512_u32 {
+        const FINDINGS: [[Finding; 2]; 3] = [
+            [Finding::Absent; 2],
+            [Finding::Usable(REGION), Finding::Usable(SHARED)],
+            [BROKEN; 2],
+        ];
+        for bits in 0..2048_u32 {
             let on = |bit: u32| EITHER[((bits >> bit) & 1) as usize];
             let mut offered = Features(0);
             for (bit, feature) in [
                 (0, Features::VERSION_1),
                 (1, Features::SWIOTLB),
                 (2, Features::ACCESS_PLATFORM),
+                (9, DMB),
             ] {
                 if on(bit) {
                     offered = offered.with(feature);
                 }
             }
-            for finding in [Finding::Absent, Finding::Usable(REGION), BROKEN] {
+            for both in 0..FINDINGS.len() * FINDINGS.len() {
                 let facts = Facts {
                     device_type: if on(3) { NET } else { device_type::BALLOON },
                     offered,
-                    finding,
+                    found: Findings {
+                        swiotlb: FINDINGS[both % FINDINGS.len()][0],
+                        dmb: FINDINGS[both / FINDINGS.len()][1],
+                    },
+                    dmb: if on(10) { DMB } else { Features(0) },
                     names_regions: on(4),
                     own_mapping: on(5),
                     hint: on(6),
@@ -512,8 +627,13 @@ mod tests {
                 };
                 let decision = decide(&facts);
                 assert_eq!(decision.mode(), mode(&facts));
+                // Only a bit that is offered is accepted, and one of both.
+                let accepted = decision.accepted(facts.dmb);
+                assert!(offered.has(accepted) && accepted.0.count_ones() <= 1);
+                let is_accepted = accepted != Features(0);
+                assert_eq!(is_accepted, decision.mode() == "bounced");
                 // Neither asked for nor required: never refused.
-                let asked = offered.has(BIT);
+                let asked = offered.has(BIT) || offers_dmb(offered, facts.dmb);
                 assert!(asked || facts.required || decision.mode() != "refused");
                 // R40: required and not bounced, never bound.
                 let bounced = decision.extent().is_some();
@@ -569,6 +689,10 @@ mod tests {
             (
                 Reason::Untried(9),
                 "drivers of this type were never tried, and no types=9p",
+            ),
+            (
+                Reason::NoAccessPlatform,
+                "VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM",
             ),
             (Reason::NoDriver, "no driver is bound"),
             (

@@ -2,8 +2,9 @@
 
 //! A device's region: finds, checks, claims and maps it; gives base, length and bus address.
 //!
-//! The wire format's successor may change two things (wire format, R28): how a region is found, and
-//! the form of the addresses inside it. [`Source`] answers both, and nothing else does.
+//! The two dialects of the wire format differ in how a region is found, which the pure file
+//! `wire/capabilities.rs` knows, and in the form of the addresses inside it, which only
+//! [`Region::told`] depends on.
 
 mod memory;
 mod pci;
@@ -11,7 +12,10 @@ mod source;
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) use self::memory::Memory;
-pub(crate) use self::source::Source;
+pub(crate) use self::{
+    pci::CommonConfig,
+    source::Source, //
+};
 
 use self::pci::Pci;
 use super::{
@@ -21,9 +25,14 @@ use super::{
     },
     virtio::Device,
     wire::{
-        capabilities::ConfigSpace,
+        capabilities::{
+            ConfigSpace,
+            Search, //
+        },
+        AddressForm,
         Extent,
-        Finding, //
+        Finding,
+        Findings, //
     }, //
 };
 use core::ptr::NonNull;
@@ -41,8 +50,27 @@ fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
     Some(f(&Pci::of(dev)?))
 }
 
-fn find_in(source: &dyn Source) -> Finding {
-    ConfigSpace::new(&source.config_space()).region(&source.bars(), PAGE_SIZE as u64)
+/// What is found by the SWIOTLB capability, or by the registers of VIRTIO_F_DMB.
+fn find_in(source: &dyn Source, dev: &Device, by_registers: bool) -> Finding {
+    let config_space = source.config_space();
+    let search = Search {
+        bars: &source.bars(),
+        page: PAGE_SIZE as u64,
+        device_type: dev.device_type(),
+    };
+    let config_space = ConfigSpace::new(&config_space);
+    match by_registers {
+        true => config_space.shared_region(source.dmb_registers(), &search),
+        false => config_space.region(&search),
+    }
+}
+
+/// The address of the first byte of `extent` as the device is told.
+fn told(source: &dyn Source, extent: &Extent) -> u64 {
+    match extent.form {
+        AddressForm::Bus => source.bus_address(extent),
+        AddressForm::Offset(offset) => offset,
+    }
 }
 
 /// What a driver may fill of a region.
@@ -55,16 +83,17 @@ pub(crate) fn can_be_named(dev: &Device) -> bool {
     with_source(dev, |_| ()).is_some()
 }
 
-/// What `dev` says of a region. May sleep.
-pub(crate) fn find(dev: &Device) -> Finding {
-    with_source(dev, find_in).unwrap_or(Finding::Absent)
-}
-
-/// The CPU physical address of the common configuration of `dev`, if that is in a PCI device's
-/// memory. May sleep.
-pub(crate) fn common(dev: &Device) -> Option<u64> {
-    let pci = Pci::of(dev)?;
-    ConfigSpace::new(&pci.config_space()).common(&pci.bars())
+/// What `dev` says of a region. The registers of VIRTIO_F_DMB are read only if it `offers_dmb`. May
+/// sleep.
+pub(crate) fn find(dev: &Device, offers_dmb: bool) -> Findings {
+    with_source(dev, |source| Findings {
+        swiotlb: find_in(source, dev, false),
+        dmb: match offers_dmb {
+            true => find_in(source, dev, true),
+            false => Finding::Absent,
+        },
+    })
+    .unwrap_or(Findings::NONE)
 }
 
 /// A device's region, mapped. It is claimed (/proc/iomem) and mapped until this is dropped.
@@ -73,7 +102,7 @@ pub(crate) fn common(dev: &Device) -> Option<u64> {
 /// bytes, they are copied by pointer only.
 pub(crate) struct Region {
     extent: Extent,
-    bus: u64,
+    told: u64,
     base: NonNull<u8>,
     cache_mode: &'static CStr,
     _memory: memory::Memory,
@@ -103,7 +132,7 @@ impl Region {
             }
             Ok(Self {
                 extent: *extent,
-                bus: source.bus_address(extent),
+                told: told(source, extent),
                 base: memory.base(),
                 cache_mode,
                 _memory: memory,
@@ -114,9 +143,10 @@ impl Region {
 
     /// Whether it is still where it was, for the guest and for the device. May sleep.
     pub(crate) fn is_in_place(&self, dev: &Device) -> bool {
+        let by_registers = self.extent.form != AddressForm::Bus;
         let unmoved = |source: &dyn Source| {
-            find_in(source) == Finding::Usable(self.extent)
-                && source.bus_address(&self.extent) == self.bus
+            find_in(source, dev, by_registers) == Finding::Usable(self.extent)
+                && told(source, &self.extent) == self.told
         };
         with_source(dev, unmoved).unwrap_or(false)
     }
@@ -149,7 +179,7 @@ impl Region {
 
     /// The address of the first byte as the device is told.
     #[inline(always)]
-    pub(crate) fn bus(&self) -> u64 {
-        self.bus
+    pub(crate) fn told(&self) -> u64 {
+        self.told
     }
 }

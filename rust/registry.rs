@@ -180,10 +180,10 @@ impl Registry {
             return Then::Nothing;
         }
         let offered = Features(dev.offered_features());
-        let finding = region::find(dev);
         let parameters = self.common.parameters(dev);
+        let found = region::find(dev, policy::offers_dmb(offered, parameters.dmb));
         let required = parameters.requires(dev.device_type());
-        let relevant = policy::is_relevant(offered, finding);
+        let relevant = policy::is_relevant(offered, parameters.dmb, found);
         if !relevant && (!required || dev.driver_name().is_none()) {
             return Then::Nothing;
         }
@@ -192,7 +192,7 @@ impl Registry {
             return Then::Bind;
         }
         // What is bound keeps working, unless it is to be taken over and can be.
-        let reason = match decide(dev, offered, finding, &parameters) {
+        let reason = match decide(dev, offered, found, &parameters) {
             Decision::Accept(_) | Decision::Hint(_) => {
                 (!parameters.takeover).then_some(Reason::NotTakenOver)
             }
@@ -256,8 +256,11 @@ impl bus::Events for Registry {
             return;
         }
         let offered = Features(dev.offered_features());
-        let required = self.common.parameters(dev).requires(dev.device_type());
-        if !required && !policy::is_relevant(offered, region::find(dev)) {
+        let parameters = self.common.parameters(dev);
+        let required = parameters.requires(dev.device_type());
+        // The registers of VIRTIO_F_DMB do not matter yet: a device that offers it is relevant.
+        let found = region::find(dev, false);
+        if !required && !policy::is_relevant(offered, parameters.dmb, found) {
             // If the device was relevant once, nothing of that holds for this driver.
             if let Some(entry) = self.find(dev.id()) {
                 let decision = Decision::Ignore(Reason::NotConcerned);

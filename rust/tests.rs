@@ -11,6 +11,7 @@
 
 mod bounce;
 mod device;
+mod dialect;
 pub(crate) mod fake;
 mod negotiation;
 

@@ -2,9 +2,10 @@
 
 //! Numbers on the wire, and the facts that are read from it.
 //!
-//! Sources: the VIRTIO_F_SWIOTLB RFC series (virtio-comment, April 2025) for the feature bit;
-//! virtio 1.4 for everything else. The committee has assigned neither the bit nor the type of the
-//! capability: this file and [`capabilities`] are the only place that has their numbers. The rules
+//! Sources: the VIRTIO_F_SWIOTLB RFC series (virtio-comment, April 2025) for the feature bit; the
+//! VIRTIO_F_DMB series (virtio-comment, August 2026) for that dialect; virtio 1.4 for everything
+//! else. The committee has assigned neither the bits, nor the type of the capability, nor the
+//! registers: this file and [`capabilities`] are the only place that has their numbers. The rules
 //! R1, R2... are those of the wire format document.
 //!
 //! Pure: may be called in any context.
@@ -41,6 +42,8 @@ impl Features {
     pub const ACCESS_PLATFORM: Self = Self(1 << 33);
     /// Rings are packed, not split (virtio 1.4, 2.8).
     pub const RING_PACKED: Self = Self(1 << 34);
+    /// Memory accesses are ordered as the platform orders them (virtio 1.4, 6).
+    pub const ORDER_PLATFORM: Self = Self(1 << 36);
     /// A chain of descriptors takes one entry of its ring (virtio 1.4, 2.7.5.3).
     pub const INDIRECT_DESC: Self = Self(1 << 28);
 
@@ -127,6 +130,16 @@ pub enum Bar {
     },
 }
 
+/// The form of the addresses that a device is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AddressForm {
+    /// Bus addresses: VIRTIO_F_SWIOTLB.
+    Bus,
+    /// Distances in bytes from the start of the shared memory that VIRTIO_F_DMB names. The first
+    /// usable byte has this one; it is never 0 (R29).
+    Offset(u64),
+}
+
 /// A device's region, checked: whole pages inside one memory BAR that overlap nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
@@ -140,6 +153,8 @@ pub struct Extent {
     pub bytes: u64,
     /// Whether the BAR holds a structure as well that the transport's driver claims it for.
     pub shares_bar: bool,
+    /// What addresses in it look like to the device.
+    pub form: AddressForm,
 }
 
 /// What lies where a region may not.
@@ -153,8 +168,8 @@ pub enum Structure {
     Isr,
     /// VIRTIO_PCI_CAP_DEVICE_CFG.
     Device,
-    /// VIRTIO_PCI_CAP_SHARED_MEMORY_CFG.
-    SharedMemory,
+    /// VIRTIO_PCI_CAP_SHARED_MEMORY_CFG, with this id.
+    SharedMemory(u8),
     /// The MSI-X table.
     MsixTable,
     /// The MSI-X pending bit array.
@@ -175,14 +190,39 @@ impl fmt::Display for Structure {
             Self::Notify => "the notification area",
             Self::Isr => "the ISR status",
             Self::Device => "the device configuration",
-            Self::SharedMemory => "a shared memory region",
+            Self::SharedMemory(_) => "a shared memory region",
             Self::MsixTable => "the MSI-X table",
             Self::MsixPba => "the MSI-X pending bits",
         })
     }
 }
 
-/// Why a SWIOTLB capability names no usable region (R14).
+/// Whether devices of type `kind` have a use of their own for shared memory `id` (virtio 1.4,
+/// 2.10):
+/// the DAX window of file systems (5.11.5), memory that hosts see of GPUs (5.7), the memory of
+/// pmem devices (5.19).
+pub fn uses_shared_memory(kind: u32, id: u8) -> bool {
+    matches!(
+        (kind, id),
+        (device_type::FS, 0) | (device_type::GPU, 1) | (device_type::PMEM, 0)
+    )
+}
+
+/// What a device says in the registers of VIRTIO_F_DMB, at the end of its common configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DmbRegisters {
+    /// `dmb_shm_id`: the id of the shared memory that is the region, 8 bits in 16.
+    pub shm_id: u16,
+    /// The type of its memory; [`DmbRegisters::COHERENT`] can be used.
+    pub memory_type: u16,
+}
+
+impl DmbRegisters {
+    /// The memory type of a region that both sides access without cache maintenance.
+    pub const COHERENT: u16 = 1;
+}
+
+/// Why a device names no usable region, though it names one (R14, R31).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// The capability is shorter than its structure, or runs out of configuration space.
@@ -212,16 +252,24 @@ pub enum Fault {
     },
     /// This BAR may not be cached.
     NotPrefetchable(u8),
+    /// The common configuration has no registers of VIRTIO_F_DMB, or is not in memory.
+    NoRegisters,
+    /// Both sides would have to maintain caches for memory of this type.
+    NotCoherent(u16),
+    /// The device type has a use of its own for the shared memory with this id.
+    SecondUse(u16),
+    /// There is no shared memory with this id.
+    NoSharedMemory(u16),
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Truncated => f.write_str("the SWIOTLB capability is truncated"),
+            Self::Truncated => f.write_str("the region's capability is truncated"),
             Self::NoSuchBar(bar) => {
                 write!(
                     f,
-                    "the SWIOTLB capability names BAR {bar}, there are 0 to 5"
+                    "the region's capability names BAR {bar}, there are 0 to 5"
                 )
             }
             Self::BarAbsent(bar) => write!(f, "the region's BAR {bar} does not exist"),
@@ -241,19 +289,51 @@ impl fmt::Display for Fault {
                 f,
                 "the region's BAR {bar} is not prefetchable, so it may not be cached"
             ),
+            Self::NoRegisters => {
+                f.write_str("the common configuration has no registers of VIRTIO_F_DMB")
+            }
+            Self::NotCoherent(kind) => {
+                write!(f, "the region's memory type is {kind}, not 1 (coherent)")
+            }
+            Self::SecondUse(id) => write!(
+                f,
+                "shared memory {id} is named as the region, which the device type has a use for"
+            ),
+            Self::NoSharedMemory(id) => write!(
+                f,
+                "shared memory {id} is named as the region, which does not exist"
+            ),
         }
     }
 }
 
-/// What a device's configuration space says of a region.
+/// What a device says of a region in one way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finding {
-    /// There is no SWIOTLB capability.
+    /// Nothing.
     Absent,
     /// The first capability that names a usable region (R13).
     Usable(Extent),
     /// There are capabilities, none is usable; what is wrong with the first.
     Malformed(Fault),
+}
+
+/// What a device says of a region in each way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Findings {
+    /// By the SWIOTLB capability.
+    pub swiotlb: Finding,
+    /// By the registers of VIRTIO_F_DMB. [`Finding::Absent`] if the device does not offer the bit:
+    /// then the registers mean nothing.
+    pub dmb: Finding,
+}
+
+impl Findings {
+    /// Nothing, in either way.
+    pub const NONE: Self = Self {
+        swiotlb: Finding::Absent,
+        dmb: Finding::Absent,
+    };
 }
 
 /// What a field of a device's configuration says of the requests that its driver builds.
@@ -372,10 +452,26 @@ mod tests {
     #[test]
     fn faults_are_told_apart() {
         for (fault, text) in [
-            (Fault::Truncated, "the SWIOTLB capability is truncated"),
+            (Fault::Truncated, "the region's capability is truncated"),
             (
                 Fault::NoSuchBar(6),
-                "the SWIOTLB capability names BAR 6, there are 0 to 5",
+                "the region's capability names BAR 6, there are 0 to 5",
+            ),
+            (
+                Fault::NoRegisters,
+                "the common configuration has no registers of VIRTIO_F_DMB",
+            ),
+            (
+                Fault::NotCoherent(0),
+                "the region's memory type is 0, not 1 (coherent)",
+            ),
+            (
+                Fault::SecondUse(0),
+                "shared memory 0 is named as the region, which the device type has a use for",
+            ),
+            (
+                Fault::NoSharedMemory(257),
+                "shared memory 257 is named as the region, which does not exist",
             ),
             (Fault::BarAbsent(3), "the region's BAR 3 does not exist"),
             (
@@ -407,7 +503,7 @@ mod tests {
             (Structure::Common, "the common configuration"),
             (Structure::Notify, "the notification area"),
             (Structure::Device, "the device configuration"),
-            (Structure::SharedMemory, "a shared memory region"),
+            (Structure::SharedMemory(7), "a shared memory region"),
             (Structure::MsixTable, "the MSI-X table"),
             (Structure::MsixPba, "the MSI-X pending bits"),
         ] {

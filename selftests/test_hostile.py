@@ -88,7 +88,7 @@ CASES = [
     refused("cap-overlaps-device", "overlaps the device configuration"),
     refused("cap-overlaps-msix-table", "overlaps the MSI-X table"),
     refused("cap-overlaps-msix-pba", "overlaps the MSI-X pending bits"),
-    refused("cap-truncated", "the SWIOTLB capability is truncated"),
+    refused("cap-truncated", "the region's capability is truncated"),
     Case("cap-missing", "declined", "brings no region"),
     Case("cap-twice", "bounced", works="yes", options={"fault_after": 0}),
     refused("cap-many", "names BAR 9, there are 0 to 5", fault_after=0),

@@ -51,7 +51,7 @@ use super::{
             Bound,
             Extent,
             Features,
-            Finding, //
+            Findings, //
         }, //
     },
     report,
@@ -71,13 +71,14 @@ use kernel::{
 pub(crate) fn decide(
     dev: &Locked,
     offered: Features,
-    finding: Finding,
+    found: Findings,
     parameters: &Parameters,
 ) -> Decision {
     policy::decide(&Facts {
         device_type: dev.device_type(),
         offered,
-        finding,
+        found,
+        dmb: parameters.dmb,
         names_regions: region::can_be_named(dev),
         own_mapping: dev.has_mapping(),
         tried: parameters.trusts(dev.device_type()),
@@ -104,9 +105,10 @@ impl Device {
     /// Decides in the first negotiation of a probe, and makes what is needed.
     fn negotiate(self: &Arc<Self>, first: &First<'_>) -> Result {
         let dev = first.locked();
-        let found = region::find(dev);
         let parameters = self.common.parameters(dev);
-        let wanted = decide(dev, self.offered_features(), found, &parameters);
+        let offered = self.offered_features();
+        let found = region::find(dev, policy::offers_dmb(offered, parameters.dmb));
+        let wanted = decide(dev, offered, found, &parameters);
         let made = wanted.extent().map(|extent| self.bounce(first, &extent));
         let decision = match made {
             Some(Err(reason)) => wanted.failed(reason, parameters.requires(self.device_type)),
@@ -239,14 +241,15 @@ impl Device {
         let Some(extent) = decision.extent() else {
             return Err(EINVAL);
         };
+        let parameters = self.common.parameters(dev);
         let plan = Plan::new(&Agreement {
             device_type: self.device_type,
             room: region::room(&extent),
-            accepts: matches!(decision, Decision::Accept(_)),
+            accepts: decision.accepted(parameters.dmb),
             offered: self.offered_features(),
             agreed: Features(negotiation.features()),
             agreed_beyond: negotiation.features_beyond(),
-            packed_disks: self.common.parameters(dev).packed_disks,
+            packed_disks: parameters.packed_disks,
         });
         report::masked(dev, &plan, extent.bytes);
         negotiation.set_features_beyond(plan.told_beyond);

@@ -13,7 +13,10 @@ use super::super::{
         Reason, //
     },
     virtio,
-    wire::Features, //
+    wire::{
+        AddressForm,
+        Features, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -22,12 +25,18 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
     let kind = dev.device_type();
     let dev = dev.as_device();
     match decision {
-        Decision::Accept(extent) => dev_info!(
-            dev,
-            "swiotlb: bounced: all rings and buffers stay in the region of {} bytes at {:#x}\n",
-            extent.bytes,
-            extent.start
-        ),
+        Decision::Accept(extent) => {
+            let form = match extent.form {
+                AddressForm::Bus => "",
+                AddressForm::Offset(_) => ", and the device is told offsets (VIRTIO_F_DMB)",
+            };
+            dev_info!(
+                dev,
+                "swiotlb: bounced: all rings and buffers stay in the region of {} bytes at {:#x}{form}\n",
+                extent.bytes,
+                extent.start
+            )
+        }
         Decision::Hint(extent) => dev_info!(
             dev,
             "swiotlb: bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}, though the device does not offer VIRTIO_F_SWIOTLB\n",
@@ -40,7 +49,7 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
         ),
         Decision::Decline(reason) => dev_warn!(
             dev,
-            "swiotlb: not bounced: {reason}; VIRTIO_F_SWIOTLB is not accepted, and the device may refuse to work without\n"
+            "swiotlb: not bounced: {reason}; VIRTIO_F_SWIOTLB (or VIRTIO_F_DMB) is not accepted, and the device may refuse to work without\n"
         ),
         Decision::Refuse(reason @ Reason::Moved) => dev_err!(
             dev,
@@ -48,7 +57,7 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
         ),
         Decision::Refuse(reason) => dev_err!(
             dev,
-            "swiotlb: no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB, so it is not used without\n"
+            "swiotlb: no driver is bound: {reason}. The device offers VIRTIO_F_SWIOTLB (or VIRTIO_F_DMB), so it is not used without\n"
         ),
         Decision::Bar(reason) => dev_err!(
             dev,

@@ -22,8 +22,8 @@ pub struct Agreement {
     pub device_type: u32,
     /// The region.
     pub room: Room,
-    /// Whether the device is told that its bit is accepted. It is not for a mere hint (R6).
-    pub accepts: bool,
+    /// The bit that the device is told is accepted; none for a mere hint (R6).
+    pub accepts: Features,
     /// What the device offered when it was last asked, the first 64 features.
     pub offered: Features,
     /// What core and driver agreed on, the first 64 features.
@@ -47,12 +47,9 @@ pub struct Plan {
     pub masked: Features,
     /// As `masked`, the features from 64 on.
     pub masked_beyond: u64,
+    /// The features that make the device use nothing but its region.
+    confining: Features,
 }
-
-/// The features that make a device use nothing but its region.
-const CONFINING: Features = Features::VERSION_1
-    .with(Features::SWIOTLB)
-    .with(Features::ACCESS_PLATFORM);
 
 impl Plan {
     /// Plans for what core and driver agreed on.
@@ -62,21 +59,31 @@ impl Plan {
     pub fn new(agreement: &Agreement) -> Self {
         let room = agreement.room;
         let kind = agreement.device_type;
-        let mut told = agreement.agreed.only(Features::KNOWN);
+        let bits = Features::SWIOTLB.with(agreement.accepts);
+        let mut told = agreement.agreed.only(Features::KNOWN.without(bits));
         let packs = told.has(Features::RING_PACKED);
         let split = split(kind, room, agreement.packed_disks).filter(|_| packs);
         if split.is_some() {
             told = told.without(Features::RING_PACKED);
         }
         let masked = features_to_mask(kind, told, room);
-        told = told.without(masked).without(Features::SWIOTLB);
-        if agreement.accepts {
-            told = told.with(Features::SWIOTLB);
-        }
+        told = told.without(masked).with(agreement.accepts);
         // The core has this feature from an earlier plan, whether the device offers it or not.
         if !agreement.offered.has(Features::ACCESS_PLATFORM) {
             told = told.without(Features::ACCESS_PLATFORM);
         }
+        let confining = match agreement.accepts {
+            Features(0) | Features::SWIOTLB => told.only(
+                Features::VERSION_1
+                    .with(Features::SWIOTLB)
+                    .with(Features::ACCESS_PLATFORM),
+            ),
+            // R30: VIRTIO_F_DMB means nothing without these.
+            dmb => Features::VERSION_1
+                .with(dmb)
+                .with(Features::ACCESS_PLATFORM)
+                .with(agreement.offered.only(Features::ORDER_PLATFORM)),
+        };
         let masked_beyond = features_to_mask_beyond(kind, agreement.agreed_beyond, room);
         Self {
             told,
@@ -84,6 +91,7 @@ impl Plan {
             split,
             masked,
             masked_beyond,
+            confining,
         }
     }
 
@@ -97,7 +105,7 @@ impl Plan {
     /// Whether the transport kept the features that confine the device. A transport drops what it
     /// does not know.
     pub fn is_kept(&self, kept: Features) -> bool {
-        kept.has(self.told.only(CONFINING))
+        kept.has(self.confining)
     }
 }
 
@@ -112,11 +120,13 @@ mod tests {
         *, //
     };
 
-    /// Every bit that a plan looks at, one of a driver, and one of a transport that is unknown.
+    /// A bit that is unknown unless it is VIRTIO_F_DMB.
+    const DMB: Features = Features(1 << 44);
+    /// Every bit that a plan looks at, and one of a driver.
     const BITS: [Features; 10] = [
         Features(1 << 0),
-        Features(1 << 42),
-        Features(1 << 36),
+        DMB,
+        Features::ORDER_PLATFORM,
         Features::NET_GUEST_GSO,
         Features::NET_PAIRS,
         Features::SWIOTLB,
@@ -153,7 +163,7 @@ mod tests {
             }
             for device_type in TYPES {
                 for room in ROOMS {
-                    for flags in 0..8 {
+                    for flags in 0..12 {
                         let without = match flags & 1 {
                             0 => Features(0),
                             _ => Features::ACCESS_PLATFORM,
@@ -161,11 +171,11 @@ mod tests {
                         f(&Agreement {
                             device_type,
                             room,
-                            accepts: flags & 2 != 0,
+                            accepts: [Features(0), Features::SWIOTLB, DMB][flags >> 2],
                             offered: Features(u64::MAX).without(without),
                             agreed,
                             agreed_beyond: 0x1f,
-                            packed_disks: flags & 4 != 0,
+                            packed_disks: flags & 2 != 0,
                         });
                     }
                 }
@@ -177,9 +187,10 @@ mod tests {
     fn a_device_is_told_nothing_that_was_not_agreed_on() {
         for_all(|agreement| {
             let plan = Plan::new(agreement);
-            let swiotlb = Features::SWIOTLB;
-            assert!(agreement.agreed.with(swiotlb).has(plan.told));
-            assert_eq!(plan.told.has(swiotlb), agreement.accepts);
+            // And of both dialects' bits the one that is accepted (R32).
+            let bits = Features::SWIOTLB.with(DMB);
+            assert!(agreement.agreed.with(bits).has(plan.told));
+            assert_eq!(plan.told.only(bits), agreement.accepts);
             assert!(agreement.offered.has(plan.told));
             assert!(agreement.agreed.has(plan.masked));
             assert_eq!(plan.told.only(plan.masked), Features(0));
@@ -192,12 +203,9 @@ mod tests {
     fn what_is_not_masked_is_told() {
         for_all(|agreement| {
             let plan = Plan::new(agreement);
-            let mut dropped = plan.masked.with(Features(1 << 42));
+            let mut dropped = plan.masked.with(Features::SWIOTLB).with(DMB);
             if plan.split.is_some() {
                 dropped = dropped.with(Features::RING_PACKED);
-            }
-            if !agreement.accepts {
-                dropped = dropped.with(Features::SWIOTLB);
             }
             if !agreement.offered.has(Features::ACCESS_PLATFORM) {
                 dropped = dropped.with(Features::ACCESS_PLATFORM);
@@ -229,11 +237,17 @@ mod tests {
     fn features_that_confine_have_to_be_kept() {
         for_all(|agreement| {
             let plan = Plan::new(agreement);
-            assert!(plan.is_kept(plan.told));
+            let platform = Features::VERSION_1.with(Features::ACCESS_PLATFORM);
+            let dmb = platform.with(DMB).with(Features::ORDER_PLATFORM);
+            let (confining, needed) = match agreement.accepts {
+                DMB => (dmb, dmb),
+                bit => (platform.with(bit), plan.told),
+            };
+            assert_eq!(plan.is_kept(plan.told), plan.told.has(needed));
             for bit in BITS {
                 let kept = plan.told.without(bit);
-                let confines = CONFINING.has(bit) && plan.told.has(bit);
-                assert_eq!(plan.is_kept(kept), !confines);
+                let confines = confining.has(bit) && plan.told.has(bit);
+                assert_eq!(plan.is_kept(kept), !confines && plan.is_kept(plan.told));
             }
         });
     }
@@ -244,7 +258,7 @@ mod tests {
             let plan = Plan::new(&Agreement {
                 device_type,
                 room: of(bytes),
-                accepts: true,
+                accepts: Features::SWIOTLB,
                 offered: Features(u64::MAX),
                 agreed: Features::VERSION_1.with(Features::RING_PACKED),
                 agreed_beyond: 0,

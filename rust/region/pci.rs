@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The region that a PCI device names in a capability. Addresses are those of the PCI bus.
+//! What a PCI device says of its region, and its common configuration.
 
 use super::{
     super::{
@@ -8,7 +8,14 @@ use super::{
         policy::Reason,
         virtio::Device,
         wire::{
+            capabilities::{
+                ConfigSpace,
+                COMMON_DMB_BYTES,
+                COMMON_DMB_MEMORY_TYPE,
+                COMMON_DMB_SHM_ID, //
+            },
             Bar,
+            DmbRegisters,
             Extent,
             BARS,
             CONFIG_SPACE_BYTES, //
@@ -17,6 +24,7 @@ use super::{
     memory::Memory,
     source::Source, //
 };
+use core::ptr::NonNull;
 use kernel::{
     bindings as core_bindings,
     prelude::*, //
@@ -57,6 +65,14 @@ impl Source for Pci {
         })
     }
 
+    fn dmb_registers(&self) -> Option<DmbRegisters> {
+        let common = CommonConfig::<COMMON_DMB_BYTES>::of(self)?;
+        Some(DmbRegisters {
+            shm_id: common.read::<COMMON_DMB_SHM_ID>(),
+            memory_type: common.read::<COMMON_DMB_MEMORY_TYPE>(),
+        })
+    }
+
     fn bus_address(&self, extent: &Extent) -> u64 {
         // SAFETY: By the type invariant; the BAR of an extent is below 6.
         let bar =
@@ -87,5 +103,50 @@ fn bar(resource: &core_bindings::resource) -> Bar {
             bytes: (resource.end - resource.start).saturating_add(1),
             prefetchable: has(core_bindings::IORESOURCE_PREFETCH),
         }
+    }
+}
+
+/// The first `BYTES` bytes of a device's common configuration (virtio 1.4, 4.1.4.3), mapped once
+/// more: the core's mapping is its own.
+///
+/// # Invariants
+///
+/// A mapping of `BYTES` bytes from `ioremap()`.
+pub(crate) struct CommonConfig<const BYTES: usize>(NonNull<c_void>);
+
+impl<const BYTES: usize> CommonConfig<BYTES> {
+    /// Maps the registers; `None` if the device has not so many, or they are not in the memory of a
+    /// PCI device. May sleep.
+    pub(crate) fn new(dev: &Device) -> Option<Self> {
+        Self::of(&Pci::of(dev)?)
+    }
+
+    fn of(pci: &Pci) -> Option<Self> {
+        let start = ConfigSpace::new(&pci.config_space()).common(&pci.bars(), BYTES)?;
+        // SAFETY: These registers are the device's, and in one of its BARs.
+        let mapped = unsafe { core_bindings::ioremap(start, BYTES) };
+        // INVARIANT: Mapped just now.
+        NonNull::new(mapped).map(Self)
+    }
+
+    /// The register of 16 bits at byte `AT`.
+    pub(crate) fn read<const AT: usize>(&self) -> u16 {
+        const { assert!(AT + 2 <= BYTES) };
+        // SAFETY: By the type invariant, and as asserted.
+        unsafe { core_bindings::readw(self.0.as_ptr().byte_add(AT)) }
+    }
+
+    /// Writes the register of 16 bits at byte `AT`.
+    pub(crate) fn write<const AT: usize>(&self, value: u16) {
+        const { assert!(AT + 2 <= BYTES) };
+        // SAFETY: As above.
+        unsafe { core_bindings::writew(value, self.0.as_ptr().byte_add(AT)) };
+    }
+}
+
+impl<const BYTES: usize> Drop for CommonConfig<BYTES> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { core_bindings::iounmap(self.0.as_ptr()) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a way to a region answers: how the region is found, and which form its addresses have.
+//! What a device says of its region, and how the region's bytes are reached.
 
 use super::{
     super::{
@@ -8,6 +8,7 @@ use super::{
         virtio::Device,
         wire::{
             Bar,
+            DmbRegisters,
             Extent,
             BARS,
             CONFIG_SPACE_BYTES, //
@@ -16,7 +17,7 @@ use super::{
     memory::Memory, //
 };
 
-/// Where a device's region is looked for, and the form of its addresses.
+/// Where a device's region is looked for.
 pub(crate) trait Source {
     /// Reads configuration space. May sleep.
     fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES];
@@ -24,7 +25,10 @@ pub(crate) trait Source {
     /// The BARs as the guest's PCI core sees them; never what the device says of them now.
     fn bars(&self) -> [Bar; BARS];
 
-    /// The address of the region's first byte as the device is told.
+    /// Reads the registers of VIRTIO_F_DMB; `None` if there are none. May sleep.
+    fn dmb_registers(&self) -> Option<DmbRegisters>;
+
+    /// The address of the region's first byte on the device's bus.
     fn bus_address(&self, extent: &Extent) -> u64;
 
     /// Makes the region's bytes reachable. May sleep.

@@ -22,7 +22,9 @@ use crate::{
     registry::Registry,
     virtio::Device,
     wire::{
+        AddressForm,
         Bar,
+        DmbRegisters,
         Extent,
         Features,
         Finding,
@@ -61,6 +63,10 @@ pub(crate) use bindings::{
 
 /// The only feature that the driver has beside those of rings and transports.
 pub(crate) const DRIVER_FEATURE: Features = Features(1 << bindings::VIRTIO_SWIOTLB_FAKE_FEATURE);
+/// VIRTIO_F_DMB, as the parameter names it for fake devices.
+pub(crate) const DMB: Features = Features(1 << 44);
+/// The id of the shared memory that is the region in the dialect of VIRTIO_F_DMB.
+pub(crate) const SHM_ID: u8 = 128;
 /// VIRTIO_RING_F_INDIRECT_DESC (virtio 1.4, 6).
 pub(crate) const INDIRECT: Features = Features(1 << 28);
 /// VIRTIO_F_RING_PACKED (virtio 1.4, 6).
@@ -87,8 +93,10 @@ pub(crate) struct Plan {
     pub(crate) offered: Features,
     /// Length of the region in bytes.
     pub(crate) region_bytes: usize,
-    /// Whether there is a capability that names the region.
+    /// Whether there is a SWIOTLB capability that names the region.
     pub(crate) capability: bool,
+    /// Whether registers and a shared memory capability name the region.
+    pub(crate) shared_memory: bool,
     /// Whether the transport asks for features the new way.
     pub(crate) extended: bool,
     /// How many queues the driver wants.
@@ -101,6 +109,7 @@ pub(crate) const PLAN: Plan = Plan {
     offered: Features::VERSION_1.with(Features::SWIOTLB),
     region_bytes: 16 * SMALLEST,
     capability: true,
+    shared_memory: false,
     extended: true,
     queues: 1,
 };
@@ -127,9 +136,17 @@ impl Fake {
             setup.wanted_queues = plan.queues;
             setup.start = 0x40_0000_0000 + (serial << 32);
             setup.bus = 0xb000_0000_0000 + (serial << 33);
+            let mut capabilities = Capabilities::new();
             if plan.capability {
-                setup.config_space = capability(BAR, MARGIN, plan.region_bytes);
+                capabilities.add_swiotlb(MARGIN, plan.region_bytes);
             }
+            if plan.shared_memory {
+                capabilities.add_shared_memory(MARGIN, plan.region_bytes);
+                setup.dmb = true;
+                setup.dmb_shm_id = SHM_ID.into();
+                setup.dmb_memory_type = DmbRegisters::COHERENT;
+            }
+            setup.config_space = capabilities.space;
         });
         fake.fill(0, bytes, FILL);
         Ok(fake)
@@ -155,7 +172,9 @@ impl Fake {
 
     /// Names another region, from `offset` in the BAR.
     pub(crate) fn move_region(&self, offset: usize, bytes: usize) {
-        self.change(|setup| setup.config_space = capability(BAR, offset, bytes));
+        let mut capabilities = Capabilities::new();
+        capabilities.add_swiotlb(offset, bytes);
+        self.change(|setup| setup.config_space = capabilities.space);
     }
 
     /// What the device saw.
@@ -344,11 +363,12 @@ impl Fake {
         len: usize,
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Option<R> {
-        let Finding::Usable(extent) = region::find(self.device()) else {
-            return None;
+        let extent = self.extent(self.told().has(DMB))?;
+        let first = match extent.form {
+            AddressForm::Bus => Region::of(self.device())?.bus_address(&extent),
+            AddressForm::Offset(offset) => offset,
         };
-        let bus = Region::of(self.device())?.bus_address(&extent);
-        let offset = usize::try_from(address.checked_sub(bus)?).ok()?;
+        let offset = usize::try_from(address.checked_sub(first)?).ok()?;
         let end = offset.checked_add(len)?;
         if end > extent.bytes as usize {
             return None;
@@ -357,15 +377,27 @@ impl Fake {
         self.with_bar(|bar| bar.get_mut(at + offset..at + end).map(f))
     }
 
+    /// Where the device's region is now, if it has one that is usable, by its capability or by the
+    /// registers of VIRTIO_F_DMB.
+    fn extent(&self, by_registers: bool) -> Option<Extent> {
+        let found = region::find(self.device(), by_registers);
+        let finding = match by_registers {
+            true => found.dmb,
+            false => found.swiotlb,
+        };
+        match finding {
+            Finding::Usable(extent) => Some(extent),
+            _ => None,
+        }
+    }
+
     /// A region of the device as it is now, mapped.
     ///
     /// # Errors
     ///
     /// `ENODEV` if it has none that is usable.
     pub(crate) fn map_region(&self) -> Result<region::Region> {
-        let Finding::Usable(extent) = region::find(self.device()) else {
-            return Err(ENODEV);
-        };
+        let extent = self.extent(false).ok_or(ENODEV)?;
         region::Region::new(self.device(), &extent).map_err(|_| ENODEV)
     }
 
@@ -409,22 +441,50 @@ impl Drop for Fake {
     }
 }
 
-/// Configuration space with nothing in it but one SWIOTLB capability.
-fn capability(bar: u8, offset: usize, bytes: usize) -> [u8; CONFIG_SPACE_BYTES] {
-    const AT: usize = 0x40;
+/// Configuration space with nothing in it but capabilities that name memory in the region's BAR.
+struct Capabilities {
+    space: [u8; CONFIG_SPACE_BYTES],
+    /// Where the offset of the next one goes.
+    link: usize,
+    /// Where the next one goes.
+    free: usize,
+}
 
-    let mut space = [0; CONFIG_SPACE_BYTES];
-    // PCI_STATUS_CAP_LIST and PCI_CAPABILITY_LIST.
-    space[0x06] = 0x10;
-    space[0x34] = AT as u8;
-    // struct virtio_pci_cap of cfg_type 10.
-    space[AT] = 0x09;
-    space[AT + 2] = 16;
-    space[AT + 3] = 10;
-    space[AT + 4] = bar;
-    space[AT + 8..AT + 12].copy_from_slice(&(offset as u32).to_le_bytes());
-    space[AT + 12..AT + 16].copy_from_slice(&(bytes as u32).to_le_bytes());
-    space
+impl Capabilities {
+    fn new() -> Self {
+        let mut space = [0; CONFIG_SPACE_BYTES];
+        // PCI_STATUS_CAP_LIST; the list begins at PCI_CAPABILITY_LIST.
+        space[0x06] = 0x10;
+        Self {
+            space,
+            link: 0x34,
+            free: 0x40,
+        }
+    }
+
+    /// Adds a `struct virtio_pci_cap` of this type, `len` bytes long with what is behind it.
+    fn add(&mut self, cfg_type: u8, id: u8, len: usize, offset: usize, bytes: usize) {
+        let at = self.free;
+        self.space[self.link] = at as u8;
+        self.space[at] = 0x09;
+        self.space[at + 2] = len as u8;
+        self.space[at + 3] = cfg_type;
+        self.space[at + 4] = BAR;
+        self.space[at + 5] = id;
+        self.space[at + 8..at + 12].copy_from_slice(&(offset as u32).to_le_bytes());
+        self.space[at + 12..at + 16].copy_from_slice(&(bytes as u32).to_le_bytes());
+        self.link = at + 1;
+        self.free = at + len;
+    }
+
+    fn add_swiotlb(&mut self, offset: usize, bytes: usize) {
+        self.add(10, 0, 16, offset, bytes);
+    }
+
+    /// `struct virtio_pci_cap64`, whose upper halves are 0.
+    fn add_shared_memory(&mut self, offset: usize, bytes: usize) {
+        self.add(8, SHM_ID, 24, offset, bytes);
+    }
 }
 
 /// The region of a fake device, as `region.rs` sees it.
@@ -451,6 +511,7 @@ impl Region {
     pub(crate) fn parameters(&self, loaded: Parameters) -> Parameters {
         Parameters {
             hint: true,
+            dmb: DMB,
             types: Types::of(&[TYPE as u8]),
             require: REQUIRES.load(Relaxed),
             ..loaded
@@ -486,6 +547,14 @@ impl region::Source for Region {
             prefetchable: true,
         };
         bars
+    }
+
+    fn dmb_registers(&self) -> Option<DmbRegisters> {
+        let setup = self.setup();
+        setup.dmb.then_some(DmbRegisters {
+            shm_id: setup.dmb_shm_id,
+            memory_type: setup.dmb_memory_type,
+        })
     }
 
     fn bus_address(&self, extent: &Extent) -> u64 {

@@ -97,7 +97,7 @@ fn round_trip(fake: &Fake, index: u32, queue: &mut Queue<'_>) -> Result<bool> {
 }
 
 /// Several round trips on all queues of a bound device, as many as let the rings wrap.
-fn works(fake: &Fake, queues: usize, indirect: bool) -> Result {
+pub(super) fn works(fake: &Fake, queues: usize, indirect: bool) -> Result {
     for index in 0..queues {
         let mut queue = Queue::new(fake, index);
         for _ in 0..40 {
@@ -110,7 +110,7 @@ fn works(fake: &Fake, queues: usize, indirect: bool) -> Result {
 }
 
 /// Whether the rings of queue 0 are where the device can reach them.
-fn rings_in_region(fake: &Fake) -> bool {
+pub(super) fn rings_in_region(fake: &Fake) -> bool {
     let log = fake.log();
     let queue = &log.queues[0];
     [queue.desc, queue.avail, queue.used]

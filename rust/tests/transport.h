@@ -52,6 +52,9 @@ struct virtio_swiotlb_fake_setup {
 	u16 queue_sizes[4];	/* that the device says, of the first queues */
 	u64 start;		/* of the BAR, for the guest */
 	u64 bus;		/* of the BAR, for the device */
+	bool dmb;		/* has the registers of VIRTIO_F_DMB: */
+	u16 dmb_shm_id;
+	u16 dmb_memory_type;
 
 	u32 wanted_queues;
 	u64 unwanted;		/* the driver's validate() clears these */

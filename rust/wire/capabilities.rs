@@ -5,13 +5,17 @@
 //!
 //! The device is not trusted. The bytes are read once, and what is checked is what is used.
 //!
-//! Sources: the VIRTIO_F_SWIOTLB RFC series for the capability; virtio 1.4, section 4.1.4, for the
-//! other PCI capabilities; PCI 3.0, sections 6.7 and 6.8.2, for the capability list and MSI-X.
+//! Sources: the VIRTIO_F_SWIOTLB RFC series for the capability; the VIRTIO_F_DMB series for the
+//! registers behind the common configuration; virtio 1.4, section 4.1.4, for the other PCI
+//! capabilities; PCI 3.0, sections 6.7 and 6.8.2, for the capability list and MSI-X.
 //!
 //! Pure: may be called in any context.
 
 use super::{
+    uses_shared_memory,
+    AddressForm,
     Bar,
+    DmbRegisters,
     Extent,
     Fault,
     Finding,
@@ -45,10 +49,36 @@ pub const COMMON_BYTES: usize = COMMON_QUEUE_SIZE + 2;
 pub const COMMON_QUEUE_SELECT: usize = 22;
 /// See [`COMMON_QUEUE_SELECT`].
 pub const COMMON_QUEUE_SIZE: usize = 24;
+/// How much there is of it up to the registers of VIRTIO_F_DMB, in bytes.
+pub const COMMON_DMB_BYTES: usize = COMMON_DMB_MEMORY_TYPE + 2;
+/// Where [`DmbRegisters::shm_id`] is.
+pub const COMMON_DMB_SHM_ID: usize = 0x40;
+/// Where [`DmbRegisters::memory_type`] is.
+pub const COMMON_DMB_MEMORY_TYPE: usize = 0x42;
 
 /// Length of `struct virtio_pci_cap` and of `struct virtio_pci_cap64`, in bytes.
 const CAP_BYTES: usize = 16;
 const CAP64_BYTES: usize = 24;
+
+/// What a search for a region depends on, beside configuration space.
+#[derive(Clone, Copy)]
+pub struct Search<'a> {
+    /// The device's BARs, in their order.
+    pub bars: &'a [Bar; BARS],
+    /// The guest's page size in bytes, a power of two.
+    pub page: u64,
+    /// Device type (virtio 1.4, 5).
+    pub device_type: u32,
+}
+
+/// Which capability names a region, and so which form its addresses have.
+#[derive(Clone, Copy)]
+enum Named {
+    /// That of type 10: bus addresses.
+    BySwiotlb,
+    /// One of shared memory: offsets.
+    BySharedMemory,
+}
 
 /// Bytes of a device's configuration space, as read once: what is checked is what is used.
 pub struct ConfigSpace<'a>(&'a [u8; CONFIG_SPACE_BYTES]);
@@ -61,7 +91,7 @@ struct Capability {
 }
 
 /// A range of a BAR that something occupies, in bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Window {
     bar: u8,
     offset: u64,
@@ -126,6 +156,11 @@ impl<'a> ConfigSpace<'a> {
         self.u8(cap.at + 3)
     }
 
+    /// The id of a shared memory capability.
+    fn shared_memory_id(&self, cap: Capability) -> Option<u8> {
+        self.u8(cap.at + 5)
+    }
+
     /// Whether a virtio capability says that it has so many bytes (`cap_len`).
     fn has_bytes(&self, cap: Capability, bytes: usize) -> bool {
         self.u8(cap.at + 2)
@@ -173,11 +208,11 @@ impl<'a> ConfigSpace<'a> {
             TYPE_NOTIFY => Structure::Notify,
             TYPE_ISR => Structure::Isr,
             TYPE_DEVICE => Structure::Device,
-            TYPE_SHARED_MEMORY => Structure::SharedMemory,
+            TYPE_SHARED_MEMORY => Structure::SharedMemory(self.shared_memory_id(cap)?),
             _ => return None,
         };
         // The core goes by the length of these alone.
-        let wide = structure == Structure::SharedMemory;
+        let wide = kind == TYPE_SHARED_MEMORY;
         if wide && !self.has_bytes(cap, CAP64_BYTES) {
             return None;
         }
@@ -199,14 +234,19 @@ impl<'a> ConfigSpace<'a> {
         Some((which, window))
     }
 
-    /// Checks one SWIOTLB capability (wire format, R14, R41).
-    fn check(&self, cap: Capability, bars: &[Bar; BARS], page: u64) -> Result<Extent, Fault> {
-        if !self.has_bytes(cap, CAP_BYTES) {
+    /// Checks one capability of a region (wire format, R14, R41).
+    fn check(&self, cap: Capability, named: Named, search: &Search<'_>) -> Result<Extent, Fault> {
+        let page = search.page;
+        let (needed, wide) = match named {
+            Named::BySwiotlb => (CAP_BYTES, false),
+            Named::BySharedMemory => (CAP64_BYTES, true),
+        };
+        if !self.has_bytes(cap, needed) {
             return Err(Fault::Truncated);
         }
-        let window = self.virtio_window(cap, false).ok_or(Fault::Truncated)?;
+        let window = self.virtio_window(cap, wide).ok_or(Fault::Truncated)?;
         let bar = window.bar;
-        let (bar_start, bar_bytes, prefetchable) = match bars.get(usize::from(bar)) {
+        let (bar_start, bar_bytes, prefetchable) = match search.bars.get(usize::from(bar)) {
             None => return Err(Fault::NoSuchBar(bar)),
             Some(Bar::Absent) => return Err(Fault::BarAbsent(bar)),
             Some(Bar::Io) => return Err(Fault::BarIsIo(bar)),
@@ -226,12 +266,26 @@ impl<'a> ConfigSpace<'a> {
             .filter(|end| *end <= bar_bytes)
             .and_then(|end| bar_start.checked_add(end))
             .ok_or(Fault::OutsideBar(bar))?;
-        if let Some(structure) = self.structure(|_, other| other.overlaps(&window)) {
+        // A region may be named in both dialects.
+        let is_region = |structure, other: &Window| {
+            matches!(structure, Structure::SharedMemory(id)
+                if *other == window && !uses_shared_memory(search.device_type, id))
+        };
+        if let Some(structure) = self
+            .structure(|structure, other| other.overlaps(&window) && !is_region(structure, other))
+        {
             return Err(Fault::Overlaps(structure));
         }
+        // Offset 0 is no address, so that the first page is left out (R29).
+        let left_out = match named {
+            Named::BySwiotlb => 0,
+            Named::BySharedMemory => page,
+        };
+        let window_start = bar_start + window.offset;
         // A page that is only partly the region's is not given to the pool.
-        let start = (bar_start + window.offset)
-            .checked_next_multiple_of(page)
+        let start = window_start
+            .checked_add(left_out)
+            .and_then(|start| start.checked_next_multiple_of(page))
             .ok_or(Fault::NoWholePage)?;
         let end = end & !(page - 1);
         if start >= end {
@@ -253,14 +307,19 @@ impl<'a> ConfigSpace<'a> {
             shares_bar: self
                 .structure(|structure, other| structure.is_driven() && other.bar == bar)
                 .is_some(),
+            form: match named {
+                Named::BySwiotlb => AddressForm::Bus,
+                Named::BySharedMemory => AddressForm::Offset(start - window_start),
+            },
         })
     }
 
     /// The CPU physical address of the common configuration, through which the core drives the
-    /// device, if it is in memory. `bars` are the device's own, in their order.
+    /// device, if its first `needed` bytes are in memory. `bars` are the device's own, in their
+    /// order.
     ///
     /// The core takes the first whose BAR exists (`virtio_pci_find_capability()`), and no other.
-    pub fn common(&self, bars: &[Bar; BARS]) -> Option<u64> {
+    pub fn common(&self, bars: &[Bar; BARS], needed: usize) -> Option<u64> {
         let (window, bar) = self
             .capabilities()
             .filter(|cap| self.virtio_type(*cap) == Some(TYPE_COMMON))
@@ -272,21 +331,57 @@ impl<'a> ConfigSpace<'a> {
         let Bar::Memory { start, bytes, .. } = *bar else {
             return None;
         };
-        let needed = COMMON_BYTES as u64;
+        let needed = needed as u64;
         let end = window.offset + needed;
         let fits = window.bytes >= needed && end <= bytes && start.checked_add(end).is_some();
         (fits && window.offset % 4 == 0).then(|| start + window.offset)
     }
 
-    /// Finds the device's region. `bars` are the device's own, in their order; `page` is the
-    /// guest's page size in bytes, a power of two.
-    pub fn region(&self, bars: &[Bar; BARS], page: u64) -> Finding {
+    /// Finds the region that a SWIOTLB capability names (R13).
+    pub fn region(&self, search: &Search<'_>) -> Finding {
+        let is_one = |cap| self.virtio_type(cap) == Some(TYPE_SWIOTLB);
+        self.first_usable(is_one, Named::BySwiotlb, search)
+    }
+
+    /// Finds the shared memory that the registers of VIRTIO_F_DMB name as the region (R31). They
+    /// are `None` if the device has none.
+    pub fn shared_region(&self, registers: Option<DmbRegisters>, search: &Search<'_>) -> Finding {
+        let Some(DmbRegisters {
+            shm_id,
+            memory_type,
+        }) = registers
+        else {
+            return Finding::Malformed(Fault::NoRegisters);
+        };
+        if memory_type != DmbRegisters::COHERENT {
+            return Finding::Malformed(Fault::NotCoherent(memory_type));
+        }
+        let Ok(id) = u8::try_from(shm_id) else {
+            return Finding::Malformed(Fault::NoSharedMemory(shm_id));
+        };
+        if uses_shared_memory(search.device_type, id) {
+            return Finding::Malformed(Fault::SecondUse(shm_id));
+        }
+        let is_one = |cap| {
+            self.virtio_type(cap) == Some(TYPE_SHARED_MEMORY)
+                && self.shared_memory_id(cap) == Some(id)
+        };
+        match self.first_usable(is_one, Named::BySharedMemory, search) {
+            Finding::Absent => Finding::Malformed(Fault::NoSharedMemory(shm_id)),
+            found => found,
+        }
+    }
+
+    /// The first of the capabilities that `is_one` picks which names a usable region.
+    fn first_usable(
+        &self,
+        is_one: impl Fn(Capability) -> bool,
+        named: Named,
+        search: &Search<'_>,
+    ) -> Finding {
         let mut first_fault = None;
-        for cap in self.capabilities() {
-            if self.virtio_type(cap) != Some(TYPE_SWIOTLB) {
-                continue;
-            }
-            match self.check(cap, bars, page) {
+        for cap in self.capabilities().filter(|cap| is_one(*cap)) {
+            match self.check(cap, named, search) {
                 Ok(extent) => return Finding::Usable(extent),
                 Err(fault) => first_fault = first_fault.or(Some(fault)),
             }
@@ -298,7 +393,10 @@ impl<'a> ConfigSpace<'a> {
 #[cfg(any(test, CONFIG_KUNIT))]
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_capabilities))]
 mod tests {
-    use super::*;
+    use super::{
+        super::device_type,
+        *, //
+    };
 
     const BAR0: u64 = 0xfe00_0000;
     const BAR4: u64 = 0x38_0000_0000;
@@ -372,9 +470,48 @@ mod tests {
             self.region_of_pages(0x1000)
         }
 
-        fn region_of_pages(&self, page: u64) -> Finding {
-            ConfigSpace::new(&self.bytes).region(&self.bars, page)
+        fn search(&self, page: u64) -> Search<'_> {
+            Search {
+                bars: &self.bars,
+                page,
+                device_type: device_type::FS,
+            }
         }
+
+        fn region_of_pages(&self, page: u64) -> Finding {
+            ConfigSpace::new(&self.bytes).region(&self.search(page))
+        }
+
+        /// Shared memory of this id in BAR 4.
+        fn shared_memory(&mut self, id: u8, offset: u64, bytes: u64) -> usize {
+            let mut cap = [0; CAP64_BYTES];
+            cap[0] = ID_VENDOR;
+            cap[2] = CAP64_BYTES as u8;
+            cap[3] = TYPE_SHARED_MEMORY;
+            cap[4] = 4;
+            cap[5] = id;
+            cap[8..12].copy_from_slice(&(offset as u32).to_le_bytes());
+            cap[12..16].copy_from_slice(&(bytes as u32).to_le_bytes());
+            cap[16..20].copy_from_slice(&((offset >> 32) as u32).to_le_bytes());
+            cap[20..24].copy_from_slice(&((bytes >> 32) as u32).to_le_bytes());
+            self.link(&cap)
+        }
+
+        fn shared_region(&self, shm_id: u16, page: u64) -> Finding {
+            let registers = DmbRegisters {
+                shm_id,
+                memory_type: DmbRegisters::COHERENT,
+            };
+            ConfigSpace::new(&self.bytes).shared_region(Some(registers), &self.search(page))
+        }
+    }
+
+    fn nothing_in(bytes: &[u8; CONFIG_SPACE_BYTES]) -> Finding {
+        ConfigSpace::new(bytes).region(&Search {
+            bars: &[Bar::Absent; BARS],
+            page: 0x1000,
+            device_type: device_type::FS,
+        })
     }
 
     fn too_small(bytes: u64, needed: u64) -> Finding {
@@ -400,7 +537,8 @@ mod tests {
 
     #[test]
     fn common_configuration_is_found_in_memory_only() {
-        let common = |device: &Device| ConfigSpace::new(&device.bytes).common(&device.bars);
+        let common =
+            |device: &Device| ConfigSpace::new(&device.bytes).common(&device.bars, COMMON_BYTES);
         let mut device = Device::new();
         assert_eq!(common(&device), Some(BAR0));
         // It is the first whose BAR exists, usable or not.
@@ -440,14 +578,8 @@ mod tests {
     #[test]
     fn no_capability_is_no_region() {
         assert_eq!(Device::new().region(), Finding::Absent);
-        assert_eq!(
-            ConfigSpace::new(&[0; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS], 0x1000),
-            Finding::Absent
-        );
-        assert_eq!(
-            ConfigSpace::new(&[0xff; CONFIG_SPACE_BYTES]).region(&[Bar::Absent; BARS], 0x1000),
-            Finding::Absent
-        );
+        assert_eq!(nothing_in(&[0; CONFIG_SPACE_BYTES]), Finding::Absent);
+        assert_eq!(nothing_in(&[0xff; CONFIG_SPACE_BYTES]), Finding::Absent);
     }
 
     #[test]
@@ -460,6 +592,7 @@ mod tests {
                 start: BAR4,
                 bytes: 0x10_0000,
                 shares_bar: false,
+                form: AddressForm::Bus,
             })
         );
     }
@@ -570,10 +703,13 @@ mod tests {
         assert_eq!(device.region(), too_small(0xf000, 0x1_0000));
         // The common configuration is not cached anyway.
         let mut device = Device::new();
-        let before = ConfigSpace::new(&device.bytes).common(&device.bars);
+        let before = ConfigSpace::new(&device.bytes).common(&device.bars, COMMON_BYTES);
         uncached(&mut device, 0);
         assert!(before.is_some());
-        assert_eq!(ConfigSpace::new(&device.bytes).common(&device.bars), before);
+        assert_eq!(
+            ConfigSpace::new(&device.bytes).common(&device.bars, COMMON_BYTES),
+            before
+        );
     }
 
     #[test]
@@ -697,29 +833,17 @@ mod tests {
     #[test]
     fn overlap_with_a_large_shared_memory_region() {
         let mut device = with_region(4, 0x1_0000, 0x4_0000);
-        let mut cap = [0; CAP64_BYTES];
-        cap[0] = ID_VENDOR;
-        cap[2] = CAP64_BYTES as u8;
-        cap[3] = TYPE_SHARED_MEMORY;
-        cap[4] = 4;
-        cap[20] = 1; // 4 GiB long
-        device.link(&cap);
+        device.shared_memory(0, 0, 1 << 32);
         assert_eq!(
             device.region(),
-            Finding::Malformed(Fault::Overlaps(Structure::SharedMemory))
+            Finding::Malformed(Fault::Overlaps(Structure::SharedMemory(0)))
         );
     }
 
     #[test]
     fn a_shared_memory_region_is_as_far_as_64_bits_say() {
         let mut device = with_region(4, 0x1_0000, 0x4_0000);
-        let mut cap = [0; CAP64_BYTES];
-        cap[0] = ID_VENDOR;
-        cap[2] = CAP64_BYTES as u8;
-        cap[3] = TYPE_SHARED_MEMORY;
-        cap[4] = 4;
-        cap[13] = 0x10; // 0x1000 long
-        let at = device.link(&cap);
+        let at = device.shared_memory(0, 0, 0x1000);
         assert!(usable(device.region()).is_some());
         device.bytes[at + 10] = 1; // at 0x1_0000
         device.bytes[at + 2] = CAP_BYTES as u8;
@@ -728,6 +852,114 @@ mod tests {
         assert!(usable(device.region()).is_none());
         device.bytes[at + 16] = 1; // and 4 GiB
         assert!(usable(device.region()).is_some());
+    }
+
+    #[test]
+    fn shared_memory_is_a_region_of_offsets() {
+        let mut device = Device::new();
+        device.shared_memory(9, 0x1000, 0x1000);
+        device.shared_memory(128, 0x1_0000, 0x8_0000);
+        // Its first page is left out, of whatever size the guest's are.
+        for page in [0x1000, 0x4000] {
+            assert_eq!(
+                device.shared_region(128, page),
+                Finding::Usable(Extent {
+                    bar: 4,
+                    offset: 0x1_0000 + page,
+                    start: BAR4 + 0x1_0000 + page,
+                    bytes: 0x8_0000 - page,
+                    shares_bar: false,
+                    form: AddressForm::Offset(page),
+                })
+            );
+        }
+        // 7 pages of 64 KiB are left.
+        assert_eq!(
+            device.shared_region(128, 0x1_0000),
+            too_small(0x7_0000, 0x10_0000)
+        );
+        // It is not a region of the other dialect.
+        assert_eq!(device.region(), Finding::Absent);
+    }
+
+    #[test]
+    fn offsets_are_from_where_shared_memory_begins() {
+        let mut device = Device::new();
+        device.shared_memory(128, 0x1_0800, 0x4_0000);
+        match device.shared_region(128, 0x1000) {
+            Finding::Usable(extent) => {
+                assert_eq!(extent.form, AddressForm::Offset(0x1800));
+                assert_eq!((extent.offset, extent.bytes), (0x1_2000, 0x3_e000));
+            }
+            _ => assert!(false),
+        }
+    }
+
+    #[test]
+    fn region_may_be_named_in_both_dialects() {
+        let mut device = with_region(4, 0x1_0000, 0x4_0000);
+        device.shared_memory(128, 0x1_0000, 0x4_0000);
+        assert_eq!(usable(device.region()), Some((BAR4 + 0x1_0000, 0x4_0000)));
+        let other = Some((BAR4 + 0x1_1000, 0x3_f000));
+        assert_eq!(usable(device.shared_region(128, 0x1000)), other);
+        // Not if that has another length, or the device type has a use for it.
+        for (id, bytes) in [(128, 0x4_1000), (0, 0x4_0000)] {
+            let mut device = with_region(4, 0x1_0000, 0x4_0000);
+            device.shared_memory(id, 0x1_0000, bytes);
+            let fault = Fault::Overlaps(Structure::SharedMemory(id));
+            assert_eq!(device.region(), Finding::Malformed(fault));
+        }
+    }
+
+    #[test]
+    fn shared_memory_that_is_no_region() {
+        let mut device = Device::new();
+        let at = device.shared_memory(128, 0, 0x10_0000);
+        device.shared_memory(0, 0, 0x10_0000);
+        let malformed = |fault| Finding::Malformed(fault);
+        for (id, fault) in [
+            (127, Fault::NoSharedMemory(127)),
+            (0x180, Fault::NoSharedMemory(0x180)),
+            (0, Fault::SecondUse(0)),
+            // What the type has a use for lies there as well.
+            (128, Fault::Overlaps(Structure::SharedMemory(0))),
+        ] {
+            assert_eq!(device.shared_region(id, 0x1000), malformed(fault));
+        }
+        device.bytes[at + 2] = CAP_BYTES as u8;
+        let truncated = malformed(Fault::Truncated);
+        assert_eq!(device.shared_region(128, 0x1000), truncated);
+        for memory_type in [0, 2, u16::MAX] {
+            let registers = DmbRegisters {
+                shm_id: 128,
+                memory_type,
+            };
+            assert_eq!(
+                ConfigSpace::new(&device.bytes)
+                    .shared_region(Some(registers), &device.search(0x1000)),
+                malformed(Fault::NotCoherent(memory_type))
+            );
+        }
+        assert_eq!(
+            ConfigSpace::new(&device.bytes).shared_region(None, &device.search(0x1000)),
+            malformed(Fault::NoRegisters)
+        );
+        for (offset, bytes, fault) in [
+            (0, 0x10_0001, Fault::OutsideBar(4)),
+            (1 << 32, 0x1_0000, Fault::OutsideBar(4)),
+            (0, 1 << 32, Fault::OutsideBar(4)),
+            (0, 0, Fault::Empty),
+            (0xf_0000, 0x1000, Fault::NoWholePage),
+        ] {
+            let mut device = Device::new();
+            device.shared_memory(128, offset, bytes);
+            assert_eq!(device.shared_region(128, 0x1000), malformed(fault));
+        }
+        // The other of two with the same id.
+        let mut device = Device::new();
+        device.shared_memory(128, 0, 0);
+        device.shared_memory(128, 0x1_0000, 0x4_0000);
+        assert!(usable(device.shared_region(128, 0x1000)).is_some());
     }
 
     #[test]

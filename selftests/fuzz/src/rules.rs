@@ -6,10 +6,11 @@ use crate::input::Input;
 use crate::policy::limits::{
     features_to_mask, longest_queue, most_segments, needed, request_queues, split, Limits, Room,
 };
-use crate::policy::{decide, is_relevant, Decision, Facts};
-use crate::wire::capabilities::{ConfigSpace, COMMON_BYTES};
+use crate::policy::{decide, is_relevant, offers_dmb, Decision, Facts};
+use crate::wire::capabilities::{ConfigSpace, Search, COMMON_DMB_BYTES};
 use crate::wire::{
-    bounds, Bar, Bound, Extent, Features, Finding, BARS, CONFIG_SPACE_BYTES, MIN_REGION_PAGES,
+    bounds, uses_shared_memory, AddressForm, Bar, Bound, DmbRegisters, Extent, Features, Finding,
+    Findings, BARS, CONFIG_SPACE_BYTES, MIN_REGION_PAGES,
 };
 
 /// A page size of a guest, in bytes.
@@ -62,19 +63,50 @@ pub fn wire(data: &[u8]) {
     let mut space = [0; CONFIG_SPACE_BYTES];
     space.iter_mut().for_each(|byte| *byte = input.u8());
     let page = page(&mut input) as u64;
-    let finding = ConfigSpace::new(&space).region(&bars, page);
-    match finding {
-        Finding::Absent => {}
-        Finding::Usable(extent) => check_extent(&extent, &bars, page),
-        Finding::Malformed(fault) => assert!(!fault.to_string().is_empty()),
+    let search = Search {
+        bars: &bars,
+        page,
+        device_type: input.u8().into(),
+    };
+    let registers = (input.u8() & 1 != 0).then(|| DmbRegisters {
+        shm_id: input.u8().into(),
+        memory_type: (input.u8() & 1).into(),
+    });
+    let find = || Findings {
+        swiotlb: ConfigSpace::new(&space).region(&search),
+        dmb: ConfigSpace::new(&space).shared_region(registers, &search),
+    };
+    let found = find();
+    for finding in [found.swiotlb, found.dmb] {
+        match finding {
+            Finding::Absent => {}
+            Finding::Usable(extent) => check_extent(&extent, &bars, page),
+            Finding::Malformed(fault) => assert!(!fault.to_string().is_empty()),
+        }
+    }
+    let form = |finding| match finding {
+        Finding::Usable(extent) => Some(extent.form),
+        _ => None,
+    };
+    assert!(matches!(form(found.swiotlb), None | Some(AddressForm::Bus)));
+    if let Some(form) = form(found.dmb) {
+        // R29, R31.
+        assert!(matches!(form, AddressForm::Offset(offset) if (page..2 * page).contains(&offset)));
+        let registers = registers.expect("there is no region without registers");
+        assert_eq!(registers.memory_type, DmbRegisters::COHERENT);
+        assert!(!uses_shared_memory(
+            search.device_type,
+            registers.shm_id as u8
+        ));
     }
     // It is a function of the bytes.
-    assert_eq!(finding, ConfigSpace::new(&space).region(&bars, page));
-    if let Some(common) = ConfigSpace::new(&space).common(&bars) {
+    assert_eq!(found, find());
+    let needed = COMMON_DMB_BYTES;
+    if let Some(common) = ConfigSpace::new(&space).common(&bars, needed) {
         let inside = |bar: &Bar| match *bar {
             Bar::Memory { start, bytes, .. } => common
                 .checked_sub(start)
-                .is_some_and(|offset| offset + COMMON_BYTES as u64 <= bytes),
+                .is_some_and(|offset| offset + needed as u64 <= bytes),
             _ => false,
         };
         assert!(bars.iter().any(inside));
@@ -95,24 +127,43 @@ pub fn policy(data: &[u8]) {
             start: u64::from(input.u32()) << 12,
             bytes: (MIN_REGION_PAGES as u64 + u64::from(input.u16())) * page as u64,
             shares_bar: flags & 4 != 0,
+            form: AddressForm::Bus,
         }),
+    };
+    let dmb = match input.u8() % 3 {
+        0 => Finding::Absent,
+        1 => Finding::Malformed(crate::wire::Fault::NoRegisters),
+        _ => Finding::Usable(Extent {
+            bar: 0,
+            offset: page as u64,
+            start: u64::from(input.u32()) << 16,
+            bytes: (MIN_REGION_PAGES * page) as u64,
+            shares_bar: false,
+            form: AddressForm::Offset(page as u64),
+        }),
+    };
+    let found = Findings {
+        swiotlb: finding,
+        dmb,
     };
     let facts = Facts {
         device_type: input.u8().into(),
         offered: Features(input.u64()),
-        finding,
+        found,
+        dmb: Features(u64::from(input.u8() & 1) << 44),
         names_regions: flags & 8 != 0,
         own_mapping: flags & 16 != 0,
         hint: flags & 32 != 0,
         required: flags & 64 != 0,
         tried: flags & 128 != 0,
     };
-    let bit = facts.offered.has(Features::SWIOTLB);
+    let bit = facts.offered.has(Features::SWIOTLB) || offers_dmb(facts.offered, facts.dmb);
     let decision = decide(&facts);
     match decision {
         Decision::Accept(extent) | Decision::Hint(extent) => {
-            assert_eq!(Finding::Usable(extent), finding);
-            assert!(is_relevant(facts.offered, finding));
+            assert!([finding, dmb].contains(&Finding::Usable(extent)));
+            assert!(is_relevant(facts.offered, facts.dmb, found));
+            assert!(facts.offered.has(decision.accepted(facts.dmb)));
             assert!(!facts.own_mapping && facts.tried);
             assert_eq!(matches!(decision, Decision::Accept(_)), bit);
             assert!(bit || facts.hint);

@@ -3,7 +3,10 @@
 //! The capability of the wire format's example, as the module reads it. The device's side of
 //! this is in `device/swiotlb-rings/src/capability.rs`.
 
-use crate::wire::{capabilities::ConfigSpace, Bar, Finding};
+use crate::wire::{
+    capabilities::{ConfigSpace, Search},
+    device_type, Bar, Finding,
+};
 
 /// Where the BAR is that the example names.
 const BAR4: u64 = 0x38_0000_0000;
@@ -35,7 +38,12 @@ fn the_documented_capability_names_a_region() {
         bytes: 32 << 20,
         prefetchable: true,
     };
-    let Finding::Usable(region) = ConfigSpace::new(&space).region(&bars, 4096) else {
+    let search = Search {
+        bars: &bars,
+        page: 4096,
+        device_type: device_type::BLK,
+    };
+    let Finding::Usable(region) = ConfigSpace::new(&space).region(&search) else {
         panic!("no region");
     };
     assert_eq!((region.start, region.bytes), (BAR4 + 0x1_0000, 16 << 20));
