@@ -20,7 +20,7 @@ unfit = $(if $(word 2,x$(subst :, ,$1)),$(error $1: a path with spaces or colons
 $(foreach name,CURDIR BUILD KDIR MO DESTDIR INSTALL_MOD_PATH,$(call unfit,$($(name))))
 
 .DEFAULT_GOAL := modules
-.PHONY: modules help demo check test check-full check-kernels shell kunit docs fmt toolbox stock test-kernel \
+.PHONY: modules help demo ways check test check-full check-kernels shell kunit docs fmt toolbox stock test-kernel \
 	device selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
@@ -51,9 +51,16 @@ patches: toolbox
 	@$(TOOLBOX) scripts/kernel source
 	@$(TOOLBOX) scripts/export-patches
 
-## demo: watch an unmodified driver in a stock kernel work through a device's own region; ARCH=arm64
+# How the device of the demo names its region: capability or dmb.
+WAY ?= capability
+
+## demo: watch an unmodified driver in a stock kernel work through a device's own region; ARCH=arm64, WAY=dmb
 demo: toolbox
-	@$(TOOLBOX) scripts/demo $(STOCK)
+	@$(TOOLBOX) scripts/demo $(STOCK) --way $(WAY)
+
+## ways: the demo for each way to a region, with a line of each
+ways: toolbox
+	@$(TOOLBOX) scripts/ways
 
 ## check: run all tests but the longest; TEST_ARGS= goes to pytest
 check: toolbox

@@ -11,12 +11,12 @@ The devices are sources of entropy, whose driver copes with a device that never
 answers. What other drivers make of such devices is in Documentation/hostile-device.rst.
 
 All of it is done once more on the kernel with sanitizers, any report of which is a
-complaint.
+complaint; and what depends on the form of addresses in the dialect of VIRTIO_F_DMB.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from guestlib import Restricted, Result
@@ -69,7 +69,12 @@ def refused(fault: str, reason: str, **options: object) -> Case:
     return Case(fault, "refused", reason, options=options)
 
 
-CASES = [
+def refused_dmb(fault: str, reason: str, **options: object) -> Case:
+    return refused(fault, reason, dialect="dmb", **options)
+
+
+#: Of how a region is named.
+NAMING = [
     refused("cap-bar-number", "names BAR 7, there are 0 to 5"),
     refused("cap-bar-absent", "the region's BAR 3 does not exist"),
     refused("cap-bar-io", "the region's BAR 1 is I/O ports, not memory"),
@@ -98,6 +103,17 @@ CASES = [
     Case("region-vanishes", "bounced", works="yes", again="declined"),
     Case("swiotlb-flickers", "", works=""),
     Case("no-version1", "none"),
+    refused_dmb("dmb-id-absent", "is named as the region, which does not exist"),
+    refused_dmb("dmb-id-taken", "which the device type has a use for", type="fs", queues=2),
+    refused_dmb("dmb-not-coherent", "memory type is 0, not 1 (coherent)"),
+    refused_dmb("dmb-no-registers", "has no registers of VIRTIO_F_DMB"),
+    refused_dmb("dmb-cap-short", "the region's capability is truncated"),
+    refused_dmb("dmb-cap-outside", "does not fit in its BAR 4"),
+    refused_dmb("dmb-cap-empty", "the region is empty"),
+    refused_dmb("dmb-no-platform", "is offered without VIRTIO_F_ACCESS_PLATFORM"),
+]
+#: Of all else.
+USING = [
     Case("admin-queue", "ignored"),
     Case("features-ok-dropped", "ignored"),
     Case("status-random", "", works=""),
@@ -118,25 +134,39 @@ CASES = [
     Case("irq-never", "bounced"),
     Case("needs-reset", "bounced", works=""),
 ]
-#: The honest disk comes first.
-NAMES = {case.fault: f"restricted{index + 1}" for index, case in enumerate(CASES)}
-
-@pytest.fixture(
-    scope="module", params=["test", pytest.param(SANITIZED, marks=pytest.mark.kernels)]
+CASES = [*NAMING, *USING]
+DMB_CASES = [replace(case, options={**case.options, "dialect": "dmb"}) for case in USING]
+#: By what the guest is called, its kernel and the hostile devices.
+GUESTS = {"test": ("test", CASES), "dmb": ("test", DMB_CASES), SANITIZED: (SANITIZED, CASES)}
+MARKS = {"dmb": pytest.mark.full, SANITIZED: pytest.mark.kernels}
+each_guest = pytest.mark.parametrize(
+    "boot",
+    [pytest.param(name, marks=MARKS.get(name, ())) for name in GUESTS],
+    indirect=True,
+    scope="module",
 )
+
+
+def name_of(case: Case) -> str:
+    """The device; the honest disk comes first."""
+    (cases,) = (cases for cases in (CASES, DMB_CASES) if case in cases)
+    return f"restricted{cases.index(case) + 1}"
+
+
+@pytest.fixture(scope="module")
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    kernel = request.param
+    kernel, cases = GUESTS[request.param]
     script = guest_script(
         "hostile",
-        DEVICES=" ".join(NAMES.values()),
-        ANSWERING=" ".join(NAMES[case.fault] for case in CASES if case.works == "yes"),
+        DEVICES=" ".join(map(name_of, cases)),
+        ANSWERING=" ".join(name_of(case) for case in cases if case.works == "yes"),
         HURRY=READ_SECONDS[kernel],
     )
     options: dict = {"timeout": 900}
     if kernel == SANITIZED:
         script = f"echo clear >/sys/kernel/debug/kmemleak\n{script}fact leaks leaks\n"
         options = {"timeout": 2400, "memory": "1G"}
-    devices = [disk(), *(case.device() for case in CASES), ordinary_disk()]
+    devices = [disk(), *(case.device() for case in cases), ordinary_disk()]
     with booted(kernel, devices, script, **options) as boot:
         if kernel == SANITIZED:
             assert boot.fact("leaks") == ""
@@ -145,15 +175,24 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
 
 def lines(boot: Boot, case: Case) -> list[str]:
     """The kernel's log while the device was bound and removed."""
-    return hostile_lines(boot, NAMES[case.fault])
+    return hostile_lines(boot, name_of(case))
 
 
 def looked(boot: Boot, case: Case, when: str) -> dict[str, str]:
     """What had become of the device after its first or second binding."""
-    return key_values(boot.fact(f"{NAMES[case.fault]}-{when}"))
+    return key_values(boot.fact(f"{name_of(case)}-{when}"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
+@pytest.mark.parametrize(
+    ("boot", "case"),
+    [
+        pytest.param(name, case, id=f"{name}-{case.fault}", marks=MARKS.get(name, ()))
+        for name, (_, cases) in GUESTS.items()
+        for case in cases
+    ],
+    indirect=["boot"],
+    scope="module",
+)
 class TestFault:
     """What else is true of each is that the script came to its end: the device was bound
     twice, unbound and removed, and the kernel had nothing to complain about."""
@@ -182,16 +221,17 @@ class TestFault:
         if case.mode:
             assert bound == (case.mode == "bounced")
         if case.works and bound:
-            assert (boot.status(f"{NAMES[case.fault]}-read") == 0) == (case.works == "yes")
+            assert (boot.status(f"{name_of(case)}-read") == 0) == (case.works == "yes")
 
     def test_nothing_is_left(self, boot: Boot, case: Case) -> None:
-        left = {path.rsplit("/", 1)[1] for path in boot.fact(f"{NAMES[case.fault]}-left").split()}
+        left = {path.rsplit("/", 1)[1] for path in boot.fact(f"{name_of(case)}-left").split()}
         assert left == {"devices", "totals", boot.virtio("restricted0")}
 
     def test_guest_memory_stays_private(self, boot: Boot, case: Case) -> None:
-        assert_attack_confined(boot.report(NAMES[case.fault]))
+        assert_attack_confined(boot.report(name_of(case)))
 
 
+@each_guest
 def test_others_do_not_notice(boot: Boot) -> None:
     """All the time, and each block was checked by the guest and in the file."""
     assert_bounced(boot, "restricted0")
@@ -199,6 +239,7 @@ def test_others_do_not_notice(boot: Boot) -> None:
         assert len(boot.blocks_of(device)) > 4
 
 
+@each_guest
 def test_nothing_stays_claimed(boot: Boot) -> None:
     assert re.findall(r": (virtio\d+) swiotlb", boot.fact("claims")) == [boot.virtio("restricted0")]
 
