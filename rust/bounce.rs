@@ -148,7 +148,10 @@ impl Bounce {
         from_device: FromDevice,
         dev: &device::Device,
     ) -> Result<Self> {
-        let cpus = kernel::cpu::nr_cpu_ids() as usize;
+        // A guest may have room for many more CPUs than it has. A CPU that comes later shares a
+        // home with another.
+        // SAFETY: No requirements.
+        let cpus = unsafe { bindings::virtio_swiotlb_online_cpus() } as usize;
         let pool = Pool::new(region.bytes(), cpus).map_err(|_| ENOMEM)?;
         let limits = Limits::new(kind, region.room(), pool.largest_mapping(), 1);
         Ok(Self {

@@ -113,6 +113,11 @@ const char *virtio_swiotlb_cache_mode(const void *base)
 #endif
 }
 
+unsigned int virtio_swiotlb_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
 unsigned int virtio_swiotlb_cpu(void)
 {
 	return raw_smp_processor_id();

@@ -30,6 +30,7 @@ void virtio_swiotlb_copy_out(phys_addr_t to, const void *from, size_t len);
 void virtio_swiotlb_clear(void *to, size_t len);
 bool virtio_swiotlb_memory_encrypted(void);
 const char *virtio_swiotlb_cache_mode(const void *base);
+unsigned int virtio_swiotlb_online_cpus(void);
 unsigned int virtio_swiotlb_cpu(void);
 unsigned long virtio_swiotlb_lock(spinlock_t *lock);
 bool virtio_swiotlb_trylock(spinlock_t *lock, unsigned long *flags);
