@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The module in the distribution's other kernels: the older series, other flavours; and
-its KUnit suites, of which the distribution's has none, in a realtime kernel and in one
-of arm64."""
+its KUnit suites, of which the distribution's has none, in a realtime kernel and in
+those of arm64."""
 
 import re
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class TestRealtime:
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("kernel", ["test-arm64-64k"])
+@pytest.mark.parametrize("kernel", ["test-arm64", "test-arm64-64k"])
 def test_kunit_on_arm64(kernel: str) -> None:
-    """With the largest pages: cases count in pages what fills a region."""
+    """With the smallest pages and the largest: cases count in pages what fills a region."""
     assert re.fullmatch(r"[1-9]\d\d passed, 0 failed, 0 skipped", run_kunit(kernel, 600))
