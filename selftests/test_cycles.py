@@ -20,14 +20,19 @@ OBJECTS, OTHERS = 0.5, 400
 
 @pytest.fixture(
     scope="module",
-    params=[50, pytest.param(1000, marks=pytest.mark.full(minutes=15))],
-    ids=["50", "1000"],
+    params=[
+        ("test", 50),
+        pytest.param(("test", 1000), marks=pytest.mark.full(minutes=15)),
+        pytest.param(("stock-arm64", 50), marks=pytest.mark.kernels),
+    ],
+    ids=["50", "1000", "stock-arm64"],
 )
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    script = guest_script("cycles", WARM_UP=WARM_UP, ROUNDS=request.param)
-    timeout = 300 + 2 * request.param
-    with booted("test", [entropy(), disk()], script, timeout=timeout) as boot:
-        boot.rounds = request.param
+    kernel, rounds = request.param
+    script = guest_script("cycles", WARM_UP=WARM_UP, ROUNDS=rounds)
+    timeout = 300 + 2 * rounds
+    with booted(kernel, [entropy(), disk()], script, timeout=timeout) as boot:
+        boot.rounds = rounds
         yield boot
 
 
