@@ -16,6 +16,7 @@ from testlib.harness import (
     ACCESS_PLATFORM,
     DMB,
     INDIRECT,
+    ORDER_PLATFORM,
     PACKED,
     REGION_BYTES,
     SWIOTLB,
@@ -43,6 +44,8 @@ DISKS = {
     "split-direct": disk(dialect="dmb", indirect=False),
     "packed": packed_disk(dialect="dmb"),
     "packed-direct": packed_disk(dialect="dmb", indirect=False),
+    # R30: what is offered of the platform is accepted.
+    "order": disk(dialect="dmb", add_features=str(ORDER_PLATFORM)),
     "both": disk(dialect="both"),
     "both-packed": packed_disk(dialect="both"),
     "both-no-swiotlb": disk(dialect="both", fault="cap-empty"),
@@ -113,6 +116,7 @@ class TestDisk:
         bits = accepted(report)
         assert {VERSION_1, ACCESS_PLATFORM} <= bits <= set(events(report, "offered")[-1]["bits"])
         assert bits & {SWIOTLB, DMB} == {SWIOTLB if name in BY_BUS else DMB}
+        assert (ORDER_PLATFORM in bits) == (name == "order")
         assert (PACKED in bits) == ("packed" in name)
         assert (INDIRECT in bits) == ("direct" not in name)
 

@@ -15,6 +15,7 @@ from testlib.harness import (
     ACCESS_PLATFORM,
     EVERYWHERE,
     INDIRECT,
+    ORDER_PLATFORM,
     PACKED,
     REGION_BYTES,
     SWIOTLB,
@@ -46,6 +47,9 @@ OFFERS = {
     "packed-window": {"ring": "packed", "region_offset": "64K"},
     "split-direct": {"ring": "split", "indirect": False},
     "packed-direct": {"ring": "packed", "indirect": False},
+    # Barriers as for memory of the platform (R17).
+    "split-order": {"ring": "split", "add_features": str(ORDER_PLATFORM)},
+    "packed-order": {"ring": "packed", "add_features": str(ORDER_PLATFORM)},
 }
 
 
@@ -92,6 +96,7 @@ class TestOffer:
         report = boot.report(device)
         bits = accepted(report)
         assert {SWIOTLB, VERSION_1} <= bits <= set(events(report, "offered")[-1]["bits"])
+        assert (ORDER_PLATFORM in bits) == ("add_features" in OFFERS[offer])
         assert (ACCESS_PLATFORM in bits) == OFFERS[offer].get("access_platform", False)
         assert (PACKED in bits) == (OFFERS[offer]["ring"] == "packed")
         assert (INDIRECT in bits) == OFFERS[offer].get("indirect", True)

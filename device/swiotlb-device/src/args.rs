@@ -77,7 +77,7 @@ pub struct Args {
     pub event_idx: bool,
 
     /// Feature bits to offer beside the backend's, which is not told of them: of
-    /// configuration space (--config), or 40, a queue's reset
+    /// configuration space (--config), 36, the platform's order, or 40, a queue's reset
     #[arg(long, value_name = "N[+N]...", value_parser = parse_bits, default_value = "")]
     pub add_features: u64,
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::limits;
 use crate::types::DeviceType;
-use crate::virtio::{bit, Offer, F_RING_RESET};
+use crate::virtio::{bit, Offer, F_ORDER_PLATFORM, F_RING_RESET};
 
 /// Largest number of virtqueues: what fits the notify page and the MSI-X table.
 pub const MAX_QUEUES: u16 = 256;
@@ -22,9 +22,9 @@ const PAGE: u64 = 4096;
 /// their first page, whose size the device does not know: it is this at least.
 pub const DMB_FIRST: u64 = PAGE;
 
-/// What a device type may have of feature bits (virtio 1.4, 2.2), and the reset
-/// of a queue.
-const ADDABLE: u64 = 0xfffc_0000_00ff_ffff | bit(F_RING_RESET);
+/// What a device type may have of feature bits (virtio 1.4, 2.2), the reset of a queue, and
+/// the order of the platform, which holds on every machine that this runs on.
+const ADDABLE: u64 = 0xfffc_0000_00ff_ffff | bit(F_RING_RESET) | bit(F_ORDER_PLATFORM);
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -341,7 +341,8 @@ mod tests {
     #[test]
     fn added_features_are_the_device_types() {
         let added = |bits| check("blk", |c| c.offer.added = bits);
-        assert_eq!(added(bit(5) | bit(F_RING_RESET)), Ok(()));
+        let all = bit(5) | bit(F_RING_RESET) | bit(F_ORDER_PLATFORM);
+        assert_eq!(added(all), Ok(()));
         assert_eq!(added(bit(27)), Err(ConfigError::AddedFeatures));
     }
 }
