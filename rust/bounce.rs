@@ -258,7 +258,7 @@ impl Bounce {
     /// The offset of a handle in the region; that of a handle below the region is beyond its end.
     #[inline(always)]
     fn offset(&self, handle: Handle) -> usize {
-        handle.wrapping_sub(self.region.told()) as usize
+        handle.wrapping_sub(self.region.device_address()) as usize
     }
 
     /// Copies `len` bytes of guest memory at `phys` to `offset` in the region.
@@ -365,7 +365,7 @@ impl Map for Bounce {
                 } else {
                     self.copy_in(phys, offset, len);
                 }
-                Some(self.region.told() + offset as u64)
+                Some(self.region.device_address() + offset as u64)
             }
             Err(refusal) => {
                 self.refused(len, refusal);
@@ -419,7 +419,7 @@ impl Map for Bounce {
         // The rest of the last page is never written, and held nothing of the guest before.
         // SAFETY: As above.
         unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(PAGE_SIZE)) };
-        Some((vaddr.cast(), self.region.told() + offset as u64))
+        Some((vaddr.cast(), self.region.device_address() + offset as u64))
     }
 
     // The pool knows what is a ring, and keeps it as long as it is written to. Only the core knows

@@ -124,7 +124,7 @@ impl Text for StateText {
                 let region = bounce.region();
                 let extent = region.extent();
                 writeln!(f, "region_phys {:#x}", extent.start)?;
-                writeln!(f, "region_bus {:#x}", region.told())?;
+                writeln!(f, "region_bus {:#x}", region.device_address())?;
                 writeln!(f, "region_bytes {}", extent.bytes)?;
                 writeln!(f, "bar {}", extent.bar)?;
                 writeln!(f, "memory {}", word(region.cache_mode()))?;

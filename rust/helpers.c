@@ -247,7 +247,7 @@ bool virtio_swiotlb_require(void)
 }
 
 /* VIRTIO_F_DMB is not assigned: a bit that no device type has, nor another feature. */
-#define DMB_FIRST 42
+#define DMB_FIRST 43
 #define DMB_LAST 49
 
 static unsigned int dmb;

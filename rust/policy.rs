@@ -293,12 +293,17 @@ fn decide_by_offer(facts: &Facts) -> Decision {
             true => Decision::Accept(extent),
             false => Decision::Refuse(Reason::NoAccessPlatform),
         },
-        (Finding::Malformed(fault), _) => give_up_closed(Reason::Malformed(fault)),
+        (Finding::Malformed(fault), _) if swiotlb => Decision::Refuse(Reason::Malformed(fault)),
         (_, Finding::Malformed(fault)) if dmb => Decision::Refuse(Reason::Malformed(fault)),
+        // A region in a dialect that is not offered is not the one that is asked for.
+        _ if swiotlb || dmb => Decision::Decline(match facts.names_regions {
+            true => Reason::NoRegion,
+            false => Reason::Transport,
+        }),
+        (Finding::Malformed(fault), _) => Decision::Ignore(Reason::Malformed(fault)),
         (Finding::Usable(extent), _) if facts.hint => Decision::Hint(extent),
-        (Finding::Usable(_), _) => give_up(Reason::HintOff),
-        (Finding::Absent, _) if !facts.names_regions => give_up(Reason::Transport),
-        (Finding::Absent, _) => give_up(Reason::NoRegion),
+        (Finding::Usable(_), _) => Decision::Ignore(Reason::HintOff),
+        (Finding::Absent, _) => Decision::Ignore(Reason::NotConcerned),
     }
 }
 
@@ -577,10 +582,10 @@ mod tests {
         let own = swiotlb && usable(f.found.swiotlb);
         let offsets = dmb && usable(f.found.dmb);
         let platform = f.offered.has(Features::ACCESS_PLATFORM);
-        let broken = f.found.swiotlb == BROKEN || dmb && f.found.dmb == BROKEN;
+        let broken = swiotlb && f.found.swiotlb == BROKEN || dmb && f.found.dmb == BROKEN;
         match (swiotlb || dmb, copies && f.tried) {
             (true, true) if own || offsets && platform => "bounced",
-            (_, true) if usable(f.found.swiotlb) && f.hint && !offsets && !broken => "hint",
+            (false, true) if usable(f.found.swiotlb) && f.hint => "hint",
             _ if f.required => "refused",
             (true, false) if copies => "refused",
             (true, true) if broken || offsets => "refused",

@@ -3,8 +3,8 @@
 //! A device's region: finds, checks, claims and maps it; gives base, length and bus address.
 //!
 //! The two dialects of the wire format differ in how a region is found, which the pure file
-//! `wire/capabilities.rs` knows, and in the form of the addresses inside it, which only
-//! [`Region::told`] depends on.
+//! `wire/capabilities.rs` knows, and in the form of the addresses inside it, which
+//! [`Region::device_address`] has.
 
 mod memory;
 mod pci;
@@ -27,7 +27,8 @@ use super::{
     wire::{
         capabilities::{
             ConfigSpace,
-            Search, //
+            Search,
+            COMMON_DMB_BYTES, //
         },
         AddressForm,
         Extent,
@@ -50,23 +51,28 @@ fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
     Some(f(&Pci::of(dev)?))
 }
 
-/// What is found by the SWIOTLB capability, or by the registers of VIRTIO_F_DMB.
-fn find_in(source: &dyn Source, dev: &Device, by_registers: bool) -> Finding {
-    let config_space = source.config_space();
+/// What the device says of a region. Configuration space is read once, the registers of
+/// VIRTIO_F_DMB only if the device `offers_dmb`.
+fn find_in(source: &dyn Source, dev: &Device, offers_dmb: bool) -> Findings {
+    let (bytes, bars) = (source.config_space(), source.bars());
+    let config_space = ConfigSpace::new(&bytes);
     let search = Search {
-        bars: &source.bars(),
+        bars: &bars,
         page: PAGE_SIZE as u64,
         device_type: dev.device_type(),
     };
-    let config_space = ConfigSpace::new(&config_space);
-    match by_registers {
-        true => config_space.shared_region(source.dmb_registers(), &search),
-        false => config_space.region(&search),
+    let registers = || source.dmb_registers(config_space.common(&bars, COMMON_DMB_BYTES)?);
+    Findings {
+        swiotlb: config_space.region(&search),
+        dmb: match offers_dmb {
+            true => config_space.shared_region(registers(), &search),
+            false => Finding::Absent,
+        },
     }
 }
 
 /// The address of the first byte of `extent` as the device is told.
-fn told(source: &dyn Source, extent: &Extent) -> u64 {
+fn device_address(source: &dyn Source, extent: &Extent) -> u64 {
     match extent.form {
         AddressForm::Bus => source.bus_address(extent),
         AddressForm::Offset(offset) => offset,
@@ -86,14 +92,7 @@ pub(crate) fn can_be_named(dev: &Device) -> bool {
 /// What `dev` says of a region. The registers of VIRTIO_F_DMB are read only if it `offers_dmb`. May
 /// sleep.
 pub(crate) fn find(dev: &Device, offers_dmb: bool) -> Findings {
-    with_source(dev, |source| Findings {
-        swiotlb: find_in(source, dev, false),
-        dmb: match offers_dmb {
-            true => find_in(source, dev, true),
-            false => Finding::Absent,
-        },
-    })
-    .unwrap_or(Findings::NONE)
+    with_source(dev, |source| find_in(source, dev, offers_dmb)).unwrap_or(Findings::NONE)
 }
 
 /// A device's region, mapped. It is claimed (/proc/iomem) and mapped until this is dropped.
@@ -102,7 +101,7 @@ pub(crate) fn find(dev: &Device, offers_dmb: bool) -> Findings {
 /// bytes, they are copied by pointer only.
 pub(crate) struct Region {
     extent: Extent,
-    told: u64,
+    device_address: u64,
     base: NonNull<u8>,
     cache_mode: &'static CStr,
     _memory: memory::Memory,
@@ -132,7 +131,7 @@ impl Region {
             }
             Ok(Self {
                 extent: *extent,
-                told: told(source, extent),
+                device_address: device_address(source, extent),
                 base: memory.base(),
                 cache_mode,
                 _memory: memory,
@@ -143,10 +142,15 @@ impl Region {
 
     /// Whether it is still where it was, for the guest and for the device. May sleep.
     pub(crate) fn is_in_place(&self, dev: &Device) -> bool {
-        let by_registers = self.extent.form != AddressForm::Bus;
+        let has_offsets = self.extent.form != AddressForm::Bus;
         let unmoved = |source: &dyn Source| {
-            find_in(source, dev, by_registers) == Finding::Usable(self.extent)
-                && told(source, &self.extent) == self.told
+            let found = find_in(source, dev, has_offsets);
+            let finding = match self.extent.form {
+                AddressForm::Bus => found.swiotlb,
+                AddressForm::Offset(_) => found.dmb,
+            };
+            finding == Finding::Usable(self.extent)
+                && device_address(source, &self.extent) == self.device_address
         };
         with_source(dev, unmoved).unwrap_or(false)
     }
@@ -179,7 +183,7 @@ impl Region {
 
     /// The address of the first byte as the device is told.
     #[inline(always)]
-    pub(crate) fn told(&self) -> u64 {
-        self.told
+    pub(crate) fn device_address(&self) -> u64 {
+        self.device_address
     }
 }

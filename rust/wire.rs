@@ -197,10 +197,10 @@ impl fmt::Display for Structure {
     }
 }
 
-/// Whether devices of type `kind` have a use of their own for shared memory `id` (virtio 1.4,
-/// 2.10):
-/// the DAX window of file systems (5.11.5), memory that hosts see of GPUs (5.7), the memory of
-/// pmem devices (5.19).
+/// Whether devices of type `kind` have a use of their own for shared memory `id`.
+///
+/// Source: virtio 1.4, 2.10. These are the DAX window of file systems (5.11), memory of GPUs that
+/// the host sees (5.7), and the memory of pmem devices (5.19).
 pub fn uses_shared_memory(kind: u32, id: u8) -> bool {
     matches!(
         (kind, id),
@@ -252,6 +252,8 @@ pub enum Fault {
     },
     /// This BAR may not be cached.
     NotPrefetchable(u8),
+    /// Offsets into the region would not be aligned.
+    Unaligned,
     /// The common configuration has no registers of VIRTIO_F_DMB, or is not in memory.
     NoRegisters,
     /// Both sides would have to maintain caches for memory of this type.
@@ -289,6 +291,9 @@ impl fmt::Display for Fault {
                 f,
                 "the region's BAR {bar} is not prefetchable, so it may not be cached"
             ),
+            Self::Unaligned => {
+                f.write_str("the region does not begin at a multiple of 4096 bytes in its BAR")
+            }
             Self::NoRegisters => {
                 f.write_str("the common configuration has no registers of VIRTIO_F_DMB")
             }
@@ -456,6 +461,10 @@ mod tests {
             (
                 Fault::NoSuchBar(6),
                 "the region's capability names BAR 6, there are 0 to 5",
+            ),
+            (
+                Fault::Unaligned,
+                "the region does not begin at a multiple of 4096 bytes in its BAR",
             ),
             (
                 Fault::NoRegisters,

@@ -216,7 +216,8 @@ def test_modinfo(kernel: str) -> None:
     assert "VIRTIO_F_SWIOTLB" in field("description")
     parameters = dict(line.split(":", 1) for line in field("parm").splitlines())
     assert set(parameters) == {
-        *("hint", "takeover", "require", "except", "types", "packed_disks", "from_device")
+        *("hint", "dmb", "takeover", "require", "except", "types"),
+        *("packed_disks", "from_device"),
     }
     assert "(default: auto)" in parameters["from_device"]
     assert "(default: pool)" in parameters["hint"] and "(default: 0" in parameters["takeover"]

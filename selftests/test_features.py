@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 from testlib.harness import (
     ACCESS_PLATFORM,
+    DMB,
     EVERYWHERE,
     INDIRECT,
     ORDER_PLATFORM,
@@ -47,6 +48,8 @@ OFFERS = {
     "packed-window": {"ring": "packed", "region_offset": "64K"},
     "split-direct": {"ring": "split", "indirect": False},
     "packed-direct": {"ring": "packed", "indirect": False},
+    # VIRTIO_F_DMB, which no parameter names, is not accepted.
+    "split-both": {"ring": "split", "dialect": "both", "access_platform": True},
     # Barriers as for memory of the platform (R17).
     "split-order": {"ring": "split", "add_features": str(ORDER_PLATFORM)},
     "packed-order": {"ring": "packed", "add_features": str(ORDER_PLATFORM)},
@@ -96,6 +99,7 @@ class TestOffer:
         report = boot.report(device)
         bits = accepted(report)
         assert {SWIOTLB, VERSION_1} <= bits <= set(events(report, "offered")[-1]["bits"])
+        assert DMB not in bits
         assert (ORDER_PLATFORM in bits) == ("add_features" in OFFERS[offer])
         assert (ACCESS_PLATFORM in bits) == OFFERS[offer].get("access_platform", False)
         assert (PACKED in bits) == (OFFERS[offer]["ring"] == "packed")

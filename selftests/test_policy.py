@@ -34,6 +34,7 @@ WRONG = (
     *("hint=some", "hint=nonsense", "hint=2", "hint=", "takeover=perhaps"),
     *("require=perhaps", "except=rgn", "except=net,,blk", "except=256"),
     *("types=9q", "types=9p,gpu", "packed_disks=perhaps"),
+    *("dmb=42", "dmb=50", "dmb=some", "dmb="),
 )
 
 
@@ -64,6 +65,9 @@ def test_message_lists_the_words(boot: Boot) -> None:
     for line, word in zip(lines, given, strict=True):
         message = f'hint is "none" (0, n), "pool" or "all" (1, y), not "{word}"'
         assert f"virtio_swiotlb: {message}" in line
+    lines = [line for line in boot.result.kernel_log.splitlines() if "dmb is 0" in line]
+    for line, word in zip(lines, ("42", "50", "some", ""), strict=True):
+        assert f'the number of a feature bit from 43 to 49, not "{word}"' in line
     lines = [line for line in boot.result.kernel_log.splitlines() if "except lists " in line]
     for line, word in zip(lines, ("rgn", "", "256"), strict=True):
         assert "virtio_swiotlb: except lists net, blk, console, rng, balloon, " in line

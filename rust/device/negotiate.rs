@@ -230,8 +230,8 @@ impl Device {
 
     /// Tells the device the features of a device that is not bounced.
     fn tell_without(&self, negotiation: &Again<'_>) -> Result {
-        let agreed = Features(negotiation.features());
-        negotiation.set_features(agreed.without(Features::SWIOTLB).0);
+        let bits = Features::SWIOTLB.with(self.common.parameters(negotiation.dev()).dmb);
+        negotiation.set_features(Features(negotiation.features()).without(bits).0);
         negotiation.finalize_features()
     }
 

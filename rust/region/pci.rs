@@ -65,8 +65,8 @@ impl Source for Pci {
         })
     }
 
-    fn dmb_registers(&self) -> Option<DmbRegisters> {
-        let common = CommonConfig::<COMMON_DMB_BYTES>::of(self)?;
+    fn dmb_registers(&self, common: u64) -> Option<DmbRegisters> {
+        let common = CommonConfig::<COMMON_DMB_BYTES>::at(common)?;
         Some(DmbRegisters {
             shm_id: common.read::<COMMON_DMB_SHM_ID>(),
             memory_type: common.read::<COMMON_DMB_MEMORY_TYPE>(),
@@ -118,11 +118,12 @@ impl<const BYTES: usize> CommonConfig<BYTES> {
     /// Maps the registers; `None` if the device has not so many, or they are not in the memory of a
     /// PCI device. May sleep.
     pub(crate) fn new(dev: &Device) -> Option<Self> {
-        Self::of(&Pci::of(dev)?)
+        let pci = Pci::of(dev)?;
+        Self::at(ConfigSpace::new(&pci.config_space()).common(&pci.bars(), BYTES)?)
     }
 
-    fn of(pci: &Pci) -> Option<Self> {
-        let start = ConfigSpace::new(&pci.config_space()).common(&pci.bars(), BYTES)?;
+    /// Maps the registers at a CPU physical address that [`ConfigSpace::common`] gave.
+    fn at(start: u64) -> Option<Self> {
         // SAFETY: These registers are the device's, and in one of its BARs.
         let mapped = unsafe { core_bindings::ioremap(start, BYTES) };
         // INVARIANT: Mapped just now.

@@ -25,8 +25,9 @@ pub(crate) trait Source {
     /// The BARs as the guest's PCI core sees them; never what the device says of them now.
     fn bars(&self) -> [Bar; BARS];
 
-    /// Reads the registers of VIRTIO_F_DMB; `None` if there are none. May sleep.
-    fn dmb_registers(&self) -> Option<DmbRegisters>;
+    /// Reads the registers of VIRTIO_F_DMB in the common configuration, which begins at the CPU
+    /// physical address `common`; `None` if they cannot be read. May sleep.
+    fn dmb_registers(&self, common: u64) -> Option<DmbRegisters>;
 
     /// The address of the region's first byte on the device's bus.
     fn bus_address(&self, extent: &Extent) -> u64;

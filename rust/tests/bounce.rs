@@ -253,7 +253,7 @@ mod cases {
     #[test]
     fn handles_are_bus_addresses_of_the_region() -> Result {
         let bench = Bench::new(SMALLEST)?;
-        let bus = bench.bounce.region().told();
+        let bus = bench.bounce.region().device_address();
         assert!(bus != bench.bounce.region().extent().start);
         let mut buffers = KVec::new();
         for i in 0..8 {
@@ -461,7 +461,7 @@ mod cases {
     #[test]
     fn bad_unmaps_do_nothing() -> Result {
         let bench = Bench::new(SMALLEST)?;
-        let bus = bench.bounce.region().told();
+        let bus = bench.bounce.region().device_address();
         let mut buffer = patterned(1000, 0)?;
         let handle = bench.map(&mut buffer, Bidirectional)?;
         bench.device_writes(handle, &[0xee; 1000])?;
@@ -507,7 +507,7 @@ mod cases {
     #[test]
     fn bad_syncs_do_nothing() -> Result {
         let bench = Bench::new(SMALLEST)?;
-        let bus = bench.bounce.region().told();
+        let bus = bench.bounce.region().device_address();
         let mut buffer = patterned(1000, 0)?;
         let handle = bench.map(&mut buffer, Bidirectional)?;
         bench.device_writes(handle, &[0xee; 1000])?;
@@ -619,7 +619,10 @@ mod cases {
             // Both sides see the same bytes.
             let base = bench.bounce.region().base().as_ptr() as usize;
             let offset = vaddr.as_ptr() as usize - base;
-            assert_eq!(handle - bench.bounce.region().told(), offset as u64);
+            assert_eq!(
+                handle - bench.bounce.region().device_address(),
+                offset as u64
+            );
             bench.bounce.free(handle, len);
             assert!(bench.is_empty());
         }
@@ -739,7 +742,7 @@ mod cases {
             bench.fake.device().as_device(),
         )?;
         assert_eq!(bounce.region().bytes(), 2 * SMALLEST - PAGE_SIZE);
-        assert_eq!(bounce.region().told() % PAGE_SIZE as u64, 0);
+        assert_eq!(bounce.region().device_address() % PAGE_SIZE as u64, 0);
         let mut handles = KVec::new();
         while let Some((_, handle)) = bounce.alloc(PAGE_SIZE) {
             handles.push(handle, GFP_KERNEL)?;

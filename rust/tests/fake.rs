@@ -22,6 +22,7 @@ use crate::{
     registry::Registry,
     virtio::Device,
     wire::{
+        capabilities::COMMON_DMB_BYTES,
         AddressForm,
         Bar,
         DmbRegisters,
@@ -142,6 +143,7 @@ impl Fake {
             }
             if plan.shared_memory {
                 capabilities.add_shared_memory(MARGIN, plan.region_bytes);
+                capabilities.add_common();
                 setup.dmb = true;
                 setup.dmb_shm_id = SHM_ID.into();
                 setup.dmb_memory_type = DmbRegisters::COHERENT;
@@ -481,6 +483,11 @@ impl Capabilities {
         self.add(10, 0, 16, offset, bytes);
     }
 
+    /// The common configuration, before the region.
+    fn add_common(&mut self) {
+        self.add(1, 0, 16, 0, COMMON_DMB_BYTES);
+    }
+
     /// `struct virtio_pci_cap64`, whose upper halves are 0.
     fn add_shared_memory(&mut self, offset: usize, bytes: usize) {
         self.add(8, SHM_ID, 24, offset, bytes);
@@ -549,7 +556,7 @@ impl region::Source for Region {
         bars
     }
 
-    fn dmb_registers(&self) -> Option<DmbRegisters> {
+    fn dmb_registers(&self, _common: u64) -> Option<DmbRegisters> {
         let setup = self.setup();
         setup.dmb.then_some(DmbRegisters {
             shm_id: setup.dmb_shm_id,

@@ -59,6 +59,8 @@ pub const COMMON_DMB_MEMORY_TYPE: usize = 0x42;
 /// Length of `struct virtio_pci_cap` and of `struct virtio_pci_cap64`, in bytes.
 const CAP_BYTES: usize = 16;
 const CAP64_BYTES: usize = 24;
+/// Where in a BAR shared memory begins that is a region, in bytes.
+const SHARED_MEMORY_ALIGNMENT: u64 = 4096;
 
 /// What a search for a region depends on, beside configuration space.
 #[derive(Clone, Copy)]
@@ -259,6 +261,10 @@ impl<'a> ConfigSpace<'a> {
         };
         if window.bytes == 0 {
             return Err(Fault::Empty);
+        }
+        // Offsets have to be aligned as the parts of a ring are.
+        if wide && window.offset % SHARED_MEMORY_ALIGNMENT != 0 {
+            return Err(Fault::Unaligned);
         }
         let end = window
             .offset
@@ -885,11 +891,11 @@ mod tests {
     #[test]
     fn offsets_are_from_where_shared_memory_begins() {
         let mut device = Device::new();
-        device.shared_memory(128, 0x1_0800, 0x4_0000);
-        match device.shared_region(128, 0x1000) {
+        device.shared_memory(128, 0x1_1000, 0x8_0000);
+        match device.shared_region(128, 0x4000) {
             Finding::Usable(extent) => {
-                assert_eq!(extent.form, AddressForm::Offset(0x1800));
-                assert_eq!((extent.offset, extent.bytes), (0x1_2000, 0x3_e000));
+                assert_eq!(extent.form, AddressForm::Offset(0x7000));
+                assert_eq!((extent.offset, extent.bytes), (0x1_8000, 0x7_8000));
             }
             _ => assert!(false),
         }
@@ -950,6 +956,8 @@ mod tests {
             (0, 1 << 32, Fault::OutsideBar(4)),
             (0, 0, Fault::Empty),
             (0xf_0000, 0x1000, Fault::NoWholePage),
+            (0x1_0800, 0x4_0000, Fault::Unaligned),
+            (0x1_0001, 0x4_0000, Fault::Unaligned),
         ] {
             let mut device = Device::new();
             device.shared_memory(128, offset, bytes);
