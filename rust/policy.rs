@@ -262,6 +262,7 @@ pub fn decide(facts: &Facts) -> Decision {
 fn decide_by_offer(facts: &Facts) -> Decision {
     let swiotlb = facts.offered.has(Features::SWIOTLB);
     let dmb = offers_dmb(facts.offered, facts.dmb);
+    let asked = swiotlb || dmb;
     if !facts.offered.has(Features::VERSION_1) {
         return Decision::Ignore(Reason::Legacy);
     }
@@ -269,11 +270,11 @@ fn decide_by_offer(facts: &Facts) -> Decision {
         return Decision::Ignore(Reason::NotConcerned);
     }
     // Without a bit nothing may fail because of a region (R7).
-    let give_up = |reason| match swiotlb || dmb {
+    let give_up = |reason| match asked {
         true => Decision::Decline(reason),
         false => Decision::Ignore(reason),
     };
-    let give_up_closed = |reason| match swiotlb || dmb {
+    let give_up_closed = |reason| match asked {
         true => Decision::Refuse(reason),
         false => Decision::Ignore(reason),
     };
@@ -296,7 +297,7 @@ fn decide_by_offer(facts: &Facts) -> Decision {
         (Finding::Malformed(fault), _) if swiotlb => Decision::Refuse(Reason::Malformed(fault)),
         (_, Finding::Malformed(fault)) if dmb => Decision::Refuse(Reason::Malformed(fault)),
         // A region in a dialect that is not offered is not the one that is asked for.
-        _ if swiotlb || dmb => Decision::Decline(match facts.names_regions {
+        _ if asked => Decision::Decline(match facts.names_regions {
             true => Reason::NoRegion,
             false => Reason::Transport,
         }),
