@@ -7,7 +7,7 @@ use crate::policy::limits::{
     features_to_mask, longest_queue, most_segments, needed, request_queues, split, Limits, Room,
 };
 use crate::policy::{decide, is_relevant, offers_dmb, Decision, Facts};
-use crate::wire::capabilities::{ConfigSpace, Search, COMMON_DMB_BYTES};
+use crate::wire::capabilities::{ConfigSpace, Search, COMMON_BYTES, COMMON_DMB_BYTES};
 use crate::wire::{
     bounds, uses_shared_memory, AddressForm, Bar, Bound, DmbRegisters, Extent, Features, Finding,
     Findings, BARS, CONFIG_SPACE_BYTES, MIN_REGION_PAGES,
@@ -101,8 +101,10 @@ pub fn wire(data: &[u8]) {
     }
     // It is a function of the bytes.
     assert_eq!(found, find());
-    let needed = COMMON_DMB_BYTES;
-    if let Some(common) = ConfigSpace::new(&space).common(&bars, needed) {
+    for needed in [COMMON_BYTES, COMMON_DMB_BYTES] {
+        let Some(common) = ConfigSpace::new(&space).common(&bars, needed) else {
+            continue;
+        };
         let inside = |bar: &Bar| match *bar {
             Bar::Memory { start, bytes, .. } => common
                 .checked_sub(start)
