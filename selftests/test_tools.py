@@ -293,6 +293,21 @@ class TestTools:
         )
         self.one_error(answer, "never shared")
 
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("--pool=toaster", "no way toaster to a pool"),
+            ("--pool=devicetree", "a guest of x86_64 finds no pool by devicetree"),
+            ("--pool=acpi,named-by=ordinary0", "no device names the pool"),
+            ("--pool=acpi,bytes=1K", "a multiple of 1M"),
+            ("--restricted=blk,pool=yes", "the guest has none"),
+            ("--restricted=blk,pool=yes,region-size=1M", "has no region_size"),
+            ("--ordinary=blk,transport=mmio", "only arm64 guests have virtio-mmio"),
+        ],
+    )
+    def test_guest_with_impossible_pool(self, option: str, said: str) -> None:
+        self.one_error(run("scripts/guest", "--kernel=stock", option, "--", "true"), said)
+
     def test_guest_with_missing_module(self) -> None:
         answer = run("scripts/guest", "--module", "/nonexistent.ko", "--", "true")
         self.one_error(answer, "/nonexistent.ko")

@@ -15,7 +15,17 @@ the toolbox; scripts/guest is the same thing as a command.
 from .devices import Ordinary, Restricted
 from .errors import GuestError
 from .guest import Guest, Module
+from .pool import Pool
 from .result import Result
 from .script import guest_script
 
-__all__ = ["Guest", "GuestError", "Module", "Ordinary", "Restricted", "Result", "guest_script"]
+__all__ = [
+    "Guest",
+    "GuestError",
+    "Module",
+    "Ordinary",
+    "Pool",
+    "Restricted",
+    "Result",
+    "guest_script",
+]

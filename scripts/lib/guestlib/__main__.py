@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import Guest, GuestError, Module, Ordinary, Restricted
+from . import Guest, GuestError, Module, Ordinary, Pool, Restricted
 from .devices import BACKENDS
+from .pool import BRIDGE
 
 _DESCRIPTION = """\
 Run a command in a guest and end with its exit status; without a command, run an
@@ -32,11 +33,16 @@ devices:
                    not there yet
       relay=yes    behind a relay that lets no DMA through
       alone=yes    the device in namespaces of its own
+      pool=yes     in the guest's pool (--pool), in place of a region
       others       options of the reference device: region-size=16M, packed=yes,
                    mode=optional... (swiotlb-device --help); and its faults:
                    fault=cap-empty, chaos=1, fault-after=1 (swiotlb-hostile --help)
   --ordinary TYPE[,KEY=VALUE]...     TYPE: blk, net, rng, scsi, balloon...
-      file=, size= as above; others are properties of QEMU's virtio-TYPE-pci
+      file=, size= as above; transport=mmio: virtio-mmio (arm64); others are properties
+      of QEMU's virtio-TYPE-pci
+  --pool WAY[,bytes=16M][,named-by=NAME+NAME...]   guest memory that devices share; WAY, how
+      the guest finds it: devicetree (arm64), acpi (x86-64), parameter (the module's);
+      in a devicetree the PCI host bridge names it, or these devices on virtio-mmio
 
   net: 10.0.2.15/24 in the guest, the host's loopback is 10.0.2.2; fs: the tag is
   restricted0...; vsock: the guest is 3. scsi, rng, vsock, console and sound need
@@ -44,6 +50,7 @@ devices:
 
 in the guest:
   $RESTRICTED0, $ORDINARY0...  PCI addresses of the devices, in order
+  $POOL_START, $POOL_BYTES     of the pool
   disk_of ADDRESS              its block device; virtio_of, driver_of likewise
   $SHARE                       a directory that the host sees, DIR/run1/share
   $BOOT                        1, or more after a reboot
@@ -91,6 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
         accel=arguments.accel,
         iommu=arguments.iommu,
         high=not arguments.low,
+        pool=arguments.pool,
         qemu=shlex.split(" ".join(arguments.qemu)),
         out=arguments.out,
     ) as guest:
@@ -142,6 +150,16 @@ def _device(kind: Callable[..., Restricted | Ordinary]) -> Callable[[str], objec
     return parse
 
 
+def _pool(text: str) -> Pool:
+    way, *pairs = text.split(",")
+    options = _pairs(pairs)
+    names = options.pop("named_by", BRIDGE)
+    try:
+        return Pool(way, **options, named_by=names if names == BRIDGE else names.split("+"))
+    except (GuestError, ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _module(text: str) -> Module:
     path, *pairs = text.split(",")
     return Module(path or None, _pairs(pairs))
@@ -191,6 +209,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         dest="devices",
         metavar="DEVICE",
         help="a virtio device of QEMU's own; see below",
+    )
+    add(
+        "--pool",
+        type=_pool,
+        metavar="WAY",
+        help="a pool in guest memory; see below",
     )
     add(
         "--module",

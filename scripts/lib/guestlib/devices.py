@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The devices of a guest, and the processes behind those that need some."""
 
+import itertools
 import json
 import struct
 import subprocess
@@ -186,6 +187,7 @@ class Restricted:
     relay     whether swiotlb-relay stands between it and QEMU, and lets no DMA through
     alone     whether the device is in namespaces of its own, a user namespace among
               them; there it may not look at what its backend has mapped
+    pool      whether it works in the pool of the guest, in place of a region of its own
     others    any option of swiotlb-device: region_size="16M", packed=True,
               mode="optional", offer_swiotlb=False... With an option of faults the
               device is swiotlb-hostile: fault="cap-empty", chaos=1, fault_after=1
@@ -208,6 +210,7 @@ class Restricted:
         plugged: bool | str = True,
         relay: bool | str = False,
         alone: bool | str = False,
+        pool: bool | str = False,
         **options: object,
     ) -> None:
         if kind not in BACKENDS:
@@ -234,11 +237,19 @@ class Restricted:
             raise GuestError("a device that is not plugged needs hotplug=yes")
         self.relay = yes(relay)
         self.alone = yes(alone)
+        self.pool = yes(pool)
+        if self.pool and "region_size" in options:
+            raise GuestError("a device that works in a pool has no region_size")
         self.options = options
         self.program = SWIOTLB_HOSTILE if _FAULTS & set(options) else SWIOTLB_DEVICE
 
-    def start(self, name: str, image: Path | None, sockets: Path, logs: Path) -> "Running":
-        """Bring up backend and device; the device listens when this returns."""
+    def start(
+        self, name: str, image: Path | None, sockets: Path, logs: Path, pool: str = ""
+    ) -> "Running":
+        """Bring up backend and device; the device listens when this returns.
+
+        pool      START+BYTES of the guest's pool
+        """
         if not self.program.exists():
             raise GuestError(
                 "the reference device is not built; run: scripts/build device"
@@ -258,7 +269,7 @@ class Restricted:
             running.backend.wait_listening(backend_socket)
             running.device = Process(
                 f"{self.program.name} of {name}",
-                self._command(running, backend_socket),
+                self._command(running, backend_socket, pool),
                 logs / f"{name}.log",
             )
             running.device.wait_listening(running.socket)
@@ -269,7 +280,9 @@ class Restricted:
             raise
         return running
 
-    def _command(self, running: "Running", backend_socket: Path) -> list[str | Path]:
+    def _command(
+        self, running: "Running", backend_socket: Path, pool: str
+    ) -> list[str | Path]:
         options = {
             "socket": running.socket,
             "backend": backend_socket,
@@ -278,6 +291,7 @@ class Restricted:
             "report": running.report,
             **BACKENDS[self.kind].options,
             **({"queues": self.queues} if self.queues else {}),
+            **({"pool": pool} if self.pool else {}),
             **self.options,
         }
         command: list[str | Path] = [*(_ALONE if self.alone else []), self.program]
@@ -331,7 +345,7 @@ class Running:
         for process in self.processes:
             process.stop()
 
-    def qemu_device(self, place: "Place") -> dict[str, object]:
+    def qemu_device(self, place: "AnyPlace") -> dict[str, object]:
         """What QEMU is to make of it."""
         return {
             "driver": "vfio-user-pci",
@@ -349,6 +363,7 @@ class Ordinary:
 
     kind      QEMU's name for it without virtio- and -pci: blk, net, rng, scsi...
     file      image of a blk device; by default a new, empty one of `size`
+    transport "pci", or "mmio": virtio-mmio, which the board of arm64 guests has
     others    any property of the QEMU device: packed=True, num_queues=2...
     """
 
@@ -358,21 +373,25 @@ class Ordinary:
         *,
         file: str | Path | None = None,
         size: str | int = "64M",
+        transport: str = "pci",
         **options: object,
     ) -> None:
+        if transport not in ("pci", "mmio"):
+            raise GuestError(f"no transport {transport}; there are: pci, mmio")
         self.kind = kind
         self.file = Path(file).resolve() if file else None
         self.size = parse_bytes(size)
+        self.transport = transport
         self.options = options
 
     def qemu_device(
-        self, name: str, place: "Place", image: Path | None, iommu: bool
+        self, name: str, place: "AnyPlace", image: Path | None, iommu: bool
     ) -> dict[str, object]:
         """What QEMU is to make of it."""
         device: dict[str, object] = {
-            "driver": f"virtio-{self.kind}-pci",
+            "driver": f"virtio-{self.kind}-{'device' if on_mmio(self) else 'pci'}",
             "id": name,
-            "disable-legacy": "on",
+            **({} if on_mmio(self) else {"disable-legacy": "on"}),
             **place.qemu_properties(),
         }
         if iommu:
@@ -432,7 +451,7 @@ def image_of(device: Device, name: str, directory: Path) -> Path | None:
     return image
 
 
-# --- places on the PCI bus ---
+# --- places on the buses ---
 
 # Slots below are those of virtme-ng's own devices, slot 31 is the chipset's.
 _FIRST_SLOT = 12
@@ -463,15 +482,64 @@ class Place:
         return {"bus": self.bus, "addr": f"{self.slot:#x}"}
 
 
-def places(devices: Sequence[Device], apart: bool = False) -> tuple[list[Place], list[str]]:
-    """A place for each device, and QEMU's arguments for the bridges that it takes.
+#: Where virtio-mmio transports are in an arm64 guest, and how many.
+_MMIO_START, _MMIO_BYTES, _MMIO_COUNT = 0xA000000, 0x200, 32
+#: virtme-ng's own devices take the last ones.
+_MMIO_TAKEN = 12
+
+
+@dataclass
+class MmioPlace:
+    """A virtio-mmio transport of the board."""
+
+    number: int
+
+    @property
+    def _start(self) -> int:
+        return _MMIO_START + self.number * _MMIO_BYTES
+
+    @property
+    def address(self) -> str:
+        """The name of the transport's platform device in the guest."""
+        return f"{self._start:x}.virtio_mmio"
+
+    @property
+    def node(self) -> str:
+        """The path of its node in the devicetree."""
+        return f"/virtio_mmio@{self._start:x}"
+
+    def qemu_properties(self) -> dict[str, str]:
+        return {"bus": f"virtio-mmio-bus.{self.number}"}
+
+
+AnyPlace = Place | MmioPlace
+
+
+def places(devices: Sequence[Device], apart: bool = False) -> tuple[list[AnyPlace], list[str]]:
+    """A place for each device, and QEMU's arguments for what has them.
 
     apart     on a root bus of their own
 
     Other buses get their numbers in the order of their bridges' slots.
     """
-    if apart:
-        return _places_apart(devices)
+    on_bus, arguments = (_places_apart if apart else _places_together)(
+        [device for device in devices if not on_mmio(device)]
+    )
+    count = len(devices) - len(on_bus)
+    if count > _MMIO_COUNT - _MMIO_TAKEN:
+        raise GuestError(f"up to {_MMIO_COUNT - _MMIO_TAKEN} devices are on virtio-mmio")
+    if count:
+        arguments += ["-global", "virtio-mmio.force-legacy=false"]
+    numbers, rest = itertools.count(), iter(on_bus)
+    found = [MmioPlace(next(numbers)) if on_mmio(device) else next(rest) for device in devices]
+    return found, arguments
+
+
+def on_mmio(device: Device) -> bool:
+    return isinstance(device, Ordinary) and device.transport == "mmio"
+
+
+def _places_together(devices: Sequence[Device]) -> tuple[list[Place], list[str]]:
     found, arguments, ports = [], [], 0
     for index, device in enumerate(devices[:_SLOTS]):
         slot = _FIRST_SLOT + index

@@ -34,16 +34,19 @@ from . import qmp, root
 from .devices import (
     HOTPLUG_COMMAND_LINE,
     Device,
+    MmioPlace,
     Ordinary,
     Restricted,
     Running,
     has_port,
     image_of,
+    on_mmio,
     places,
 )
 from .errors import GuestError
 from .kernel import Kernel
 from .paths import HERE, RunDirectory, is_of_guest, is_of_host, parse_bytes, unseen
+from .pool import Pool
 from .process import Process, tail
 from .result import Result, read_report, read_text
 from .terminal import Terminal
@@ -68,6 +71,9 @@ _IOMMUS = {
 #: The firmware places all 64-bit BARs above 4 GiB if they do not fit below: so there is a root
 #: port that wants more than there is. Its slot is behind all others, for the numbers of buses.
 _HIGH = ["-device", "pcie-root-port,id=high,chassis=255,addr=0x1e,pref64-reserve=8G"]
+#: A board without firmware, whose 64-bit BARs are above 4 GiB. Interrupts of as many devices as
+#: there may be take the newer controller. virtme-ng's choice of a CPU has no pages of 16 KiB.
+_ARM64_MACHINE, _ARM64_CPU = "gic-version=3", "cortex-a76"
 _FORBIDDEN = ("share=on", "memory-backend", "mem-path")
 
 
@@ -97,6 +103,8 @@ class Guest:
               ones with VIRTIO_F_ACCESS_PLATFORM; for the stock kernel. The virtio one
               has to be loaded: until then those devices have no driver
     high      all regions are above 4 GiB, where the firmware's MTRRs do not make them uncached
+    pool      Pool(...): guest memory that devices share with the guest, beside `memory`;
+              all of `memory` stays private. Scripts have its POOL_START and POOL_BYTES
     qemu      more QEMU arguments
     share_memory
               guest RAM is a file that QEMU shares with every vfio-user device:
@@ -117,6 +125,7 @@ class Guest:
         accel: str | None = None,
         iommu: str | None = None,
         high: bool = False,
+        pool: Pool | None = None,
         qemu: Sequence[str] = (),
         share_memory: bool = False,
         out: str | Path | None = None,
@@ -131,6 +140,8 @@ class Guest:
         self.kernel = Kernel(kernel)
         if iommu == "intel" and self.kernel.architecture != "x86_64":
             raise GuestError("an arm64 guest has no IOMMU of Intel's; there is: virtio")
+        if pool and (iommu or share_memory):
+            raise GuestError("a guest with a pool has neither an IOMMU nor shared memory")
         self.memory = parse_bytes(memory)
         self.cpus = int(cpus)
         self.module = Module() if module is True else module or None
@@ -142,6 +153,11 @@ class Guest:
         self.high = high
         self.qemu = list(qemu)
         self.share_memory = share_memory
+        self.pool = pool.place(self.kernel.architecture, self.memory) if pool else None
+        if not pool and any(isinstance(d, Restricted) and d.pool for d in self.devices):
+            raise GuestError("a device works in a pool, and the guest has none")
+        if self.kernel.architecture != "aarch64" and any(map(on_mmio, self.devices)):
+            raise GuestError("only arm64 guests have virtio-mmio")
         self.names = _names(self.devices)
         self._places, self._bridges = places(self.devices, apart=iommu == "virtio")
         self._runs = 0
@@ -157,6 +173,8 @@ class Guest:
         self._qmp: Path | None = None
         self._process: Process | None = None
         self._images: list[Path | None] = []
+        #: QEMU's arguments for what tells the guest of the pool.
+        self._firmware: list[str] = []
         #: Devices that are not plugged in.
         self._absent: set[str] = set()
 
@@ -234,6 +252,7 @@ class Guest:
             for device, name in zip(self.devices, self.names)
             if isinstance(device, Restricted) and not device.plugged
         }
+        self._firmware = self._tell_of_pool(logs, shell=script is None)
         begin = time.monotonic()
         if self.kernel.root:
             root.show(self.kernel.root)
@@ -243,7 +262,7 @@ class Guest:
             sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="g")))
             for device, name, image in zip(self.devices, self.names, images):
                 if isinstance(device, Restricted):
-                    running = device.start(name, image, sockets, logs)
+                    running = device.start(name, image, sockets, logs, str(self.pool or ""))
                     stack.callback(running.stop)
                     self.restricted.append(running)
             restricted = list(self.restricted)
@@ -348,6 +367,8 @@ class Guest:
         }
         for name, place in zip(self.names, self._places):
             variables[name.upper()] = place.address
+        if self.pool:
+            variables |= self.pool.variables()
         if script is None:
             size = shutil.get_terminal_size()
             variables |= {"ROWS": str(size.lines), "COLUMNS": str(size.columns)}
@@ -371,7 +392,8 @@ class Guest:
         if is_of_guest(path):
             shutil.copy(path, control)
             path = Path("/share/.guest", path.name)
-        words = [f"{key}={value}" for key, value in self.module.parameters.items()]
+        parameters = {**(self.pool.parameters() if self.pool else {}), **self.module.parameters}
+        words = [f"{key}={value}" for key, value in parameters.items()]
         return shlex.join([str(path), *words])
 
     def _command(self, share: Path, shell: Path | None) -> list[str | Path]:
@@ -391,9 +413,12 @@ class Guest:
             command_line += f" {_IOMMUS[self.iommu][1]}"
         if any(has_port(device) for device in self.devices):
             command_line += f" {HOTPLUG_COMMAND_LINE}"
+        if self.pool:
+            command_line += f" {self.pool.command_line()}"
+        memory = self.pool.total_bytes if self.pool else self.memory
         return [
             *virtme(self.kernel, self.accel),
-            *("--memory", f"{self.memory >> 20}M", "--cpus", str(self.cpus)),
+            *("--memory", f"{memory >> 20}M", "--cpus", str(self.cpus)),
             *("--append", command_line.strip()),
             f"--rwdir=/share={share}",
             *(f"--qemu-opts={word}" for word in self._qemu_words(shell)),
@@ -412,16 +437,15 @@ class Guest:
             # Before the devices: each asks for its IOMMU when it is made.
             arguments += _IOMMUS[self.iommu][0]
         if self.kernel.architecture == "aarch64":
-            # A board without firmware, whose 64-bit BARs are above 4 GiB. Interrupts of as many
-            # devices as there may be take the newer controller. virtme-ng's choice of a CPU has no
-            # pages of 16 KiB.
-            arguments += ["-machine", "gic-version=3", "-cpu", "cortex-a76"]
+            arguments += ["-machine", _ARM64_MACHINE, "-cpu", _ARM64_CPU]
         elif self.high:
             arguments += _HIGH
         if self.share_memory:
             size = f"{self.memory >> 20}M"
             arguments += ["-object", f"memory-backend-memfd,id=memory,size={size},share=on"]
             arguments += ["-machine", "memory-backend=memory"]
+        if self.pool:
+            arguments += [*self.pool.qemu_words(self.cpus), *self._firmware]
         if self.reboots:
             arguments += ["-action", "reboot=reset"]
         if shell:
@@ -434,6 +458,26 @@ class Guest:
                 arguments += ["-device", json.dumps(description)]
         return [shlex.quote(str(word)) for word in [*arguments, *self.qemu]]
 
+    def _tell_of_pool(self, logs: Path, shell: bool) -> list[str]:
+        """QEMU's arguments for tables or a devicetree, which are made in the directory."""
+        if not self.pool:
+            return []
+        nodes = {
+            name: place.node
+            for name, place in zip(self.names, self._places)
+            if isinstance(place, MmioPlace)
+        }
+        ports = 2 if shell else 1
+        return self.pool.firmware(
+            logs,
+            machine=_ARM64_MACHINE,
+            board=[
+                *("-cpu", _ARM64_CPU, "-smp", str(self.cpus)),
+                *self.pool.qemu_words(self.cpus),
+                *(["-serial", "null"] * ports),
+            ],
+            nodes=nodes,
+        )
 
     def _qemu_devices(self) -> list[dict[str, object]]:
         running = iter(self.restricted)
