@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use device_program::listen;
+use swiotlb_device::args::parse_pool;
 use swiotlb_device::config::DeviceConfig;
 use swiotlb_device::device::Device;
 use swiotlb_device::hooks::Honest;
@@ -32,7 +33,7 @@ use swiotlb_device::in_process::{InProcess, Model};
 use swiotlb_device::report::Report;
 use swiotlb_device::virtio::bit;
 use swiotlb_device::{panics, server, types};
-use swiotlb_rings::{CheckedChain, RingMemory};
+use swiotlb_rings::{CheckedChain, RingMemory, Window};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
@@ -59,6 +60,9 @@ pub struct Args {
     /// Bytes of the region
     #[arg(long, default_value = "16777216")]
     pub region_size: u64,
+    /// A pool in guest memory to work in, instead of a region
+    #[arg(long, value_name = "START+BYTES", value_parser = parse_pool, conflicts_with = "region_size")]
+    pub pool: Option<Window>,
     /// Offer packed rings
     #[arg(long)]
     pub packed: bool,
@@ -81,6 +85,9 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let device_type = types::lookup("blk").ok_or("no type of this name")?;
     let mut config = DeviceConfig::new(device_type);
     config.region_size = args.region_size;
+    if let Some(pool) = args.pool {
+        config.use_pool(pool);
+    }
     config.offer.packed = args.packed;
     let config = Arc::new(config);
     let report = Arc::new(Report::new(args.report.as_deref(), false)?);

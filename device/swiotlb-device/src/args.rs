@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 
 use crate::config::{ConfigError, DeviceConfig, Dialect, Mode, MAX_CONFIG_SPACE, MAX_QUEUES};
+use crate::ring::Window;
 use crate::types::{self, DeviceType};
 use crate::virtio::Offer;
 
@@ -18,7 +19,8 @@ const FEWEST_WATCHED: usize = 4;
 ///
 /// Presents a modern virtio device over vfio-user, with VIRTIO_F_SWIOTLB and a
 /// region of its own in a BAR, and relays its queues to a vhost-user backend
-/// that is given that region and nothing else.
+/// that is given that region and nothing else. The region can also be a pool in
+/// guest memory (--pool).
 #[derive(Parser, Clone, Debug)]
 #[command(name = "swiotlb-device", version)]
 pub struct Args {
@@ -34,13 +36,19 @@ pub struct Args {
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type, default_value = "blk")]
     pub device_type: DeviceType,
 
-    /// Length of the region in bytes, with suffix K, M or G if wanted
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "16M")]
-    pub region_size: u64,
+    /// Length of the region in bytes, with suffix K, M or G if wanted [default: 16M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub region_size: Option<u64>,
 
-    /// Where in its BAR the region begins
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
-    pub region_offset: u64,
+    /// Where in its BAR the region begins [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub region_offset: Option<u64>,
+
+    /// Work in a pool in guest memory instead of a region of the device's own: its
+    /// guest-physical address and its length, such as 0x5d000000+16M. QEMU has to have it
+    /// as a memory-backend-memfd of its own with share=on
+    #[arg(long, value_name = "START+BYTES", value_parser = parse_pool)]
+    pub pool: Option<Window>,
 
     /// What restricts drivers to the region: VIRTIO_F_SWIOTLB (bit 27, bus addresses),
     /// VIRTIO_F_DMB (bit 44, which is provisional; offsets), or one of them as they like
@@ -55,9 +63,9 @@ pub struct Args {
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
     pub offer_swiotlb: bool,
 
-    /// Present the capabilities of the dialect, which name the region
-    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "yes")]
-    pub capability: bool,
+    /// Present the capabilities of the dialect, which name the region [default: yes]
+    #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no)]
+    pub capability: Option<bool>,
 
     /// Offer VIRTIO_F_ACCESS_PLATFORM (bit 33); always with VIRTIO_F_DMB
     #[arg(long, value_name = "yes|no", action = ArgAction::Set, value_parser = parse_yes_no, default_value = "no")]
@@ -148,12 +156,23 @@ impl TryFrom<&Args> for DeviceConfig {
     /// What the command line says of the device; the program keeps the rest.
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let device_type = args.device_type;
-        let config = Self {
+        let usual = Self::new(device_type);
+        let of_region = [
+            (args.region_size.is_some(), "--region-size"),
+            (args.region_offset.is_some(), "--region-offset"),
+            (args.capability.is_some(), "--capability"),
+        ];
+        let given = of_region.into_iter().find(|(is_given, _)| *is_given);
+        if let (Some(_), Some((_, option))) = (args.pool, given) {
+            return Err(ConfigError::PoolExcludes(option));
+        }
+        let mut config = Self {
             device_type,
-            region_size: args.region_size,
-            region_offset: args.region_offset,
+            region_size: args.region_size.unwrap_or(usual.region_size),
+            region_offset: args.region_offset.unwrap_or(usual.region_offset),
+            pool: None,
             dialect: args.dialect,
-            capability: args.capability,
+            capability: args.capability.unwrap_or(usual.capability),
             mode: args.mode,
             offer: Offer {
                 added: args.add_features,
@@ -172,6 +191,9 @@ impl TryFrom<&Args> for DeviceConfig {
             config_space_size: args.config_size.unwrap_or(device_type.config_size),
             drain: Duration::from_millis(args.drain.into()),
         };
+        if let Some(pool) = args.pool {
+            config.use_pool(pool);
+        }
         config.validate()?;
         Ok(config)
     }
@@ -226,6 +248,16 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|n| n.checked_mul(1 << shift))
         .ok_or_else(|| "not a size such as 4096, 64K, 16M or 1G".into())
+}
+
+/// An address and a length, with + between them.
+pub fn parse_pool(text: &str) -> Result<Window, String> {
+    let both = text.split_once('+');
+    let sizes = both.map(|(start, bytes)| (parse_size(start), parse_size(bytes)));
+    match sizes {
+        Some((Ok(base), Ok(len))) => Ok(Window { base, len }),
+        _ => Err("not an address and a length such as 0x5d000000+16M".into()),
+    }
 }
 
 fn parse_bits(text: &str) -> Result<u64, String> {
@@ -300,6 +332,41 @@ mod tests {
         assert_eq!(parse_size("0x1000"), Ok(4096));
         for bad in ["", "K", "-1", "1T", "99999999999G", "é"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pools() {
+        let pool = config(&["--pool", "0x5d000000+16M"]).expect("a device");
+        assert_eq!((pool.pool, pool.region_size), (Some(0x5d00_0000), 16 << 20));
+        assert!(!pool.capability && pool.bounce_bar_size().is_none());
+        let decimal = config(&["--pool", "4096+0x2000"]).expect("a device");
+        assert_eq!((decimal.pool, decimal.region_size), (Some(4096), 8192));
+        for bad in [
+            "",
+            "+",
+            "4096",
+            "4096+",
+            "+4096",
+            "4096+8192+1",
+            "x+4096",
+            "4096-1M",
+        ] {
+            assert!(parse(&["--pool", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pool_excludes_what_is_of_a_region() {
+        for (option, value, name) in [
+            ("--region-size", "16M", "--region-size"),
+            ("--region-offset", "0", "--region-offset"),
+            ("--capability", "no", "--capability"),
+            ("--dialect", "both", "--dialect dmb or both"),
+            ("--allow-guest-memory", "yes", "--allow-guest-memory"),
+        ] {
+            let refused = config(&["--pool", "1G+16M", option, value]);
+            assert_eq!(refused, Err(ConfigError::PoolExcludes(name)), "{option}");
         }
     }
 

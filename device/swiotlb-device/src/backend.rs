@@ -54,8 +54,8 @@ impl BackendError {
     }
 }
 
-/// Memory that the backend may access: the region. Guest memory is only there if that is
-/// allowed explicitly.
+/// Memory that the backend may access: the region, which may be a pool in guest memory. Other
+/// guest memory is only there if that is allowed explicitly.
 #[derive(Clone, Copy)]
 pub struct Share<'a> {
     /// Where the guest sees it.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::limits;
+use crate::ring::Window;
 use crate::types::DeviceType;
 use crate::virtio::{bit, Offer, F_ORDER_PLATFORM, F_RING_RESET};
 
@@ -35,6 +36,9 @@ pub struct DeviceConfig {
     pub region_size: u64,
     /// Where in its BAR the region begins, in bytes, in whole pages.
     pub region_offset: u64,
+    /// Guest-physical address of a pool in guest memory, in whole pages: the pool is the
+    /// region, and the device has none of its own.
+    pub pool: Option<u64>,
     /// Which of the two features that restrict a driver to the region there are.
     pub dialect: Dialect,
     /// Whether there are the dialect's capabilities, which name the region.
@@ -110,6 +114,15 @@ pub enum ConfigError {
     /// The capability of VIRTIO_F_SWIOTLB has 32 bits for the offset, and 32 for the length.
     #[error("the region ends more than 4G into its BAR, where the capability ends")]
     CapabilityRange,
+    /// The pool begins inside a page.
+    #[error("a pool at {0:#x}: its address has to be a multiple of {PAGE}")]
+    PoolStart(u64),
+    /// The pool has an end that is no address.
+    #[error("the pool at {0:#x} ends beyond 64 bits")]
+    PoolEnd(u64),
+    /// Of two options only one can be given.
+    #[error("--pool and {0} exclude each other")]
+    PoolExcludes(&'static str),
     /// There are none, or more than [`MAX_QUEUES`].
     #[error("{0} virtqueues: there can be 1 to {MAX_QUEUES}")]
     Queues(u16),
@@ -138,6 +151,7 @@ impl DeviceConfig {
             device_type,
             region_size: 16 << 20,
             region_offset: 0,
+            pool: None,
             dialect: Dialect::Swiotlb,
             capability: true,
             mode: Mode::Required,
@@ -164,6 +178,9 @@ impl DeviceConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.region_size == 0 || self.region_size % PAGE != 0 {
             return Err(ConfigError::RegionSize(self.region_size));
+        }
+        if let Some(start) = self.pool {
+            self.validate_pool(start)?;
         }
         if self.dialect.has_dmb() && self.region_size <= DMB_FIRST {
             return Err(ConfigError::DmbRegionSize(self.region_size));
@@ -204,14 +221,51 @@ impl DeviceConfig {
         Ok(())
     }
 
+    /// Makes a pool in guest memory the region, which no capability names then.
+    pub fn use_pool(&mut self, pool: Window) {
+        self.pool = Some(pool.base);
+        self.region_size = pool.len;
+        self.region_offset = 0;
+        self.capability = false;
+    }
+
+    fn validate_pool(&self, start: u64) -> Result<(), ConfigError> {
+        if start % PAGE != 0 {
+            return Err(ConfigError::PoolStart(start));
+        }
+        if start.checked_add(self.region_size).is_none() {
+            return Err(ConfigError::PoolEnd(start));
+        }
+        // Addresses are those of guest memory, and nothing of the device names the pool.
+        let excluded = [
+            (self.region_offset != 0, "--region-offset"),
+            (self.capability, "--capability"),
+            (self.dialect.has_dmb(), "--dialect dmb or both"),
+            (self.allow_guest_memory, "--allow-guest-memory"),
+        ];
+        match excluded.into_iter().find(|(is_given, _)| *is_given) {
+            Some((_, option)) => Err(ConfigError::PoolExcludes(option)),
+            None => Ok(()),
+        }
+    }
+
     /// How many virtqueues the backend serves: they come first.
     pub fn served_queues(&self) -> u16 {
         self.queues - self.idle_queues
     }
 
-    /// Bytes of the BAR that holds the region.
-    pub fn bounce_bar_size(&self) -> u64 {
-        (self.region_offset + self.region_size).next_power_of_two()
+    /// Bytes of the BAR that holds the region; none if the region is a pool.
+    pub fn bounce_bar_size(&self) -> Option<u64> {
+        let bytes = (self.region_offset + self.region_size).next_power_of_two();
+        self.pool.is_none().then_some(bytes)
+    }
+
+    /// The pool, if the region is one.
+    pub fn pool_window(&self) -> Option<Window> {
+        self.pool.map(|base| Window {
+            base,
+            len: self.region_size,
+        })
     }
 
     /// Number of interrupt vectors: one for each queue, and one for configuration changes.
@@ -294,6 +348,48 @@ mod tests {
             let expected = if dialect.has_dmb() { refused } else { Ok(()) };
             assert_eq!(region(1), expected);
             assert_eq!(region(2), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_pool_has_whole_pages_and_an_end() {
+        let pool = |start, size| {
+            check("blk", |c| {
+                (c.pool, c.region_size, c.capability) = (Some(start), size, false);
+            })
+        };
+        assert_eq!(pool(0x5d00_0000, 16 * M), Ok(()));
+        assert_eq!(pool(4 * G, 8 * G), Ok(()));
+        assert_eq!(
+            pool(0x5d00_0800, 16 * M),
+            Err(ConfigError::PoolStart(0x5d00_0800))
+        );
+        assert_eq!(pool(0, 100), Err(ConfigError::RegionSize(100)));
+        let last = u64::MAX & !(PAGE - 1);
+        assert_eq!(pool(last, PAGE), Err(ConfigError::PoolEnd(last)));
+        assert_eq!(pool(last - PAGE, PAGE), Ok(()));
+    }
+
+    #[test]
+    fn a_pool_is_all_that_there_is() {
+        let excluded = |change: fn(&mut DeviceConfig)| {
+            check("blk", |c| {
+                (c.pool, c.capability) = (Some(G), false);
+                change(c);
+            })
+        };
+        assert_eq!(excluded(|_| {}), Ok(()));
+        for (change, option) in [
+            (
+                (|c| c.region_offset = PAGE) as fn(&mut DeviceConfig),
+                "--region-offset",
+            ),
+            (|c| c.capability = true, "--capability"),
+            (|c| c.dialect = Dialect::Dmb, "--dialect dmb or both"),
+            (|c| c.dialect = Dialect::Both, "--dialect dmb or both"),
+            (|c| c.allow_guest_memory = true, "--allow-guest-memory"),
+        ] {
+            assert_eq!(excluded(change), Err(ConfigError::PoolExcludes(option)));
         }
     }
 

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::config::{ConfigError, DeviceConfig, Mode};
 use crate::events::{BackendMapping, Event, Hex, ResetKind, TableEntry, When};
-use crate::guest_memory::{GuestMemory, Mapping, Span};
+use crate::guest_memory::{GuestMemory, Mapping, Refused, Span};
 use crate::hooks::{Hooks, Interrupt, QueueMode};
 use crate::limits;
 use crate::mappings;
@@ -47,6 +47,9 @@ const LEAST: Duration = Duration::from_secs(1);
 
 const ISR_CONFIG: u8 = 2;
 
+const NO_BAR: &str = "the BAR of the region has no address";
+const NO_POOL: &str = "the pool has not come: QEMU needs a memory-backend-memfd with \
+                       share=on that has the pool and nothing else";
 const BAD_RING: &str = "a ring lies outside the region, is not aligned, or has no possible size";
 const BAD_CHAIN: &str = "the driver gave an address outside the region or a malformed chain";
 
@@ -78,22 +81,23 @@ struct RunningQueue {
 /// What addresses may point into while queues run, and all that the backend
 /// gets: the region, and no more unless guest memory is allowed.
 struct Reach {
-    /// Where the guest sees the region; none if its BAR has no address, and needs one.
+    /// Where the guest sees the region; none if its BAR has no address, and needs one, or if
+    /// it is a pool that has not come.
     region: Option<View>,
     guest: Vec<Span>,
 }
 
 impl Reach {
-    fn memory<'a>(&'a self, region: &'a Region) -> Memory<'a> {
-        let own = self
-            .region
-            .and_then(|view| Some((view.window, region.part(view)?)));
+    fn memory<'a>(&'a self, region: Option<&'a Region>) -> Memory<'a> {
+        let own = self.region.zip(region);
+        let own = own.and_then(|(view, region)| Some((view.window, region.part(view)?)));
         let guest = self.guest.iter().map(|span| (span.window(), span.bytes()));
         Memory::new(own.into_iter().chain(guest))
     }
 
-    fn shares<'a>(&'a self, region: &'a Region) -> Vec<Share<'a>> {
-        let own = self.region.map(|view| region.share(view));
+    fn shares<'a>(&'a self, region: Option<&'a Region>) -> Vec<Share<'a>> {
+        let own = self.region.zip(region);
+        let own = own.map(|(view, region)| region.share(view));
         let guest = self.guest.iter().map(Span::share);
         own.into_iter().chain(guest).collect()
     }
@@ -105,11 +109,14 @@ struct Running {
     queues: Vec<RunningQueue>,
 }
 
-/// A virtio device with a region of its own.
+/// A virtio device with a region of its own, or with a pool in guest memory.
 pub struct Device<H> {
     config: Arc<DeviceConfig>,
     report: Arc<Report>,
-    region: Region,
+    /// None while the client has not shared the pool that it is.
+    region: Option<Region>,
+    /// Whether the log has it that this client does not share the pool.
+    misses_pool: bool,
     /// Stays empty unless guest memory is allowed.
     guest_memory: GuestMemory,
     pci: ConfigSpace,
@@ -141,7 +148,7 @@ impl<H: Hooks> Device<H> {
         backends: Box<dyn Backends>,
     ) -> Result<Self, DeviceError> {
         config.validate()?;
-        let region = Region::new(config.region_offset, config.region_size)?;
+        let region = own_region(&config)?;
         let mut vectors = Vec::new();
         vectors.resize_with(config.vectors().into(), || None);
         let rules = Rules {
@@ -172,6 +179,7 @@ impl<H: Hooks> Device<H> {
             hooks,
             watcher: None,
             region,
+            misses_pool: false,
             report,
             config,
         };
@@ -181,9 +189,9 @@ impl<H: Hooks> Device<H> {
         Ok(device)
     }
 
-    /// The region that the client has now.
-    pub fn region(&self) -> &Region {
-        &self.region
+    /// The region that the client has now in its BAR; none if it is a pool.
+    pub fn own_region(&self) -> Option<&Region> {
+        self.region.as_ref().filter(|region| !region.is_pool())
     }
 
     /// The BAR with this number.
@@ -192,8 +200,17 @@ impl<H: Hooks> Device<H> {
     }
 
     /// Has it look at the region, and at each that takes its place.
-    pub fn set_watcher(&mut self, watcher: Watcher) {
+    pub fn set_watcher(&mut self, watcher: Watcher) -> Result<(), RegionError> {
         self.watcher = Some(watcher);
+        self.show_watcher()
+    }
+
+    fn show_watcher(&self) -> Result<(), RegionError> {
+        if let Some(watcher) = &self.watcher {
+            let region = self.region.as_ref();
+            watcher.follow(region.map(Region::map_again).transpose()?);
+        }
+        Ok(())
     }
 
     /// There is something to do since then, and whoever waits for it does not wait for ever.
@@ -354,13 +371,12 @@ impl<H: Hooks> Device<H> {
         self.guest_memory.clear();
         self.pci.reset();
         self.begin_session();
-        if let Err(error) = self.region.clear() {
+        if let Some(Err(error)) = self.own_region().map(Region::clear) {
             log::warn!("the region could not be cleared: {error}");
         }
-        self.region = Region::new(self.config.region_offset, self.config.region_size)?;
-        if let Some(watcher) = &self.watcher {
-            watcher.follow(self.region.map_again()?);
-        }
+        self.region = own_region(&self.config)?;
+        self.misses_pool = false;
+        self.show_watcher()?;
         self.report.disconnected();
         Ok(())
     }
@@ -487,7 +503,7 @@ impl<H: Hooks> Device<H> {
             self.fail(BAD_CHAIN);
             return;
         }
-        let memory = failing.reach.memory(&self.region);
+        let memory = failing.reach.memory(self.region.as_ref());
         failing.queues.retain_mut(|queue| {
             let index = queue.index;
             let answered = failure.answer(index, &mut queue.walker, &memory);
@@ -552,7 +568,7 @@ impl<H: Hooks> Device<H> {
                 .config
                 .drain
                 .min(self.by.saturating_duration_since(now) / 2);
-        let memory = reach.memory(&self.region);
+        let memory = reach.memory(self.region.as_ref());
         loop {
             queues.retain_mut(|queue| queue.walker.unanswered(&memory) != Some(0));
             if queues.is_empty() {
@@ -577,7 +593,7 @@ impl<H: Hooks> Device<H> {
     fn start_queues(&mut self) {
         let region = self.place_region();
         if region.is_none() && !self.config.allow_guest_memory {
-            self.fail("the BAR of the region has no address");
+            self.fail_without_region();
             return;
         }
         let guest = match self.map_guest_memory(MAX_SHARES - usize::from(region.is_some())) {
@@ -607,17 +623,30 @@ impl<H: Hooks> Device<H> {
         self.run(Running { reach, queues });
     }
 
+    fn fail_without_region(&mut self) {
+        if self.config.pool.is_none() {
+            self.fail(NO_BAR);
+            return;
+        }
+        // Once for a client: a guest may do it over and over.
+        if !std::mem::replace(&mut self.misses_pool, true) {
+            log::error!("{NO_POOL}");
+        }
+        self.fail(NO_POOL);
+    }
+
     /// Where the guest sees the region from now on.
     fn place_region(&self) -> Option<View> {
         let bar = self.pci.bar_address(BOUNCE_BAR);
-        let view = match self.registers.has(virtio::F_DMB) {
-            true => Some(View::of_offsets(&self.region)),
-            false => bar.map(|bar| View::at_bar(&self.region, bar)),
-        };
+        let region = self.region.as_ref();
+        let view = region.and_then(|region| match self.registers.has(virtio::F_DMB) {
+            true => Some(View::of_offsets(region)),
+            false => View::of_addresses(region, bar),
+        });
         self.report.event(Event::DriverOk {
             bar: bar.map(Hex),
             region: view.map(|view| Hex(view.window.base)),
-            region_bytes: view.map_or(self.region.size(), |view| view.window.len),
+            region_bytes: view.map_or(self.config.region_size, |view| view.window.len),
             negotiation: self.negotiation,
         });
         view
@@ -657,7 +686,7 @@ impl<H: Hooks> Device<H> {
 
     /// Reports a queue, and what is wrong with where it lies.
     fn check_ring(&mut self, index: u16, ring: &RingAddresses, reach: &Reach) -> bool {
-        let memory = reach.memory(&self.region);
+        let memory = reach.memory(self.region.as_ref());
         let mut checked = Checked::default();
         for (n, (_, addr, len)) in ring.areas().into_iter().enumerate() {
             if !memory.contains(addr, len) {
@@ -730,7 +759,7 @@ impl<H: Hooks> Device<H> {
             .map(|(queue, (_, ring))| self.setup(queue, ring))
             .collect();
         let accepted = self.registers.accepted();
-        let shares = running.reach.shares(&self.region);
+        let shares = running.reach.shares(self.region.as_ref());
         match backend.start(accepted, &shares, &setups, self.by) {
             Ok(()) => {
                 self.backend = Some(backend);
@@ -828,7 +857,11 @@ impl<H: Hooks> Device<H> {
                     .zip(&rings)
                     .map(|(queue, (_, ring))| self.setup(queue, *ring))
                     .collect();
-                backend.add(&running.reach.shares(&self.region), &setups, self.by)
+                backend.add(
+                    &running.reach.shares(self.region.as_ref()),
+                    &setups,
+                    self.by,
+                )
             }
             _ => Ok(()),
         };
@@ -851,7 +884,7 @@ impl<H: Hooks> Device<H> {
         }
         let mut early = Vec::new();
         for queue in queues {
-            let checked = queue.walker.check(&reach.memory(&self.region));
+            let checked = queue.walker.check(&reach.memory(self.region.as_ref()));
             self.report_check(queue.index, &checked);
             if checked.violations != 0 || checked.malformed != 0 {
                 return None;
@@ -897,7 +930,7 @@ impl<H: Hooks> Device<H> {
         let Some(running) = &mut self.running else {
             return true;
         };
-        let memory = running.reach.memory(&self.region);
+        let memory = running.reach.memory(self.region.as_ref());
         let queue = running.queues.iter_mut().find(|q| q.index == index);
         let Some(checked) = queue.map(|q| q.walker.check(&memory)) else {
             return true;
@@ -975,7 +1008,10 @@ impl<H: Hooks> Device<H> {
             Ok(mappings) => (Some(mappings), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let region = |m: &mappings::Mapping| m.is_region(&self.region);
+        let region = |m: &mappings::Mapping| {
+            let region = self.region.as_ref();
+            region.is_some_and(|region| m.is_region(region))
+        };
         let foreign = mappings.as_ref().map(|list| {
             let is_foreign = |m: &&mappings::Mapping| m.is_memory() && !region(m);
             list.iter().filter(is_foreign).count() as u64
@@ -992,7 +1028,7 @@ impl<H: Hooks> Device<H> {
             offset: m.offset,
             inode: m.inode,
         };
-        let shares = reach.shares(&self.region);
+        let shares = reach.shares(self.region.as_ref());
         self.report.event(Event::BackendMemory {
             when,
             table: shares.iter().map(TableEntry::from).collect(),
@@ -1069,7 +1105,9 @@ impl<H: Hooks> Device<H> {
             start..start.saturating_add(len as usize)
         });
         let rings: Vec<_> = rings.collect();
-        self.hooks.on_driver_ok(&self.region, &rings, &self.vectors);
+        if let Some(region) = &self.region {
+            self.hooks.on_driver_ok(region, &rings, &self.vectors);
+        }
     }
 
     /// Interrupts of the backend, on their way to the driver.
@@ -1077,7 +1115,7 @@ impl<H: Hooks> Device<H> {
         let Some(mut running) = self.running.take() else {
             return;
         };
-        let memory = running.reach.memory(&self.region);
+        let memory = running.reach.memory(self.region.as_ref());
         for queue in &mut running.queues {
             let vector = self.registers.queues()[usize::from(queue.index)].vector;
             if self.vector(vector).is_none() || !notify::take(&queue.idle_call) {
@@ -1126,25 +1164,52 @@ impl<H: Hooks> Device<H> {
 
     // Guest memory that is not ours
 
-    /// A descriptor is closed unseen, and guest memory is never mapped here;
-    /// unless it is allowed.
+    /// A descriptor is closed unseen, and guest memory is never mapped here; unless it is
+    /// allowed, or is the pool.
     pub fn dma_map(&mut self, mapping: Mapping) {
-        let fd = mapping.file.is_some();
+        let (fd, window) = (mapping.file.is_some(), mapping.window);
+        let pool = self.config.pool_window();
+        let outcome = match pool {
+            Some(pool) if fd || pool.overlaps(&window) => self.take_pool(pool, mapping),
+            _ if self.config.allow_guest_memory => self.guest_memory.add(mapping),
+            _ => Ok(()),
+        };
+        let is_pool = pool == Some(window) && outcome.is_ok();
         self.report.count(|c| {
             c.dma_maps += 1;
             c.dma_map_fds += u64::from(fd);
+            c.dma_map_pools += u64::from(is_pool);
         });
-        let Window { base, len } = mapping.window;
-        let refused = match self.config.allow_guest_memory {
-            true => self.guest_memory.add(mapping).err(),
-            false => None,
-        };
         self.report.event(Event::DmaMap {
-            addr: Hex(base),
-            size: Hex(len),
+            addr: Hex(window.base),
+            size: Hex(window.len),
             fd,
-            refused: refused.map(|why| why.to_string()),
+            pool: is_pool,
+            refused: outcome.err().map(|why| why.to_string()),
         });
+    }
+
+    /// Takes the pool, at most one at a time; any other descriptor is closed.
+    fn take_pool(&mut self, pool: Window, mapping: Mapping) -> Result<(), Refused> {
+        let region = Region::of_pool(pool, mapping)?;
+        if self.region.is_some() {
+            return Err(Refused::Overlap);
+        }
+        self.region = Some(region);
+        let shown = self.show_watcher();
+        if shown.is_err() {
+            self.region = None;
+        }
+        Ok(shown?)
+    }
+
+    /// Queues that use the pool have stopped.
+    fn forget_pool(&mut self) {
+        self.region = None;
+        self.hooks.on_pool_gone();
+        if let Err(error) = self.show_watcher() {
+            log::error!("{error}");
+        }
     }
 
     /// What queues may be using is not taken away under them: they stop.
@@ -1159,6 +1224,13 @@ impl<H: Hooks> Device<H> {
         let in_use = guest.map(Span::window).any(|w| all || w.overlaps(&window));
         if in_use {
             self.fail("guest memory was taken away while queues ran");
+        }
+        let pool = self.config.pool_window();
+        if self.region.is_some() && pool.is_some_and(|pool| all || pool.overlaps(&window)) {
+            if self.running.is_some() || self.failing.is_some() {
+                self.fail("the pool was taken away while queues ran");
+            }
+            self.forget_pool();
         }
         if all {
             self.guest_memory.clear();
@@ -1216,7 +1288,11 @@ impl<H: Hooks> Device<H> {
                 data[..n].copy_from_slice(&config[from..from + n]);
                 self.hooks.on_device_config_read(data);
             }
-            (BOUNCE_BAR, _) => self.region.read(offset, data),
+            (BOUNCE_BAR, _) => {
+                if let Some(region) = self.own_region() {
+                    region.read(offset, data);
+                }
+            }
             _ => {}
         }
     }
@@ -1235,7 +1311,11 @@ impl<H: Hooks> Device<H> {
                 let index = (offset - pci::NOTIFY_OFFSET) / u64::from(pci::NOTIFY_MULTIPLIER);
                 self.kick(index as u16);
             }
-            (BOUNCE_BAR, _) => self.region.write(offset, data),
+            (BOUNCE_BAR, _) => {
+                if let Some(region) = self.own_region() {
+                    region.write(offset, data);
+                }
+            }
             _ => {}
         }
     }
@@ -1295,7 +1375,17 @@ impl<H: Hooks> Device<H> {
             });
             return;
         }
-        self.hooks.on_features_ok(&self.region);
+        if let Some(region) = &self.region {
+            self.hooks.on_features_ok(region);
+        }
+    }
+}
+
+/// What there is before a client: a region that no other has had, or nothing in place of a pool.
+fn own_region(config: &DeviceConfig) -> Result<Option<Region>, RegionError> {
+    match config.pool {
+        None => Region::new(config.region_offset, config.region_size).map(Some),
+        Some(_) => Ok(None),
     }
 }
 

@@ -142,8 +142,11 @@ pub struct Start {
     pub region_bytes: u64,
     /// Where the region begins in its BAR, in bytes.
     pub region_offset: u64,
-    /// The length of the region's BAR.
+    /// The length of the region's BAR; 0 if there is none.
     pub bar_bytes: u64,
+    /// The guest-physical address of the pool that is the region; null if the region is the
+    /// device's own.
+    pub pool: Option<Hex>,
     /// `--dialect`: "swiotlb", "dmb" or "both".
     pub dialect: String,
     /// `--mode`: "required" or "optional".
@@ -224,7 +227,11 @@ pub enum Event {
         size: Hex,
         /// Whether a file descriptor came along.
         fd: bool,
-        /// Why the device does not take the window although guest memory is allowed.
+        /// Whether the device took the window, as its pool.
+        pool: bool,
+        /// Why the device does not take the window although guest memory is allowed, or
+        /// although it has a pool to wait for; null for windows without a file descriptor
+        /// that have nothing of the pool.
         refused: Option<String>,
     },
     /// A client took a window of guest memory away.
@@ -263,10 +270,10 @@ pub enum Event {
     },
     /// The driver set DRIVER_OK.
     DriverOk {
-        /// The bus address of the region's BAR; null if the BAR has none.
+        /// The bus address of the region's BAR; null if the BAR has none, or there is no BAR.
         bar: Option<Hex>,
         /// The first address that points into the region: its bus address, null if the BAR
-        /// has none, or the least offset with VIRTIO_F_DMB.
+        /// has none or the pool has not come, or the least offset with VIRTIO_F_DMB.
         region: Option<Hex>,
         /// The number of bytes there: all of the region, but for its first page with
         /// VIRTIO_F_DMB.
@@ -459,6 +466,8 @@ pub struct Counters {
     pub dma_maps: u64,
     /// DMA_MAP messages with a file descriptor.
     pub dma_map_fds: u64,
+    /// DMA_MAP messages whose file descriptor the device took, as that of its pool.
+    pub dma_map_pools: u64,
     /// DMA_UNMAP messages.
     pub dma_unmaps: u64,
     /// Backends that the device lost or gave up.
@@ -509,6 +518,7 @@ mod tests {
             region_bytes: 4096,
             region_offset: 0,
             bar_bytes: 4096,
+            pool: None,
             dialect: String::new(),
             mode: String::new(),
             offer_swiotlb: true,
@@ -553,6 +563,7 @@ mod tests {
                 addr,
                 size,
                 fd: false,
+                pool: false,
                 refused: None,
             },
             Event::DmaUnmap { addr, size },

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Guest memory, for a device that may reach it (`--allow-guest-memory`).
+//! What a client says of guest memory; and guest memory, for a device that may reach it
+//! (`--allow-guest-memory`).
 //!
 //! That is the opposite of what this device is for: it is there so that the
-//! same device can be measured with direct DMA. Without the option nothing of
-//! this is ever used.
+//! same device can be measured with direct DMA. Without the option no
+//! [`GuestMemory`] is ever used.
 //!
 //! A VMM tells what it maps where, and while it boots that changes often: the
 //! holes for ROMs below 1 MiB come, move and go. So windows are only noted
@@ -24,6 +25,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::backend::Share;
+use crate::region::RegionError;
 use crate::ring::Window;
 
 const PAGE: u64 = 4096;
@@ -49,6 +51,18 @@ pub enum Refused {
     Shrinks,
     #[error("its file cannot be looked at: {0}")]
     File(#[from] io::Error),
+    #[error("it is not the pool")]
+    NotPool,
+    #[error("its file has more than the pool, or less")]
+    MoreThanPool,
+    #[error(transparent)]
+    Map(#[from] RegionError),
+}
+
+/// Whether nobody can make the file shorter: who accesses what is mapped of it beyond its end
+/// gets a signal.
+pub fn cannot_shrink(file: &File) -> bool {
+    fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }
 
 /// What a DMA_MAP message says.
@@ -150,8 +164,7 @@ impl GuestMemory {
             return Err(Refused::TooMany);
         }
         let about = file.metadata()?;
-        let sealed = fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-        if !sealed || about.len() < end_in_file {
+        if !cannot_shrink(&file) || about.len() < end_in_file {
             return Err(Refused::Shrinks);
         }
         let part = Part {

@@ -40,7 +40,8 @@ pub trait Hooks: Send + 'static {
     /// A driver reads `data` of the device configuration structure.
     fn on_device_config_read(&mut self, _data: &mut [u8]) {}
 
-    /// A driver's FEATURES_OK was accepted. Next it makes its rings in the region.
+    /// A driver's FEATURES_OK was accepted. Next it makes its rings in the region. Not called
+    /// while a pool is missing.
     fn on_features_ok(&mut self, _region: &Region) {}
 
     /// A driver's DRIVER_OK was accepted. Its rings are at these offsets into the region, and
@@ -52,6 +53,9 @@ pub trait Hooks: Send + 'static {
         _vectors: &[Option<EventFd>],
     ) {
     }
+
+    /// The pool that was the region is taken away. Whatever has a mapping of it has to end.
+    fn on_pool_gone(&mut self) {}
 
     /// How the queues of this session run. It changes with the session only.
     fn queue_mode(&self) -> QueueMode {

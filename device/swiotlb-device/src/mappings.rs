@@ -2,7 +2,9 @@
 
 //! What a process has mapped that may show the memory of others.
 
-use crate::region::{self, Region};
+use rustix::fs::makedev;
+
+use crate::region::Region;
 
 /// Where iconv() keeps its table, which every process that uses it maps read-only.
 const ICONV_CACHE: &str = "/gconv/gconv-modules.cache";
@@ -13,6 +15,7 @@ pub struct Mapping {
     pub name: String,
     pub bytes: u64,
     pub offset: u64,
+    pub device: u64,
     pub inode: u64,
 }
 
@@ -26,7 +29,7 @@ impl Mapping {
 
     /// Whether it shows the region and nothing else.
     pub fn is_region(&self, region: &Region) -> bool {
-        self.inode == region.inode() && self.name.starts_with(&format!("/memfd:{}", region::NAME))
+        (self.device, self.inode) == region.identity()
     }
 }
 
@@ -43,7 +46,10 @@ fn shared_mapping(line: &str) -> Option<Mapping> {
     let start = u64::from_str_radix(start, 16).ok()?;
     let end = u64::from_str_radix(end, 16).ok()?;
     let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-    let inode = fields.nth(1)?.parse().ok()?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    let device = makedev(number(major)?, number(minor)?);
+    let inode = fields.next()?.parse().ok()?;
     let name = fields.collect::<Vec<_>>().join(" ");
     let is_memory_file = ["/memfd:", "/dev/shm/"]
         .iter()
@@ -52,6 +58,7 @@ fn shared_mapping(line: &str) -> Option<Mapping> {
         name,
         bytes: end.checked_sub(start)?,
         offset,
+        device,
         inode,
     })
 }
@@ -78,6 +85,7 @@ nonsense
             name: "/memfd:swiotlb-region (deleted)".into(),
             bytes: 0x100_0000,
             offset: 0x1000,
+            device: makedev(0, 1),
             inode: 4711,
         };
         assert_eq!(maps[0], want);

@@ -154,8 +154,8 @@ impl Layout {
             prefetchable: false,
             io: false,
         });
-        bars[BOUNCE_BAR] = Some(Bar {
-            size: config.bounce_bar_size(),
+        bars[BOUNCE_BAR] = config.bounce_bar_size().map(|size| Bar {
+            size,
             wide: true,
             prefetchable: true,
             io: false,

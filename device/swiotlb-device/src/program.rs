@@ -19,7 +19,7 @@ use crate::args::Args;
 use crate::backend::ANSWER;
 use crate::config::DeviceConfig;
 use crate::device::Device;
-use crate::events::{Event, Start};
+use crate::events::{Event, Hex, Start};
 use crate::hooks::Hooks;
 use crate::report::{hex_bytes, Report};
 use crate::server::{self, Shared};
@@ -117,9 +117,8 @@ fn run<H: Hooks>(
     }
     if !args.watch.is_empty() {
         let patterns: Vec<_> = args.watch.iter().map(|bytes| bytes.0.clone()).collect();
-        let memory = device.region().map_again()?;
-        let watcher = watcher::start(memory, &patterns, Arc::clone(&report));
-        device.set_watcher(watcher.map_err(SetupError::Threads)?);
+        let watcher = watcher::start(&patterns, Arc::clone(&report));
+        device.set_watcher(watcher.map_err(SetupError::Threads)?)?;
     }
     // The thread that listens to the backend takes its memory before there is a client.
     // libvhost-user does not bear it when guest memory (--allow-guest-memory) is mapped again
@@ -144,7 +143,8 @@ fn start(args: &Args, config: &DeviceConfig) -> Start {
         virtio_id: config.device_type.id,
         region_bytes: config.region_size,
         region_offset: config.region_offset,
-        bar_bytes: config.bounce_bar_size(),
+        bar_bytes: config.bounce_bar_size().unwrap_or(0),
+        pool: config.pool.map(Hex),
         dialect: format!("{:?}", config.dialect).to_lowercase(),
         mode: format!("{:?}", config.mode).to_lowercase(),
         offer_swiotlb: own & bit(F_SWIOTLB) != 0,

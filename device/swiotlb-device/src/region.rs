@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The region: memory of the device's own that the guest maps as a BAR and
-//! that is all the backend ever gets.
+//! The region: memory of the device's own that the guest maps as a BAR, or a pool in guest
+//! memory. It is all the backend ever gets.
 
 use std::fs::File;
 use std::io;
@@ -15,6 +15,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::backend::Share;
 use crate::config::DMB_FIRST;
+use crate::guest_memory::{self, Mapping, Refused};
 use crate::ring::Window;
 
 /// Where a backend is told that the region lies in this process. Vhost-user needs a number
@@ -54,15 +55,15 @@ pub struct View {
 }
 
 impl View {
-    /// All of the region, where the guest sees it in its BAR at the bus address `bar`.
-    pub fn at_bar(region: &Region, bar: u64) -> Self {
-        Self {
-            window: Window {
-                base: bar.saturating_add(region.offset),
-                len: region.size,
-            },
-            start: 0,
-        }
+    /// All of the region, as bus addresses: in its BAR, which is at `bar`, or of the pool. None
+    /// if it has a BAR, and that has no address.
+    pub fn of_addresses(region: &Region, bar: Option<u64>) -> Option<Self> {
+        let in_bar = || Some(bar?.saturating_add(region.offset));
+        let window = Window {
+            base: region.pool.or_else(in_bar)?,
+            len: region.size,
+        };
+        Some(Self { window, start: 0 })
     }
 
     /// Addresses are offsets into the region, as with VIRTIO_F_DMB. They do not begin with 0.
@@ -77,13 +78,18 @@ impl View {
     }
 }
 
-/// A sealed memfd. What precedes the window in the BAR precedes it in the file
-/// as well, and is nobody's; whoever has the descriptor can write there all the same.
+/// A sealed memfd: the device's own, or the client's with nothing but a pool in it.
+///
+/// What precedes the window in the BAR precedes it in the device's own file as well, and is
+/// nobody's; whoever has the descriptor can write there all the same.
 pub struct Region {
     file: File,
     map: MmapRegion,
     offset: u64,
     size: u64,
+    /// The guest-physical address of a pool.
+    pool: Option<u64>,
+    device: u64,
     inode: u64,
 }
 
@@ -91,33 +97,55 @@ impl Region {
     /// `size` bytes that begin `offset` bytes into the BAR, both whole pages.
     pub fn new(offset: u64, size: u64) -> Result<Self, RegionError> {
         let bytes = offset + size;
-        let (file, inode) =
-            Self::create(bytes).map_err(|source| RegionError::Create { bytes, source })?;
+        let file = Self::create(bytes).map_err(|source| RegionError::Create { bytes, source })?;
+        Self::map(file, offset, size, None)
+    }
+
+    /// The pool at `pool`, if this mapping shows it and nothing else.
+    pub(crate) fn of_pool(pool: Window, mapping: Mapping) -> Result<Self, Refused> {
+        let file = mapping.file.ok_or(Refused::NoFile)?;
+        if mapping.window != pool {
+            return Err(Refused::NotPool);
+        }
+        if !mapping.writable {
+            return Err(Refused::ReadOnly);
+        }
+        // Whoever gets the descriptor gets all of the file.
+        let bytes = file.metadata()?.len();
+        if mapping.offset != 0 || bytes != pool.len {
+            return Err(Refused::MoreThanPool);
+        }
+        if !guest_memory::cannot_shrink(&file) {
+            return Err(Refused::Shrinks);
+        }
+        Ok(Self::map(file, 0, pool.len, Some(pool.base))?)
+    }
+
+    fn map(file: File, offset: u64, size: u64, pool: Option<u64>) -> Result<Self, RegionError> {
+        let bytes = offset + size;
+        let failed = |source| RegionError::Create { bytes, source };
+        let about = file.metadata().map_err(failed)?;
         let length = usize::try_from(size).map_err(|_| RegionError::Size(size))?;
-        let backing = FileOffset::new(
-            file.try_clone()
-                .map_err(|source| RegionError::Create { bytes, source })?,
-            offset,
-        );
-        let map = MmapRegion::from_file(backing, length)?;
+        let backing = FileOffset::new(file.try_clone().map_err(failed)?, offset);
         Ok(Self {
+            map: MmapRegion::from_file(backing, length)?,
             file,
-            map,
             offset,
             size,
-            inode,
+            pool,
+            device: about.dev(),
+            inode: about.ino(),
         })
     }
 
-    fn create(bytes: u64) -> io::Result<(File, u64)> {
+    fn create(bytes: u64) -> io::Result<File> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create(NAME, flags)?);
         file.set_len(bytes)?;
         // Nobody who gets the descriptor may take memory away under the
         // others.
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let inode = file.metadata()?.ino();
-        Ok((file, inode))
+        Ok(file)
     }
 
     /// Offset of the window in the file, in bytes.
@@ -130,9 +158,14 @@ impl Region {
         self.size
     }
 
-    /// The inode of the memfd.
-    pub fn inode(&self) -> u64 {
-        self.inode
+    /// Device and inode of the memfd.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Whether it is a pool in guest memory, and lies in no BAR.
+    pub fn is_pool(&self) -> bool {
+        self.pool.is_some()
     }
 
     /// The memfd, which stays open as long as the region is there.
@@ -195,7 +228,8 @@ impl Region {
             .flatten()
     }
 
-    /// Forgets the content, for all who still have it mapped.
+    /// Forgets the content, for all who still have it mapped. For the device's own only: the
+    /// bytes of a pool are the guest's.
     pub fn clear(&self) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(&self.file, flags, 0, self.offset + self.size)?)
@@ -235,7 +269,8 @@ mod tests {
         assert_eq!(part.read_obj::<u8>(0).expect("inside"), 7);
         let share = region.share(view);
         assert_eq!((share.window, share.offset), (view.window, 12288));
-        let all = View::at_bar(&region, 1 << 32);
+        assert_eq!(View::of_addresses(&region, None), None);
+        let all = View::of_addresses(&region, Some(1 << 32)).expect("an address");
         assert_eq!(all.window.base, (1 << 32) + 8192);
         assert_eq!(region.part(all).map(|part| part.len()), Some(12288));
         assert_eq!(region.share(all).offset, 8192);
@@ -252,6 +287,77 @@ mod tests {
         let mut all = [7; 12288];
         region.file.read_exact_at(&mut all, 0).expect("read");
         assert!(all == [0; 12288], "something is left");
+    }
+
+    const POOL: Window = Window {
+        base: 0x5d00_0000,
+        len: 0x4000,
+    };
+
+    /// What a client says of a pool that it shares, with a file of so many bytes.
+    fn mapping(bytes: u64, seals: SealFlags) -> Mapping {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("pool", flags).expect("memfd"));
+        file.set_len(bytes).expect("length");
+        fcntl_add_seals(&file, seals).expect("seals");
+        Mapping {
+            window: POOL,
+            offset: 0,
+            writable: true,
+            file: Some(file),
+        }
+    }
+
+    #[test]
+    fn a_pool_is_where_the_guest_has_it() {
+        let mapping = mapping(POOL.len, SealFlags::SHRINK);
+        let file = mapping.file.as_ref().expect("a file");
+        let file = file.try_clone().expect("descriptor");
+        let region = Region::of_pool(POOL, mapping).expect("the pool");
+        assert!(region.is_pool());
+        // The guest's BARs have no part in it.
+        for bar in [None, Some(1 << 40)] {
+            let view = View::of_addresses(&region, bar).expect("an address");
+            assert_eq!((view.window, view.start), (POOL, 0));
+            let share = region.share(view);
+            assert_eq!((share.window, share.offset), (POOL, 0));
+        }
+        let about = file.metadata().expect("metadata");
+        assert_eq!(region.identity(), (about.dev(), about.ino()));
+        region.bytes().write_slice(&[7], 0x3fff).expect("inside");
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 0x3fff).expect("read");
+        assert_eq!(byte, [7], "it is the client's memory");
+    }
+
+    #[test]
+    fn a_mapping_that_is_not_the_pool_is_refused() {
+        let refused = |change: fn(&mut Mapping)| {
+            let mut mapping = mapping(POOL.len, SealFlags::SHRINK);
+            change(&mut mapping);
+            let refused = Region::of_pool(POOL, mapping).err().expect("refused");
+            refused.to_string()
+        };
+        for change in [
+            (|m| m.window.base += 0x1000) as fn(&mut Mapping),
+            (|m| m.window.base -= 0x1000),
+            (|m| m.window.len += 0x1000),
+            (|m| m.window.len -= 0x1000),
+            (|m| m.window.len = 0),
+        ] {
+            assert!(refused(change).contains("not the pool"));
+        }
+        assert!(refused(|m| m.file = None).contains("no file descriptor"));
+        assert!(refused(|m| m.writable = false).contains("not writable"));
+        assert!(refused(|m| m.offset = 0x1000).contains("more than the pool, or less"));
+        for bytes in [POOL.len - 0x1000, POOL.len + 0x1000, POOL.len + 1, 0] {
+            let other = Region::of_pool(POOL, mapping(bytes, SealFlags::SHRINK));
+            let refused = other.err().expect("refused").to_string();
+            assert!(refused.contains("more than the pool, or less"), "{bytes}");
+        }
+        let unsealed = Region::of_pool(POOL, mapping(POOL.len, SealFlags::GROW));
+        let refused = unsealed.err().expect("refused").to_string();
+        assert!(refused.contains("made shorter"), "{refused}");
     }
 
     #[test]

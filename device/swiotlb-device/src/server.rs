@@ -28,7 +28,7 @@ use crate::guest_memory::Mapping;
 use crate::hooks::Hooks;
 use crate::panics;
 use crate::pci;
-use crate::region::RegionError;
+use crate::region::{Region, RegionError};
 use crate::ring::Window;
 
 /// How often the rings and the backend are looked at without a notification.
@@ -136,7 +136,7 @@ impl<H: Hooks> ServerBackend for Session<H> {
 /// The nine regions of a VFIO PCI device, most of them empty.
 fn regions<H: Hooks>(device: &Device<H>) -> Vec<ServerRegion> {
     let both = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
-    let region = device.region();
+    let region = device.own_region();
     let bar_size = |index| {
         let bar = device.bar(index as usize);
         bar.map_or((0, 0), |bar| (both, bar.size))
@@ -144,17 +144,17 @@ fn regions<H: Hooks>(device: &Device<H>) -> Vec<ServerRegion> {
     (0..VFIO_PCI_NUM_REGIONS)
         .map(|index| {
             let (flags, size) = match index {
-                VFIO_PCI_BAR4_REGION_INDEX => {
+                VFIO_PCI_BAR4_REGION_INDEX if region.is_some() => {
                     let (flags, size) = bar_size(index);
                     (flags | VFIO_REGION_INFO_FLAG_MMAP, size)
                 }
                 VFIO_PCI_CONFIG_REGION_INDEX => (both, pci::CONFIG_SIZE as u64),
                 _ => bar_size(index),
             };
-            let mapped = index == VFIO_PCI_BAR4_REGION_INDEX;
+            let mapped = region.filter(|_| index == VFIO_PCI_BAR4_REGION_INDEX);
             // Only the window is memory. Without a list of areas the crate
             // would not send the descriptor at all.
-            let area = SparseArea {
+            let area = |region: &Region| SparseArea {
                 area: vfio_region_sparse_mmap_area {
                     offset: region.offset(),
                     size: region.size(),
@@ -169,8 +169,8 @@ fn regions<H: Hooks>(device: &Device<H>) -> Vec<ServerRegion> {
                     size,
                     offset: 0,
                 },
-                sparse_areas: if mapped { vec![area] } else { vec![] },
-                mmap_fd: mapped.then(|| region.raw_fd()),
+                sparse_areas: mapped.map(area).into_iter().collect(),
+                mmap_fd: mapped.map(Region::raw_fd),
             }
         })
         .collect()

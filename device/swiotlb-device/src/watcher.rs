@@ -2,7 +2,8 @@
 
 //! Looks for bytes in the region that nobody ever mapped: canaries that the
 //! guest keeps in the rest of its memory. A thread goes through all of the
-//! region, again and again, as fast as others let it.
+//! region, again and again, as fast as others let it. While there is no region, because
+//! a pool has not come, it waits.
 
 use std::collections::HashSet;
 use std::io;
@@ -30,22 +31,18 @@ const MAX_REPORTED: usize = 64;
 
 /// The thread. It ends with the program: what a driver has left in the region
 /// when it goes is to be seen as well.
-pub struct Watcher(Sender<MmapRegion>);
+pub struct Watcher(Sender<Option<MmapRegion>>);
 
 impl Watcher {
-    /// From the next pass on it looks at other memory.
-    pub fn follow(&self, memory: MmapRegion) {
+    /// From the next pass on it looks at other memory, or at none.
+    pub fn follow(&self, memory: Option<MmapRegion>) {
         // The thread has the other end for as long as it lives.
         let _ = self.0.send(memory);
     }
 }
 
-/// Starts the thread.
-pub fn start(
-    mut memory: MmapRegion,
-    patterns: &[Vec<u8>],
-    report: Arc<Report>,
-) -> io::Result<Watcher> {
+/// Starts the thread, which waits for memory to look at.
+pub fn start(patterns: &[Vec<u8>], report: Arc<Report>) -> io::Result<Watcher> {
     let (watcher, other) = channel();
     let mut scanner = Scanner::new(patterns);
     thread::Builder::new()
@@ -56,11 +53,21 @@ pub fn start(
                 log::warn!("the watcher keeps its priority: {error}");
             }
             let mut places = HashSet::new();
-            for pass in 1u64.. {
-                if let Some(last) = other.try_iter().last() {
-                    memory = last;
+            let (mut memory, mut pass) = (None, 0);
+            loop {
+                memory = match (other.try_iter().last(), memory) {
+                    (Some(next), _) => next,
+                    (None, Some(same)) => Some(same),
+                    (None, None) => match other.recv() {
+                        Ok(next) => next,
+                        // The device is gone.
+                        Err(_) => return,
+                    },
+                };
+                if let Some(memory) = &memory {
+                    pass += 1;
+                    scan_once(&mut scanner, memory, &report, pass, &mut places);
                 }
-                scan_once(&mut scanner, &memory, &report, pass, &mut places);
             }
         })?;
     Ok(Watcher(watcher))

@@ -14,11 +14,13 @@ use std::fs;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 
-use support::driver::{Driver, INDIRECT, NEXT, SWIOTLB, VERSION_1, WRITE};
+use support::driver::{self, Driver, INDIRECT, NEXT, SWIOTLB, VERSION_1, WRITE};
 use support::machine::wait_for;
+use swiotlb_rings::Window;
 use tempfile::TempDir;
 
 const SECTORS: u64 = 64;
+const POOL: u64 = 0x5d00_0000;
 const NEEDS_RESET: u8 = 64;
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -37,11 +39,24 @@ struct Example {
 
 impl Example {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// One that works in a pool.
+    fn start_in_pool(pool: &fs::File) -> Self {
+        Self::start_with(Some(pool))
+    }
+
+    fn start_with(pool: Option<&fs::File>) -> Self {
         let directory = TempDir::new().expect("directory");
         let args = virtio_blk::Args {
             socket: directory.path().join("socket"),
             file: directory.path().join("disk"),
             region_size: 1 << 20,
+            pool: pool.map(|_| Window {
+                base: POOL,
+                len: 1 << 20,
+            }),
             packed: false,
             report: Some(directory.path().join("report")),
         };
@@ -49,7 +64,14 @@ impl Example {
         let socket = args.socket.clone();
         let thread = thread::spawn(move || virtio_blk::run(&args).expect("it works"));
         wait_for("the socket", || socket.exists());
-        let mut driver = Driver::connect(&socket);
+        let mut driver = match pool {
+            None => Driver::connect(&socket),
+            Some(pool) => {
+                let mut driver = Driver::connect_to_pool(&socket, pool, POOL);
+                driver.share(pool, POOL);
+                driver
+            }
+        };
         assert!(driver.negotiate(VERSION_1 | SWIOTLB | INDIRECT));
         driver.start();
         Self {
@@ -151,5 +173,24 @@ fn an_address_outside_reaches_no_file() {
     assert_eq!(
         (&summary["violations"], &summary["undrained"]),
         (&1.into(), &0.into())
+    );
+}
+
+#[test]
+fn a_disk_in_a_pool() {
+    let pool = driver::ram(1 << 20);
+    let mut example = Example::start_in_pool(&pool);
+    example.driver.put(0x2000, &[5; 1024]);
+    assert_eq!(example.driver.block(OUT, 3, 1024, true), OK);
+    assert_eq!(example.driver.block(IN, 2, 1024, false), OK);
+    assert_eq!(example.data(1024), [[7; 512], [5; 512]].concat());
+    // Once the pool is gone, its threads are, too.
+    let unmapped = example.driver.client.dma_unmap(POOL, 1 << 20);
+    unmapped.expect("DMA_UNMAP");
+    assert_ne!(example.driver.status() & NEEDS_RESET, 0);
+    let last = example.end();
+    assert_eq!(
+        (&last["violations"], &last["dma_map_pools"]),
+        (&0.into(), &1.into())
     );
 }

@@ -158,6 +158,11 @@ impl Fault {
         matches!(self, Fault::CapExceedsBar | Fault::CapNextDevice)
     }
 
+    /// Whether it is one of what only a region in a BAR has.
+    pub(crate) fn needs_bar(self) -> bool {
+        self.name().starts_with("cap-")
+    }
+
     /// Whether it is one of what only a device with VIRTIO_F_DMB has.
     pub(crate) fn needs_dmb(self) -> bool {
         matches!(
@@ -226,6 +231,12 @@ impl FaultSet {
     pub(crate) fn drawn(dialect: Dialect) -> Self {
         let all = Fault::value_variants().iter().copied();
         all.filter(|fault| fault.is_drawn(dialect)).collect()
+    }
+
+    /// The same for a device with a pool, which has no dialect but the first.
+    pub(crate) fn drawn_in_pool() -> Self {
+        let all = Self::drawn(Dialect::Swiotlb);
+        all.iter().filter(|fault| !fault.needs_bar()).collect()
     }
 
     /// How the device has to run its queues for all of them to show.

@@ -63,6 +63,9 @@ pub enum PlanError {
     /// It is one of VIRTIO_F_DMB, which the device does not have.
     #[error("--fault {0} needs --dialect dmb or both")]
     Dialect(String),
+    /// It is one of the capability or the BAR of a region, of which a pool has none.
+    #[error("--fault {0} needs a region in a BAR, not a --pool")]
+    Pool(String),
     /// The same as [`PlanError::Fault`], for faults that may be drawn.
     #[error("--chaos needs a region that ends within the first 2G of its BAR")]
     Chaos,
@@ -77,7 +80,13 @@ impl Plan {
             }
             _ => {}
         }
-        if !device.capability || device.bounce_bar_size() < 1 << 32 {
+        let mut faults = self.fault.iter();
+        match faults.find(|fault| fault.needs_bar()) {
+            Some(fault) if device.pool.is_some() => return Err(PlanError::Pool(fault.name())),
+            _ => {}
+        }
+        let bar = device.bounce_bar_size().filter(|_| device.capability);
+        if bar.is_none_or(|bytes| bytes < 1 << 32) {
             return Ok(());
         }
         let mut faults = self.fault.iter();
@@ -112,7 +121,10 @@ impl Hostile {
     pub fn new(plan: Plan, device: &DeviceConfig) -> Result<Self, PlanError> {
         plan.validate(device)?;
         Ok(Self {
-            drawn: FaultSet::drawn(device.dialect),
+            drawn: match device.pool {
+                None => FaultSet::drawn(device.dialect),
+                Some(_) => FaultSet::drawn_in_pool(),
+            },
             sessions: 0,
             active: FaultSet::default(),
             random: Random::new(plan.chaos.unwrap_or_default()),
@@ -260,6 +272,10 @@ impl Hooks for Hostile {
         }
     }
 
+    fn on_pool_gone(&mut self) {
+        self.threads.clear();
+    }
+
     fn queue_mode(&self) -> QueueMode {
         self.active.queue_mode()
     }
@@ -314,6 +330,17 @@ mod tests {
             fault: vec![fault],
             ..Plan::default()
         }
+    }
+
+    #[test]
+    fn a_pool_has_no_faults_of_a_bar() {
+        let mut pool = device(16 << 20);
+        (pool.pool, pool.capability) = (Some(G), false);
+        let refused = Hostile::new(fixed(Fault::CapBarIo), &pool).err();
+        assert_eq!(refused, Some(PlanError::Pool("cap-bar-io".into())));
+        let hostile = Hostile::new(fixed(Fault::Scribble), &pool).expect("a plan");
+        assert!(hostile.drawn.has(Fault::Scribble));
+        assert!(hostile.drawn.iter().all(|fault| !fault.needs_bar()));
     }
 
     #[test]

@@ -10,8 +10,12 @@ mod support {
     pub mod machine;
 }
 
-use support::driver::{Driver, ACCESS_PLATFORM, DMB, VERSION_1};
+use std::fs::File;
+
+use support::driver::{self, Driver, ACCESS_PLATFORM, DMB, SWIOTLB, VERSION_1};
 use support::machine::{wait_for, Machine};
+
+const POOL: u64 = 0x5d00_0000;
 
 /// What is drawn is a matter of how often drivers reset the device, and of nothing else.
 #[test]
@@ -59,20 +63,44 @@ fn what_a_capability_cannot_name_is_refused() {
     assert_eq!(said.lines().count(), 1);
 }
 
+/// A device with faults and a pool, and the driver, which shares the pool.
+fn in_pool(fault: &str) -> (Machine, Driver, File) {
+    let mut machine = Machine::of("swiotlb-hostile");
+    machine.start_storage_daemon();
+    machine.start_device(&["--pool", "0x5d000000+1M", "--fault", fault]);
+    let pool = driver::ram(1 << 20);
+    let mut driver = Driver::connect_to_pool(&machine.socket(), &pool, POOL);
+    driver.share(&pool, POOL);
+    (machine, driver, pool)
+}
+
 /// Faults of rings lie where the driver's rings are when addresses are offsets, too.
 #[test]
 fn faults_of_rings_have_offsets() {
-    const OUT: u32 = 1;
-    for fault in ["used-wrong-id", "descriptors-rewritten", "data-rewritten"] {
+    faults_of_rings(|fault| {
         let mut machine = Machine::of("swiotlb-hostile");
         machine.start_storage_daemon();
         machine.start_device(&["--dialect", "dmb", "--fault", fault]);
         let mut driver = Driver::connect(&machine.socket());
         driver.use_offsets();
-        assert!(
-            driver.negotiate(VERSION_1 | ACCESS_PLATFORM | DMB),
-            "{fault}"
-        );
+        assert!(driver.negotiate(VERSION_1 | ACCESS_PLATFORM | DMB));
+        (machine, driver)
+    });
+}
+
+#[test]
+fn faults_of_rings_lie_in_a_pool() {
+    faults_of_rings(|fault| {
+        let (machine, mut driver, _pool) = in_pool(fault);
+        assert!(driver.negotiate(VERSION_1 | SWIOTLB));
+        (machine, driver)
+    });
+}
+
+fn faults_of_rings(negotiated: impl Fn(&str) -> (Machine, Driver)) {
+    const OUT: u32 = 1;
+    for fault in ["used-wrong-id", "descriptors-rewritten", "data-rewritten"] {
+        let (_machine, mut driver) = negotiated(fault);
         driver.start();
         if fault == "data-rewritten" {
             let mut ring = [0; 0x1000];
@@ -99,6 +127,41 @@ fn faults_of_rings_have_offsets() {
             }
         });
     }
+}
+
+#[test]
+fn a_pool_that_is_gone_is_not_written() {
+    let (machine, mut driver, _pool) = in_pool("scribble");
+    let blank = vec![0; 1 << 20];
+    for scribbles in [true, false] {
+        assert!(driver.negotiate(VERSION_1 | SWIOTLB));
+        if !scribbles {
+            driver.client.dma_unmap(POOL, 1 << 20).expect("DMA_UNMAP");
+        }
+        driver.put(0, &blank);
+        let mut bytes = blank.clone();
+        let mut is_written = || {
+            driver.get(0, &mut bytes);
+            bytes != blank
+        };
+        if scribbles {
+            wait_for("the thread", is_written);
+        } else {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!is_written());
+            assert!(machine.device_mappings().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_fault_of_a_bar_needs_one() {
+    let machine = Machine::of("swiotlb-hostile");
+    let said = machine.fail_device(&["--pool", "1G+1M", "--fault", "cap-empty"]);
+    assert!(
+        said.contains("--fault cap-empty needs a region in a BAR, not a --pool"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub const TABLE: u16 = 4;
 /// A vendor capability: BAR, id, offset, length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {
+    /// Where it stands in configuration space.
+    pub at: u64,
     pub cfg_type: u8,
     pub bar: u8,
     pub id: u8,
@@ -71,7 +73,22 @@ pub struct Driver {
 impl Driver {
     /// Connects, places the BARs, takes the interrupts.
     pub fn connect(socket: &Path) -> Self {
-        let mut client = connect(socket);
+        let client = connect(socket);
+        let memory = map(&client, 0);
+        let mut driver = Self::with(client, memory);
+        driver.use_bus_addresses();
+        driver
+    }
+
+    /// The same with a device that has no region. The memory is all of `file`, at a guest
+    /// address, and not yet shared.
+    pub fn connect_to_pool(socket: &Path, file: &File, base: u64) -> Self {
+        let mut driver = Self::with(connect(socket), map_file(file));
+        driver.base = base;
+        driver
+    }
+
+    fn with(mut client: Client, memory: MmapRegion) -> Self {
         let caps = capabilities(&mut client);
         let find = |cfg_type| {
             let cap = caps.iter().find(|c| c.cfg_type == cfg_type);
@@ -86,7 +103,7 @@ impl Driver {
                 .expect("SET_IRQS");
         }
         let mut driver = Self {
-            memory: map(&client, 0),
+            memory,
             client,
             base: 0,
             caps,
@@ -100,7 +117,6 @@ impl Driver {
             avail: 0,
             used: 0,
         };
-        driver.use_bus_addresses();
         driver.place_bar(BAR_ADDRESS);
         driver
     }
@@ -171,6 +187,17 @@ impl Driver {
         isr[0]
     }
 
+    /// Where the capability stands that shows BARs in configuration space.
+    pub fn window_at(&self) -> u64 {
+        let cap = self.caps.iter().find(|c| c.cfg_type == 5);
+        cap.expect("a capability").at
+    }
+
+    /// The index up to which the driver has seen chains used.
+    pub fn used(&self) -> u16 {
+        self.used
+    }
+
     /// The capability that names the region, if there is one.
     pub fn region_cap(&self) -> Option<Cap> {
         self.caps.iter().find(|c| c.cfg_type == REGION_CAP).copied()
@@ -211,8 +238,7 @@ impl Driver {
         self.client
             .dma_map(0, base, bytes, file.as_raw_fd())
             .expect("DMA_MAP");
-        let backing = FileOffset::new(file.try_clone().expect("descriptor"), 0);
-        self.memory = MmapRegion::from_file(backing, bytes as usize).expect("mmap");
+        self.memory = map_file(file);
         self.base = base;
     }
 
@@ -445,6 +471,13 @@ pub fn ram(bytes: u64) -> File {
     file
 }
 
+/// Maps a file as a whole.
+fn map_file(file: &File) -> MmapRegion {
+    let bytes = file.metadata().expect("file").len();
+    let backing = FileOffset::new(file.try_clone().expect("descriptor"), 0);
+    MmapRegion::from_file(backing, bytes as usize).expect("mmap")
+}
+
 /// Maps the window of the bounce BAR from `skipped` bytes on, as a VMM does.
 fn map(client: &Client, skipped: u64) -> MmapRegion {
     let bar = client.region(BOUNCE_BAR).expect("the BAR of the region");
@@ -468,6 +501,7 @@ fn capabilities(client: &mut Client) -> Vec<Cap> {
     while at != 0 {
         if space[at] == 9 {
             caps.push(Cap {
+                at: at as u64,
                 cfg_type: space[at + 3],
                 bar: space[at + 4],
                 id: space[at + 5],
