@@ -156,7 +156,7 @@ device: toolbox
 
 ## clean: remove what is built of this project; the toolbox and the kernels stay
 clean:
-	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/bench" "$(BUILD)/docs" "$(BUILD)/fuzz" "$(BUILD)/run" "$(BUILD)/log"
+	rm -rf "$(BUILD)/module" "$(BUILD)/target" "$(BUILD)/bench" "$(BUILD)/mmio-glue" "$(BUILD)/docs" "$(BUILD)/fuzz" "$(BUILD)/run" "$(BUILD)/log"
 	rm -rf *.o *.ko *.mod *.mod.c .*.cmd rust/*.o rust/.*.cmd rust/bindings_generated.rs \
 		Module.symvers modules.order .module-common.o
 

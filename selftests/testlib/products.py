@@ -15,10 +15,11 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from guestlib import Guest, Ordinary, Restricted
-from guestlib.paths import TOP
+from guestlib.paths import BUILD, TOP
 
 _CRATES = re.findall(
     r"^vhost-device-(\S+)", (TOP / "scripts/packages/backend.crates").read_text(), re.M
@@ -74,6 +75,13 @@ def bench_module() -> None:
     """The bench module, and the module under test beside it."""
     module("test")
     _make("build bench test")
+
+
+def mmio_glue(name: str) -> Path:
+    """The driver of PCI functions that have the registers of virtio-mmio, for this kernel."""
+    kernel(name)
+    _make(f"build mmio-glue {name}")
+    return BUILD / "mmio-glue" / name / "virtio_mmio_glue.ko"
 
 
 def stock_drivers() -> None:
