@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
-use crate::config::{ConfigError, DeviceConfig, Dialect, Mode, MAX_CONFIG_SPACE, MAX_QUEUES};
+use crate::config::{
+    ConfigError, DeviceConfig, Dialect, Mode, Transport, MAX_CONFIG_SPACE, MAX_QUEUES,
+};
 use crate::ring::Window;
 use crate::types::{self, DeviceType};
 use crate::virtio::Offer;
@@ -15,12 +17,12 @@ use crate::virtio::Offer;
 /// Fewer bytes are in a region by chance, sooner or later.
 const FEWEST_WATCHED: usize = 4;
 
-/// A virtio PCI device that cannot touch guest memory.
+/// A virtio device that cannot touch guest memory.
 ///
-/// Presents a modern virtio device over vfio-user, with VIRTIO_F_SWIOTLB and a
+/// Presents a modern virtio PCI device over vfio-user, with VIRTIO_F_SWIOTLB and a
 /// region of its own in a BAR, and relays its queues to a vhost-user backend
 /// that is given that region and nothing else. The region can also be a pool in
-/// guest memory (--pool).
+/// guest memory (--pool), and the device one of virtio-mmio then (--transport).
 #[derive(Parser, Clone, Debug)]
 #[command(name = "swiotlb-device", version)]
 pub struct Args {
@@ -49,6 +51,12 @@ pub struct Args {
     /// as a memory-backend-memfd of its own with share=on
     #[arg(long, value_name = "START+BYTES", value_parser = parse_pool)]
     pub pool: Option<Window>,
+
+    /// How drivers reach the device: virtio over PCI, or over MMIO: the registers in BAR 0
+    /// of a function that is no virtio device by itself (1b36:00aa), with one interrupt;
+    /// only with --pool
+    #[arg(long, value_name = "pci|mmio", value_parser = parse_transport, default_value = "pci")]
+    pub transport: Transport,
 
     /// What restricts drivers to the region: VIRTIO_F_SWIOTLB (bit 27, bus addresses),
     /// VIRTIO_F_DMB (bit 44, which is provisional; offsets), or one of them as they like
@@ -171,6 +179,7 @@ impl TryFrom<&Args> for DeviceConfig {
             region_size: args.region_size.unwrap_or(usual.region_size),
             region_offset: args.region_offset.unwrap_or(usual.region_offset),
             pool: None,
+            transport: args.transport,
             dialect: args.dialect,
             capability: args.capability.unwrap_or(usual.capability),
             mode: args.mode,
@@ -206,6 +215,14 @@ fn parse_type(text: &str) -> Result<DeviceType, String> {
             types::names()
         )
     })
+}
+
+fn parse_transport(text: &str) -> Result<Transport, String> {
+    match text {
+        "pci" => Ok(Transport::Pci),
+        "mmio" => Ok(Transport::Mmio),
+        _ => Err("say pci or mmio".into()),
+    }
 }
 
 fn parse_dialect(text: &str) -> Result<Dialect, String> {
@@ -368,6 +385,15 @@ mod tests {
             let refused = config(&["--pool", "1G+16M", option, value]);
             assert_eq!(refused, Err(ConfigError::PoolExcludes(name)), "{option}");
         }
+    }
+
+    #[test]
+    fn transports() {
+        let mmio = config(&["--pool", "1G+16M", "--transport", "mmio"]);
+        assert_eq!(mmio.map(|config| config.transport), Ok(Transport::Mmio));
+        let alone = config(&["--transport", "mmio"]);
+        assert_eq!(alone, Err(ConfigError::MmioRegion));
+        assert!(parse(&["--transport", "ccw"]).is_err());
     }
 
     #[test]

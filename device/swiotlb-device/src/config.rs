@@ -39,6 +39,8 @@ pub struct DeviceConfig {
     /// Guest-physical address of a pool in guest memory, in whole pages: the pool is the
     /// region, and the device has none of its own.
     pub pool: Option<u64>,
+    /// How drivers reach its registers.
+    pub transport: Transport,
     /// Which of the two features that restrict a driver to the region there are.
     pub dialect: Dialect,
     /// Whether there are the dialect's capabilities, which name the region.
@@ -61,6 +63,16 @@ pub struct DeviceConfig {
     pub config_space_size: u32,
     /// How long a reset waits for requests that the backend has taken.
     pub drain: Duration,
+}
+
+/// How drivers reach the registers of a device, which is a PCI function in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Virtio over PCI: capabilities name the structures in its BARs.
+    Pci,
+    /// Virtio over MMIO: the first BAR has the registers, and a guest that knows the
+    /// function makes a virtio-mmio device of it.
+    Mmio,
 }
 
 /// Which features restrict a driver to the region. How it finds the region, and what addresses
@@ -123,6 +135,9 @@ pub enum ConfigError {
     /// Of two options only one can be given.
     #[error("--pool and {0} exclude each other")]
     PoolExcludes(&'static str),
+    /// Virtio-mmio has nothing that names a region in a BAR.
+    #[error("--transport mmio needs --pool: nothing in virtio-mmio names a region")]
+    MmioRegion,
     /// There are none, or more than [`MAX_QUEUES`].
     #[error("{0} virtqueues: there can be 1 to {MAX_QUEUES}")]
     Queues(u16),
@@ -152,6 +167,7 @@ impl DeviceConfig {
             region_size: 16 << 20,
             region_offset: 0,
             pool: None,
+            transport: Transport::Pci,
             dialect: Dialect::Swiotlb,
             capability: true,
             mode: Mode::Required,
@@ -181,6 +197,8 @@ impl DeviceConfig {
         }
         if let Some(start) = self.pool {
             self.validate_pool(start)?;
+        } else if self.transport == Transport::Mmio {
+            return Err(ConfigError::MmioRegion);
         }
         if self.dialect.has_dmb() && self.region_size <= DMB_FIRST {
             return Err(ConfigError::DmbRegionSize(self.region_size));
@@ -268,9 +286,13 @@ impl DeviceConfig {
         })
     }
 
-    /// Number of interrupt vectors: one for each queue, and one for configuration changes.
+    /// Number of interrupt vectors: one for each queue, and one for configuration changes. With
+    /// virtio-mmio there is one for all.
     pub fn vectors(&self) -> u16 {
-        self.queues + 1
+        match self.transport {
+            Transport::Pci => self.queues + 1,
+            Transport::Mmio => 1,
+        }
     }
 }
 
@@ -391,6 +413,17 @@ mod tests {
         ] {
             assert_eq!(excluded(change), Err(ConfigError::PoolExcludes(option)));
         }
+    }
+
+    #[test]
+    fn mmio_needs_a_pool() {
+        let mmio = |pool: Option<u64>| {
+            check("blk", |c| {
+                (c.transport, c.pool, c.capability) = (Transport::Mmio, pool, false);
+            })
+        };
+        assert_eq!(mmio(None), Err(ConfigError::MmioRegion));
+        assert_eq!(mmio(Some(G)), Ok(()));
     }
 
     #[test]

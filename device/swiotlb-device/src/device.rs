@@ -18,12 +18,13 @@ use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
-use crate::config::{ConfigError, DeviceConfig, Mode};
+use crate::config::{ConfigError, DeviceConfig, Mode, Transport};
 use crate::events::{BackendMapping, Event, Hex, ResetKind, TableEntry, When};
 use crate::guest_memory::{GuestMemory, Mapping, Refused, Span};
 use crate::hooks::{Hooks, Interrupt, QueueMode};
 use crate::limits;
 use crate::mappings;
+use crate::mmio;
 use crate::notify;
 use crate::pci::{self, Bar, ConfigSpace, Layout, BOUNCE_BAR, CONTROL_BAR};
 use crate::region::{Region, RegionError, View};
@@ -158,6 +159,10 @@ impl<H: Hooks> Device<H> {
             queues: config.queues,
             queue_size: config.queue_size,
             vectors: config.vectors(),
+            vector: match config.transport {
+                Transport::Pci => virtio::NO_VECTOR,
+                Transport::Mmio => 0,
+            },
         };
         let mut layout = Layout::new(&config);
         hooks.layout(&mut layout);
@@ -1270,11 +1275,11 @@ impl<H: Hooks> Device<H> {
     pub fn bar_read(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
         data.fill(0);
         match (bar, offset) {
+            (CONTROL_BAR, _) if self.config.transport == Transport::Mmio => {
+                self.read_mmio(offset, data);
+            }
             (CONTROL_BAR, pci::COMMON_OFFSET..pci::ISR_OFFSET) => {
-                let offset = offset - pci::COMMON_OFFSET;
-                self.registers.read(offset, data);
-                let select = self.registers.device_feature_select();
-                self.hooks.on_common_read(select, offset, data);
+                self.read_common(offset - pci::COMMON_OFFSET, data);
             }
             (CONTROL_BAR, pci::ISR_OFFSET) => {
                 if let Some(first) = data.first_mut() {
@@ -1282,11 +1287,7 @@ impl<H: Hooks> Device<H> {
                 }
             }
             (CONTROL_BAR, pci::DEVICE_OFFSET..pci::NOTIFY_OFFSET) => {
-                let config = self.presented_config();
-                let from = ((offset - pci::DEVICE_OFFSET) as usize).min(config.len());
-                let n = data.len().min(config.len() - from);
-                data[..n].copy_from_slice(&config[from..from + n]);
-                self.hooks.on_device_config_read(data);
+                self.read_device_config(offset - pci::DEVICE_OFFSET, data);
             }
             (BOUNCE_BAR, _) => {
                 if let Some(region) = self.own_region() {
@@ -1300,6 +1301,9 @@ impl<H: Hooks> Device<H> {
     /// A write of a BAR; where there is nothing, it has no effect.
     pub fn bar_write(&mut self, bar: usize, offset: u64, data: &[u8]) {
         match (bar, offset) {
+            (CONTROL_BAR, _) if self.config.transport == Transport::Mmio => {
+                self.write_mmio(offset, data);
+            }
             (CONTROL_BAR, pci::COMMON_OFFSET..pci::ISR_OFFSET) => {
                 let effect = self.registers.write(offset - pci::COMMON_OFFSET, data);
                 self.carry_out(effect);
@@ -1317,6 +1321,80 @@ impl<H: Hooks> Device<H> {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn read_common(&mut self, offset: u64, data: &mut [u8]) {
+        self.registers.read(offset, data);
+        let select = self.registers.device_feature_select();
+        self.hooks.on_common_read(select, offset, data);
+    }
+
+    fn read_device_config(&mut self, offset: u64, data: &mut [u8]) {
+        let config = self.presented_config();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let from = from.min(config.len());
+        let n = data.len().min(config.len() - from);
+        data[..n].copy_from_slice(&config[from..from + n]);
+        self.hooks.on_device_config_read(data);
+    }
+
+    fn read_mmio(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some(offset) = offset.checked_sub(mmio::CONFIG_OFFSET) {
+            return self.read_device_config(offset, data);
+        }
+        let value = match mmio::read(offset, data.len()) {
+            mmio::Read::Value(value) => value,
+            mmio::Read::Common(field) => {
+                let mut bytes = [0; 4];
+                self.read_common(field.offset, &mut bytes[..field.width]);
+                u32::from_le_bytes(bytes)
+            }
+            mmio::Read::DeviceId => self.config.device_type.id.into(),
+            mmio::Read::QueueSizeMax => self.registers.queue_size_max().into(),
+            mmio::Read::InterruptStatus => self.interrupt_status(),
+        };
+        // Of another width there is nothing but zeros.
+        data.iter_mut()
+            .zip(value.to_le_bytes())
+            .for_each(|(to, from)| *to = from);
+    }
+
+    /// Why the driver is interrupted. The backend interrupts it by itself, so that nobody here
+    /// knows whether a buffer was used: as long as the driver is there, one may be.
+    fn interrupt_status(&self) -> u32 {
+        let used = match self.registers.status() & virtio::STATUS_DRIVER_OK {
+            0 => 0,
+            _ => mmio::INTERRUPT_USED,
+        };
+        let config = match self.isr & ISR_CONFIG {
+            0 => 0,
+            _ => mmio::INTERRUPT_CONFIG,
+        };
+        used | config
+    }
+
+    fn write_mmio(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(mmio::CONFIG_OFFSET) {
+            return self.write_device_config(offset, data);
+        }
+        match mmio::write(offset, data) {
+            mmio::Write::None => {}
+            mmio::Write::Common(field, value) => {
+                let bytes = value.to_le_bytes();
+                let effect = self.registers.write(field.offset, &bytes[..field.width]);
+                self.carry_out(effect);
+            }
+            mmio::Write::DisableQueue => {
+                let effect = self.registers.disable_queue();
+                self.carry_out(effect);
+            }
+            mmio::Write::Notify(index) => self.kick(index),
+            mmio::Write::Acknowledge(bits) => {
+                if bits & mmio::INTERRUPT_CONFIG != 0 {
+                    self.isr &= !ISR_CONFIG;
+                }
+            }
         }
     }
 

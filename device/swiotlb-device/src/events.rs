@@ -147,6 +147,8 @@ pub struct Start {
     /// The guest-physical address of the pool that is the region; null if the region is the
     /// device's own.
     pub pool: Option<Hex>,
+    /// `--transport`: "pci" or "mmio".
+    pub transport: String,
     /// `--dialect`: "swiotlb", "dmb" or "both".
     pub dialect: String,
     /// `--mode`: "required" or "optional".
@@ -309,7 +311,7 @@ pub enum Event {
         /// The number of the negotiation.
         negotiation: u64,
     },
-    /// The driver reset a single queue.
+    /// The driver reset a single queue, or with virtio-mmio disabled it.
     QueueReset {
         /// The number of the queue.
         index: u16,
@@ -519,6 +521,7 @@ mod tests {
             region_offset: 0,
             bar_bytes: 4096,
             pool: None,
+            transport: String::new(),
             dialect: String::new(),
             mode: String::new(),
             offer_swiotlb: true,

@@ -34,7 +34,8 @@ pub trait Hooks: Send + 'static {
     fn on_config_space_read(&mut self, _space: &ConfigSpace, _offset: u64, _data: &mut [u8]) {}
 
     /// A driver reads `data` at `offset` of the common configuration structure, in which
-    /// `device_feature_select` has this value.
+    /// `device_feature_select` has this value; or a register of virtio-mmio that stands for
+    /// these bytes.
     fn on_common_read(&mut self, _feature_select: u32, _offset: u64, _data: &mut [u8]) {}
 
     /// A driver reads `data` of the device configuration structure.

@@ -22,6 +22,7 @@ pub mod hooks;
 pub mod in_process;
 mod limits;
 mod mappings;
+pub mod mmio;
 pub mod notify;
 pub mod panics;
 pub mod pci;

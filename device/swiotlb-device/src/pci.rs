@@ -6,7 +6,7 @@
 //! What the device presents is first a list ([`Layout::capabilities`]), then bytes
 //! ([`ConfigSpace::new`]), so that a test can alter the list in between.
 
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, Transport};
 
 /// Length of configuration space, in bytes. Conventional PCI: nothing here
 /// needs extended capabilities.
@@ -14,6 +14,9 @@ pub const CONFIG_SIZE: usize = 256;
 
 /// BAR with all that is not the region.
 pub const CONTROL_BAR: usize = 0;
+/// BAR of the MSI-X table and pending bits with virtio-mmio. With virtio-pci they are in
+/// [`CONTROL_BAR`].
+pub const MSIX_BAR: usize = 2;
 /// BAR with the region; 64 bits wide, so it takes slot 5 as well.
 pub const BOUNCE_BAR: usize = 4;
 /// The number of BARs of a PCI function.
@@ -44,6 +47,12 @@ pub const MSIX_PBA_OFFSET: u64 = 0x6000;
 /// The length of [`CONTROL_BAR`].
 pub const CONTROL_BAR_SIZE: u64 = 0x8000;
 
+/// The length of [`CONTROL_BAR`] with virtio-mmio: registers, and the configuration space of
+/// the device type.
+pub const MMIO_BAR_SIZE: u64 = 0x1000;
+const MSIX_BAR_SIZE: u64 = 0x2000;
+const MSIX_BAR_PBA: u32 = 0x1000;
+
 /// The id of the region as shared memory, for VIRTIO_F_DMB: none that a device type defines.
 pub const REGION_SHM_ID: u8 = 128;
 
@@ -68,6 +77,12 @@ const CAP_ID_MSIX: u8 = 0x11;
 
 const VENDOR_ID: u16 = 0x1af4;
 const MODERN_DEVICE_ID: u16 = 0x1040;
+/// A function of QEMU's vendor that no driver takes for virtio: it has the registers of
+/// virtio-mmio in its first BAR.
+const MMIO_VENDOR_ID: u16 = 0x1b36;
+const MMIO_DEVICE_ID: u16 = 0x00aa;
+/// Of no class that is defined.
+const MMIO_CLASS: u32 = 0xff_0000;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
@@ -134,6 +149,8 @@ pub struct Bar {
 /// Everything that configuration space is made from.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// The PCI vendor ID.
+    pub vendor_id: u16,
     /// The PCI device ID.
     pub device_id: u16,
     /// Class, subclass, programming interface.
@@ -147,13 +164,33 @@ pub struct Layout {
 impl Layout {
     /// What a correct device presents.
     pub fn new(config: &DeviceConfig) -> Self {
+        match config.transport {
+            Transport::Pci => Self::of_pci(config),
+            Transport::Mmio => Self::of_mmio(config),
+        }
+    }
+
+    fn of_mmio(config: &DeviceConfig) -> Self {
         let mut bars = [None; BAR_COUNT];
-        bars[CONTROL_BAR] = Some(Bar {
-            size: CONTROL_BAR_SIZE,
-            wide: false,
-            prefetchable: false,
-            io: false,
-        });
+        bars[CONTROL_BAR] = Some(registers(MMIO_BAR_SIZE));
+        bars[MSIX_BAR] = Some(registers(MSIX_BAR_SIZE));
+        Self {
+            vendor_id: MMIO_VENDOR_ID,
+            device_id: MMIO_DEVICE_ID,
+            class: MMIO_CLASS,
+            bars,
+            capabilities: vec![Capability::Msix {
+                vectors: config.vectors(),
+                bar: MSIX_BAR as u8,
+                table: 0,
+                pba: MSIX_BAR_PBA,
+            }],
+        }
+    }
+
+    fn of_pci(config: &DeviceConfig) -> Self {
+        let mut bars = [None; BAR_COUNT];
+        bars[CONTROL_BAR] = Some(registers(CONTROL_BAR_SIZE));
         bars[BOUNCE_BAR] = config.bounce_bar_size().map(|size| Bar {
             size,
             wide: true,
@@ -161,11 +198,22 @@ impl Layout {
             io: false,
         });
         Self {
+            vendor_id: VENDOR_ID,
             device_id: MODERN_DEVICE_ID + config.device_type.id,
             class: config.device_type.class,
             bars,
             capabilities: capabilities(config),
         }
+    }
+}
+
+/// A BAR of registers.
+fn registers(size: u64) -> Bar {
+    Bar {
+        size,
+        wide: false,
+        prefetchable: false,
+        io: false,
     }
 }
 
@@ -257,11 +305,11 @@ impl ConfigSpace {
             bars: layout.bars,
             pci_cfg: None,
         };
-        space.put(0x00, &VENDOR_ID.to_le_bytes());
+        space.put(0x00, &layout.vendor_id.to_le_bytes());
         space.put(0x02, &layout.device_id.to_le_bytes());
         space.put(0x08, &[1]); // revision: 1 and above is modern
         space.put(0x09, &layout.class.to_le_bytes()[..3]);
-        space.put(0x2c, &VENDOR_ID.to_le_bytes());
+        space.put(0x2c, &layout.vendor_id.to_le_bytes());
         space.put(0x2e, &layout.device_id.to_le_bytes());
         space.allow(0x0c, &[0xff]); // cache line size: no effect
         space.allow(0x3c, &[0xff]); // interrupt line: no effect
@@ -611,6 +659,28 @@ mod tests {
         let msix = walk(&pci)[0];
         assert_eq!(msix.1, 0x11);
         assert_eq!(dword(&pci, msix.0) >> 16, 4);
+    }
+
+    #[test]
+    fn mmio_is_a_function_without_virtio() {
+        let pci = space("blk", |c| {
+            c.use_pool(crate::ring::Window {
+                base: 1 << 30,
+                len: 1 << 24,
+            });
+            (c.transport, c.queues) = (Transport::Mmio, 4);
+        });
+        assert_eq!(dword(&pci, 0), 0x00aa_1b36);
+        assert_eq!(dword(&pci, 8) >> 8, 0xff_0000);
+        let list = walk(&pci);
+        let [(at, 0x11, ..)] = list[..] else {
+            panic!("{list:?}");
+        };
+        assert_eq!(dword(&pci, at) >> 16, 0, "one vector");
+        assert_eq!((dword(&pci, at + 4), dword(&pci, at + 8)), (2, 0x1002));
+        let sizes = (0..6).map(|slot| pci.bar(slot).map(|bar| bar.size));
+        let expected = [Some(0x1000), None, Some(0x2000), None, None, None];
+        assert!(sizes.eq(expected));
     }
 
     #[test]

@@ -145,6 +145,7 @@ fn start(args: &Args, config: &DeviceConfig) -> Start {
         region_offset: config.region_offset,
         bar_bytes: config.bounce_bar_size().unwrap_or(0),
         pool: config.pool.map(Hex),
+        transport: format!("{:?}", config.transport).to_lowercase(),
         dialect: format!("{:?}", config.dialect).to_lowercase(),
         mode: format!("{:?}", config.mode).to_lowercase(),
         offer_swiotlb: own & bit(F_SWIOTLB) != 0,

@@ -2,7 +2,8 @@
 
 //! The common configuration structure (virtio 1.4, 4.1.4.3) and the state
 //! machine behind it. Pure: register accesses in, [`Effect`]s out; carrying
-//! them out is the caller's business.
+//! them out is the caller's business. With virtio-mmio, [`mmio`](crate::mmio) says which
+//! access a register stands for.
 
 use swiotlb_rings::DMB_MEMORY_COHERENT;
 use virtio_bindings::virtio_config::{
@@ -181,7 +182,8 @@ pub enum Effect {
     Features(Result<(), Refusal>),
     /// The driver set DRIVER_OK.
     DriverOk,
-    /// The driver asked for a reset of this queue; its registers have been reset.
+    /// This queue is to stop: the driver reset it, and its registers have been reset; or the
+    /// driver disabled it.
     QueueReset(u16),
     /// This queue was enabled after DRIVER_OK, as is done after its reset.
     QueueEnabled(u16),
@@ -221,6 +223,9 @@ pub struct Rules {
     pub queue_size: u16,
     /// The number of MSI-X vectors.
     pub vectors: u16,
+    /// The vector of queues and configuration changes for as long as the driver has not
+    /// assigned one: [`NO_VECTOR`] if it is to.
+    pub vector: u16,
 }
 
 /// The registers, and where the driver is in its negotiation.
@@ -238,10 +243,10 @@ pub struct Registers {
 }
 
 impl Queue {
-    fn new(size: u16) -> Self {
+    fn new(rules: &Rules) -> Self {
         Self {
-            size,
-            vector: NO_VECTOR,
+            size: rules.queue_size,
+            vector: rules.vector,
             enabled: false,
             desc: 0,
             driver: 0,
@@ -253,13 +258,13 @@ impl Queue {
 impl Registers {
     /// The registers as after power-on.
     pub fn new(rules: Rules) -> Self {
-        let queue = Queue::new(rules.queue_size);
+        let queue = Queue::new(&rules);
         Self {
             rules,
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
-            config_vector: NO_VECTOR,
+            config_vector: rules.vector,
             status: 0,
             generation: 0,
             queue_select: 0,
@@ -308,6 +313,11 @@ impl Registers {
     /// The MSI-X vector of configuration changes, or [`NO_VECTOR`].
     pub fn config_vector(&self) -> u16 {
         self.config_vector
+    }
+
+    /// The largest size of the queue that is selected; 0 if there is no such queue.
+    pub fn queue_size_max(&self) -> u16 {
+        self.queue().map_or(0, |_| self.rules.queue_size)
     }
 
     /// Sets DEVICE_NEEDS_RESET.
@@ -423,13 +433,26 @@ impl Registers {
     }
 
     fn reset_queue(&mut self) -> Effect {
-        let size = self.rules.queue_size;
+        let fresh = Queue::new(&self.rules);
         let negotiated = self.has(F_RING_RESET);
         match self.queues.get_mut(usize::from(self.queue_select)) {
-            Some(queue) if negotiated => *queue = Queue::new(size),
+            Some(queue) if negotiated => *queue = fresh,
             _ => return Effect::None,
         }
         Effect::QueueReset(self.queue_select)
+    }
+
+    /// Disables the queue that is selected, which a driver can do with virtio-mmio only.
+    pub fn disable_queue(&mut self) -> Effect {
+        let is_started = self.status & STATUS_DRIVER_OK != 0;
+        match self.queues.get_mut(usize::from(self.queue_select)) {
+            Some(queue) if queue.enabled => queue.enabled = false,
+            _ => return Effect::None,
+        }
+        match is_started {
+            true => Effect::QueueReset(self.queue_select),
+            false => Effect::None,
+        }
     }
 
     fn write_queue(&mut self, offset: u64, width: usize, value: u64) -> Effect {
@@ -555,6 +578,7 @@ mod tests {
             queues: 2,
             queue_size: 256,
             vectors: 3,
+            vector: NO_VECTOR,
         })
     }
 

@@ -20,6 +20,7 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const POOL: u64 = 0x5d00_0000;
 const BYTES: u64 = 1 << 20;
+const TRANSPORTS: [&str; 2] = ["pci", "mmio"];
 /// Guest memory that is not the pool.
 const RAM: u64 = 0x10_0000;
 
@@ -60,70 +61,76 @@ fn device_has(machine: &Machine, file: &File) -> bool {
 
 #[test]
 fn blocks_go_through_a_pool() {
-    let (mut machine, mut driver, pool) = machine(&[]);
-    let ram = driver::ram(BYTES);
-    let dma_map = |driver: &mut Driver, address, file: &File| {
-        let mapped = driver.client.dma_map(0, address, BYTES, file.as_raw_fd());
-        mapped.expect("DMA_MAP");
-    };
-    dma_map(&mut driver, RAM, &ram);
-    dma_map(&mut driver, POOL, &pool);
-    // Nothing of the function names it, or has it.
-    assert_eq!((driver.region_cap(), driver.dmb_cap()), (None, None));
-    let bar = driver.client.region(4).expect("a BAR");
-    assert_eq!((bar.size, bar.file_offset.is_some()), (0, false));
+    for transport in TRANSPORTS {
+        let (mut machine, mut driver, pool) = machine(&["--transport", transport]);
+        let ram = driver::ram(BYTES);
+        let dma_map = |driver: &mut Driver, address, file: &File| {
+            let mapped = driver.client.dma_map(0, address, BYTES, file.as_raw_fd());
+            mapped.expect("DMA_MAP");
+        };
+        dma_map(&mut driver, RAM, &ram);
+        dma_map(&mut driver, POOL, &pool);
+        // Nothing of the function names it, or has it.
+        assert!(driver
+            .caps
+            .iter()
+            .all(|cap| ![8, 10].contains(&cap.cfg_type)));
+        let bar = driver.client.region(4).expect("a BAR");
+        assert_eq!((bar.size, bar.file_offset.is_some()), (0, false));
 
-    assert!(driver.negotiate(FEATURES));
-    driver.start();
-    for seed in 1..20 {
-        exchange(&mut driver, seed);
-    }
-    assert!(device_has(&machine, &pool) && !device_has(&machine, &ram));
-    let shared = machine.device_mappings();
-    assert!(
-        shared.iter().all(|name| name.starts_with("memfd:ram")),
-        "{shared:?}"
-    );
-    driver.reset();
-    drop(driver);
-    assert!(machine.stop_device().success());
-
-    let start = &machine.events("start")[0];
-    assert_eq!(
-        (&start["pool"], &start["bar_bytes"]),
-        (&"0x5d000000".into(), &0.into())
-    );
-    assert_eq!(start["region_bytes"], BYTES);
-    let maps = machine.events("dma_map");
-    assert_eq!(
-        (&maps[0]["pool"], &maps[1]["pool"]),
-        (&false.into(), &true.into())
-    );
-    let why = maps[0]["refused"].as_str().expect("a reason");
-    assert!(why.contains("not the pool"), "{why}");
-    assert!(maps[1]["refused"].is_null());
-    assert_eq!(machine.events("driver_ok")[0]["region"], "0x5d000000");
-    assert_eq!(machine.events("queue")[0]["inside"], true);
-    let inode = pool.metadata().expect("metadata").ino();
-    for memory in machine.events("backend_memory") {
-        let table = memory["table"].as_array().expect("a table");
-        assert_eq!(table.len(), 1);
-        assert_eq!(table[0]["guest"], "0x5d000000");
-        assert_eq!(
-            (&table[0]["bytes"], &table[0]["offset"]),
-            (&BYTES.into(), &0.into())
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        for seed in 1..20 {
+            exchange(&mut driver, seed);
+        }
+        assert!(device_has(&machine, &pool) && !device_has(&machine, &ram));
+        let shared = machine.device_mappings();
+        assert!(
+            shared.iter().all(|name| name.starts_with("memfd:ram")),
+            "{shared:?}"
         );
-        assert_eq!(table[0]["inode"], inode);
-        let mut mappings = memory["mappings"].as_array().expect("mappings").iter();
-        assert!(mappings.any(|m| m["region"] == true && m["inode"] == inode));
+        driver.reset();
+        drop(driver);
+        assert!(machine.stop_device().success());
+
+        let start = &machine.events("start")[0];
+        assert_eq!(
+            (&start["pool"], &start["bar_bytes"]),
+            (&"0x5d000000".into(), &0.into())
+        );
+        assert_eq!(start["region_bytes"], BYTES);
+        assert_eq!(start["transport"], transport);
+        let maps = machine.events("dma_map");
+        assert_eq!(
+            (&maps[0]["pool"], &maps[1]["pool"]),
+            (&false.into(), &true.into())
+        );
+        let why = maps[0]["refused"].as_str().expect("a reason");
+        assert!(why.contains("not the pool"), "{why}");
+        assert!(maps[1]["refused"].is_null());
+        assert_eq!(machine.events("driver_ok")[0]["region"], "0x5d000000");
+        assert_eq!(machine.events("queue")[0]["inside"], true);
+        let inode = pool.metadata().expect("metadata").ino();
+        for memory in machine.events("backend_memory") {
+            let table = memory["table"].as_array().expect("a table");
+            assert_eq!(table.len(), 1);
+            assert_eq!(table[0]["guest"], "0x5d000000");
+            assert_eq!(
+                (&table[0]["bytes"], &table[0]["offset"]),
+                (&BYTES.into(), &0.into())
+            );
+            assert_eq!(table[0]["inode"], inode);
+            let mut mappings = memory["mappings"].as_array().expect("mappings").iter();
+            assert!(mappings.any(|m| m["region"] == true && m["inode"] == inode));
+        }
+        let summary = &machine.events("summary")[0];
+        assert_eq!(summary["backend_foreign_mappings"], 0);
+        assert_eq!(summary["violations"], 0);
+        assert_eq!(
+            (&summary["dma_map_fds"], &summary["dma_map_pools"]),
+            (&2.into(), &1.into())
+        );
     }
-    let summary = &machine.events("summary")[0];
-    assert_eq!(summary["backend_foreign_mappings"], 0);
-    assert_eq!(summary["violations"], 0);
-    assert_eq!(
-        (&summary["dma_map_fds"], &summary["dma_map_pools"]),
-        (&2.into(), &1.into())
-    );
 }
 
 #[test]
@@ -164,114 +171,121 @@ fn a_pool_of_another_kind_is_refused() {
 
 #[test]
 fn without_its_pool_the_device_needs_a_reset() {
-    let (machine, mut driver, pool) = machine(&[]);
-    for _ in 0..2 {
+    for transport in TRANSPORTS {
+        let (machine, mut driver, pool) = machine(&["--transport", transport]);
+        for _ in 0..2 {
+            assert!(driver.negotiate(FEATURES));
+            driver.start();
+            assert!(needs_reset(&mut driver));
+            assert!(driver::wait(&driver.config_irq));
+        }
+        let reasons = machine.events("needs_reset");
+        let reason = reasons[0]["reason"].as_str().expect("a reason");
+        assert!(
+            reason.contains("memory-backend-memfd with share=on"),
+            "{reason}"
+        );
+        assert!(machine.events("backend_memory").is_empty());
+        assert!(machine.events("driver_ok")[0]["region"].is_null());
+        // For each client once.
+        assert_eq!(
+            machine.log().matches(reason).count(),
+            1,
+            "{}",
+            machine.log()
+        );
+
+        driver.share(&pool, POOL);
         assert!(driver.negotiate(FEATURES));
         driver.start();
-        assert!(needs_reset(&mut driver));
-        assert!(driver::wait(&driver.config_irq));
+        exchange(&mut driver, 1);
     }
-    let reasons = machine.events("needs_reset");
-    let reason = reasons[0]["reason"].as_str().expect("a reason");
-    assert!(
-        reason.contains("memory-backend-memfd with share=on"),
-        "{reason}"
-    );
-    assert!(machine.events("backend_memory").is_empty());
-    assert!(machine.events("driver_ok")[0]["region"].is_null());
-    // For each client once.
-    assert_eq!(
-        machine.log().matches(reason).count(),
-        1,
-        "{}",
-        machine.log()
-    );
-
-    driver.share(&pool, POOL);
-    assert!(driver.negotiate(FEATURES));
-    driver.start();
-    exchange(&mut driver, 1);
 }
 
 #[test]
 fn a_pool_goes_and_comes_back() {
-    let (machine, mut driver, pool) = machine(&["--watch", "00112233"]);
-    let is_forgotten = || !device_has(&machine, &pool) && machine.device_mappings().is_empty();
-    driver.share(&pool, POOL);
-    // Firmware moves other memory, too.
-    driver.client.dma_unmap(RAM, BYTES).expect("DMA_UNMAP");
-    assert!(device_has(&machine, &pool));
-    // Nobody uses it.
-    driver.client.dma_unmap(POOL, BYTES).expect("DMA_UNMAP");
-    // The watcher ends its pass.
-    wait_for("the end of it", is_forgotten);
-    assert!(!needs_reset(&mut driver));
-    driver.share(&pool, POOL);
+    for transport in TRANSPORTS {
+        let (machine, mut driver, pool) =
+            machine(&["--watch", "00112233", "--transport", transport]);
+        let is_forgotten = || !device_has(&machine, &pool) && machine.device_mappings().is_empty();
+        driver.share(&pool, POOL);
+        // Firmware moves other memory, too.
+        driver.client.dma_unmap(RAM, BYTES).expect("DMA_UNMAP");
+        assert!(device_has(&machine, &pool));
+        // Nobody uses it.
+        driver.client.dma_unmap(POOL, BYTES).expect("DMA_UNMAP");
+        // The watcher ends its pass.
+        wait_for("the end of it", is_forgotten);
+        assert!(!needs_reset(&mut driver));
+        driver.share(&pool, POOL);
 
-    assert!(driver.negotiate(FEATURES));
-    driver.start();
-    exchange(&mut driver, 1);
-    driver.client.dma_unmap(RAM, BYTES).expect("DMA_UNMAP");
-    assert!(!needs_reset(&mut driver));
-    // Now it is used: a page of it is enough.
-    driver
-        .client
-        .dma_unmap(POOL + BYTES - 4096, 4096)
-        .expect("DMA_UNMAP");
-    assert!(needs_reset(&mut driver));
-    assert!(driver::wait(&driver.config_irq));
-    wait_for("the end of it", is_forgotten);
-    driver.offer_block(OUT, 0, 512, false);
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    assert_eq!(driver.load(0x802), driver.used(), "it is at work");
-    let stopped = machine.events("backend_memory").pop().expect("a look");
-    assert_eq!(
-        (&stopped["when"], &stopped["foreign"]),
-        (&"stop".into(), &0.into())
-    );
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        exchange(&mut driver, 1);
+        driver.client.dma_unmap(RAM, BYTES).expect("DMA_UNMAP");
+        assert!(!needs_reset(&mut driver));
+        // Now it is used: a page of it is enough.
+        driver
+            .client
+            .dma_unmap(POOL + BYTES - 4096, 4096)
+            .expect("DMA_UNMAP");
+        assert!(needs_reset(&mut driver));
+        assert!(driver::wait(&driver.config_irq));
+        wait_for("the end of it", is_forgotten);
+        driver.offer_block(OUT, 0, 512, false);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(driver.load(0x802), driver.used(), "it is at work");
+        let stopped = machine.events("backend_memory").pop().expect("a look");
+        assert_eq!(
+            (&stopped["when"], &stopped["foreign"]),
+            (&"stop".into(), &0.into())
+        );
 
-    // In this negotiation it does not come back by itself.
-    driver.share(&pool, POOL);
-    assert!(needs_reset(&mut driver));
-    assert!(driver.negotiate(FEATURES));
-    driver.start();
-    exchange(&mut driver, 2);
-    assert!(machine.events("backend_gone").is_empty());
+        // In this negotiation it does not come back by itself.
+        driver.share(&pool, POOL);
+        assert!(needs_reset(&mut driver));
+        assert!(driver.negotiate(FEATURES));
+        driver.start();
+        exchange(&mut driver, 2);
+        assert!(machine.events("backend_gone").is_empty());
+    }
 }
 
 #[test]
 fn addresses_outside_a_pool_stop_the_device() {
-    let (machine, mut driver, pool) = machine(&[]);
-    driver.share(&pool, POOL);
-    let outside = [
-        RAM,
-        POOL - 1,
-        POOL + BYTES - 511,
-        POOL + BYTES,
-        u64::MAX - 511,
-    ];
-    for address in outside {
+    for transport in TRANSPORTS {
+        let (machine, mut driver, pool) = machine(&["--transport", transport]);
+        driver.share(&pool, POOL);
+        let outside = [
+            RAM,
+            POOL - 1,
+            POOL + BYTES - 511,
+            POOL + BYTES,
+            u64::MAX - 511,
+        ];
+        for address in outside {
+            assert!(driver.negotiate(FEATURES));
+            driver.start();
+            driver.descriptor(0, address, 512, 0, 0);
+            driver.offer(0);
+            assert!(needs_reset(&mut driver), "{address:#x}");
+            let last = machine.events("violation").pop().expect("a violation");
+            assert_eq!(last["addr"], format!("{address:#x}"));
+        }
+        assert_eq!(machine.events("violation").len(), outside.len());
+        // Where a BAR would be there are no addresses either.
+        assert!(driver.negotiate(FEATURES));
+        driver.set_queue(
+            driver::BAR_ADDRESS,
+            driver::BAR_ADDRESS,
+            driver::BAR_ADDRESS,
+        );
+        driver.write(20, &[15]);
+        assert!(needs_reset(&mut driver));
         assert!(driver.negotiate(FEATURES));
         driver.start();
-        driver.descriptor(0, address, 512, 0, 0);
-        driver.offer(0);
-        assert!(needs_reset(&mut driver), "{address:#x}");
-        let last = machine.events("violation").pop().expect("a violation");
-        assert_eq!(last["addr"], format!("{address:#x}"));
+        exchange(&mut driver, 1);
     }
-    assert_eq!(machine.events("violation").len(), outside.len());
-    // Where a BAR would be there are no addresses either.
-    assert!(driver.negotiate(FEATURES));
-    driver.set_queue(
-        driver::BAR_ADDRESS,
-        driver::BAR_ADDRESS,
-        driver::BAR_ADDRESS,
-    );
-    driver.write(20, &[15]);
-    assert!(needs_reset(&mut driver));
-    assert!(driver.negotiate(FEATURES));
-    driver.start();
-    exchange(&mut driver, 1);
 }
 
 #[test]
@@ -380,6 +394,9 @@ fn errors_are_one_clear_message() {
     }
     let said = machine.fail_device(&["--pool", "0x5d000100+16M"]);
     assert!(said.contains("a pool at 0x5d000100"), "{said}");
+    let said = machine.fail_device(&["--transport", "mmio"]);
+    assert!(said.contains("--transport mmio needs --pool"), "{said}");
+    assert_eq!(said.lines().count(), 1);
     let said = machine.fail_device(&["--pool", "16M"]);
     assert!(said.contains("such as 0x5d000000+16M"), "{said}");
 }

@@ -54,6 +54,8 @@ pub struct Cap {
 
 pub struct Driver {
     pub client: Client,
+    /// Whether the registers are those of virtio-mmio.
+    mmio: bool,
     memory: MmapRegion,
     /// The guest address of the memory.
     base: u64,
@@ -90,19 +92,30 @@ impl Driver {
 
     fn with(mut client: Client, memory: MmapRegion) -> Self {
         let caps = capabilities(&mut client);
-        let find = |cfg_type| {
+        let mmio = caps.is_empty();
+        let find = |cfg_type, in_mmio| {
             let cap = caps.iter().find(|c| c.cfg_type == cfg_type);
-            u64::from(cap.expect("a capability").offset)
+            match mmio {
+                true => in_mmio,
+                false => u64::from(cap.expect("a capability").offset),
+            }
         };
-        let (common, notify, isr, device) = (find(1), find(2), find(3), find(4));
+        let (common, notify) = (find(1, 0), find(2, 0x50));
+        let (isr, device) = (find(3, 0x60), find(4, 0x100));
         let irq = || EventFd::new(EFD_NONBLOCK).expect("eventfd");
-        let (config_irq, queue_irq) = (irq(), irq());
-        for (vector, fd) in [(0, &config_irq), (1, &queue_irq)] {
+        let config_irq = irq();
+        let queue_irq = match mmio {
+            true => config_irq.try_clone().expect("eventfd"),
+            false => irq(),
+        };
+        let vectors = [(0, &config_irq), (1, &queue_irq)];
+        for (vector, fd) in vectors.into_iter().take(if mmio { 1 } else { 2 }) {
             client
                 .set_irqs(2, 0x24, vector, 1, &[fd.as_raw_fd()])
                 .expect("SET_IRQS");
         }
         let mut driver = Self {
+            mmio,
             memory,
             client,
             base: 0,
@@ -140,14 +153,45 @@ impl Driver {
             .expect("configuration write");
     }
 
+    /// Writes a field of the common configuration structure, or what it is in virtio-mmio.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if self.mmio {
+            let mut value = [0; 4];
+            value[..data.len()].copy_from_slice(data);
+            if let Some(register) = register(offset) {
+                self.write_register(register, u32::from_le_bytes(value));
+            }
+            return;
+        }
         self.client
             .region_write(CONTROL_BAR, self.common + offset, data)
             .expect("register write");
     }
 
+    /// Writes a register of virtio-mmio.
+    pub fn write_register(&mut self, register: u64, value: u32) {
+        let written = self
+            .client
+            .region_write(CONTROL_BAR, register, &value.to_le_bytes());
+        written.expect("register write");
+    }
+
+    /// Reads a register of virtio-mmio.
+    pub fn read_register(&mut self, register: u64) -> u32 {
+        let mut value = [0; 4];
+        let read = self.client.region_read(CONTROL_BAR, register, &mut value);
+        read.expect("register read");
+        u32::from_le_bytes(value)
+    }
+
     pub fn read<const N: usize>(&mut self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
+        if self.mmio {
+            let register = register(offset).expect("a register");
+            let value = self.read_register(register).to_le_bytes();
+            data.copy_from_slice(&value[..N]);
+            return data;
+        }
         self.client
             .region_read(CONTROL_BAR, self.common + offset, &mut data)
             .expect("register read");
@@ -320,6 +364,14 @@ impl Driver {
         self.write(20, &[15]);
     }
 
+    /// Queue 0 anew, after it alone was reset.
+    pub fn restart_queue(&mut self) {
+        (self.avail, self.used) = (0, 0);
+        self.put(0, &[0; 0x1000]);
+        let (desc, driver, device) = (self.at(0), self.at(0x400), self.at(0x800));
+        self.set_queue(desc, driver, device);
+    }
+
     /// Writes bytes into the memory.
     pub fn put(&self, offset: usize, data: &[u8]) {
         self.memory
@@ -364,7 +416,11 @@ impl Driver {
 
     pub fn kick(&mut self) {
         self.client
-            .region_write(CONTROL_BAR, self.notify, &0u16.to_le_bytes())
+            .region_write(
+                CONTROL_BAR,
+                self.notify,
+                &[0; 4][..if self.mmio { 4 } else { 2 }],
+            )
             .expect("notification");
     }
 
@@ -421,6 +477,31 @@ impl Driver {
         self.get(0x1800, &mut status);
         status[0]
     }
+}
+
+/// What a field of the common configuration structure is in virtio-mmio; none if it has
+/// no such register.
+fn register(field: u64) -> Option<u64> {
+    let registers = [
+        (0, 0x14),
+        (4, 0x10),
+        (8, 0x24),
+        (12, 0x20),
+        (20, 0x70),
+        (21, 0xfc),
+        (22, 0x30),
+        (24, 0x38),
+        (28, 0x44),
+        (32, 0x80),
+        (36, 0x84),
+        (40, 0x90),
+        (44, 0x94),
+        (48, 0xa0),
+        (52, 0xa4),
+        (58, 0xc0),
+    ];
+    let found = registers.into_iter().find(|(common, _)| *common == field);
+    found.map(|(_, register)| register)
 }
 
 /// A socket is there a moment before somebody listens on it.
