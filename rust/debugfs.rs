@@ -14,7 +14,11 @@ use super::{
         Binding,
         Device, //
     },
-    wire::AddressForm, //
+    wire::{
+        AddressForm,
+        At,
+        NamedBy, //
+    }, //
 };
 use file::{
     Command,
@@ -126,17 +130,30 @@ impl Text for StateText {
                 writeln!(f, "region_phys {:#x}", extent.start)?;
                 writeln!(f, "region_bus {:#x}", region.device_address())?;
                 writeln!(f, "region_bytes {}", extent.bytes)?;
-                writeln!(f, "bar {}", extent.bar)?;
+                match extent.at {
+                    At::Bar { bar, .. } => writeln!(f, "bar {bar}")?,
+                    At::SharedPool { .. } => writeln!(f, "bar -")?,
+                }
                 writeln!(f, "memory {}", word(region.cache_mode()))?;
                 let dialect = match extent.form {
                     AddressForm::Bus => "swiotlb",
                     AddressForm::Offset(_) => "dmb",
                 };
-                writeln!(f, "dialect {dialect}")
+                writeln!(f, "dialect {dialect}")?;
+                let source = match (extent.at, extent.form) {
+                    (At::Bar { .. }, AddressForm::Bus) => "capability",
+                    (At::Bar { .. }, AddressForm::Offset(_)) => "shared-memory",
+                    (At::SharedPool { by, .. }, _) => match by {
+                        NamedBy::Devicetree => "devicetree",
+                        NamedBy::Acpi => "acpi",
+                        NamedBy::Parameter => "parameter",
+                    },
+                };
+                writeln!(f, "source {source}")
             }
             None => writeln!(
                 f,
-                "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -\ndialect -"
+                "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -\ndialect -\nsource -"
             ),
         }
     }

@@ -13,7 +13,7 @@
 //!
 //! The core serialises negotiations. The state has a lock of its own, because files in debugfs read
 //! it. All of it may sleep. Lock order: device, list of the registry, [`Device::binding`],
-//! [`Common::retired`].
+//! [`Common::retired`]; that of [`Common::shared_pools`] after all others.
 
 mod guard;
 pub(crate) mod negotiate;
@@ -30,6 +30,7 @@ use super::{
         Decision,
         Reason, //
     },
+    region::SharedPools,
     virtio::{
         self,
         map::Installed,
@@ -80,6 +81,7 @@ impl Outcomes {
 pub(crate) struct Common {
     module: &'static ThisModule,
     parameters: Parameters,
+    pub(crate) shared_pools: Arc<SharedPools>,
     pub(crate) outcomes: Outcomes,
     /// What was counted in bindings that are over.
     #[pin]
@@ -91,10 +93,11 @@ impl Common {
     pub(crate) fn new(
         module: &'static ThisModule,
         parameters: Parameters,
-    ) -> impl PinInit<Self, core::convert::Infallible> {
-        pin_init!(Self {
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
             module,
             parameters,
+            shared_pools: Arc::pin_init(SharedPools::new(), GFP_KERNEL)?,
             outcomes: Outcomes {
                 bounced: Atomic::new(0),
                 hint: Atomic::new(0),
@@ -103,7 +106,7 @@ impl Common {
                 unconfined: Atomic::new(0),
             },
             retired <- new_mutex!(Counters::default()),
-        })
+        }? Error)
     }
 
     /// The parameters that hold for `dev`: those that the module was loaded with.

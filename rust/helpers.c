@@ -180,22 +180,23 @@ bool virtio_swiotlb_break(struct virtio_device *vdev)
 MODULE_VERSION(VIRTIO_SWIOTLB_VERSION);
 #endif
 
-enum hint { NONE, POOL, ALL };
-
 /* sysfs shows the first three. The others are names of none and all, for a bool. */
 static const char * const hint_names[] = {
-	[NONE] = "none",
-	[POOL] = "pool",
-	[ALL] = "all",
+	[VIRTIO_SWIOTLB_HINT_NONE] = "none",
+	[VIRTIO_SWIOTLB_HINT_POOL] = "pool",
+	[VIRTIO_SWIOTLB_HINT_ALL] = "all",
 	"0", "n", "N", "1", "y", "Y",
 };
 
-static const enum hint hint_values[ARRAY_SIZE(hint_names)] = {
-	NONE, POOL, ALL,
-	NONE, NONE, NONE, ALL, ALL, ALL,
+/* What the others mean. */
+static const enum virtio_swiotlb_hint hint_meanings[] = {
+	VIRTIO_SWIOTLB_HINT_NONE, VIRTIO_SWIOTLB_HINT_NONE, VIRTIO_SWIOTLB_HINT_NONE,
+	VIRTIO_SWIOTLB_HINT_ALL, VIRTIO_SWIOTLB_HINT_ALL, VIRTIO_SWIOTLB_HINT_ALL,
 };
 
-static enum hint hint = POOL;
+#define HINTS	(ARRAY_SIZE(hint_names) - ARRAY_SIZE(hint_meanings))
+
+static enum virtio_swiotlb_hint hint = VIRTIO_SWIOTLB_HINT_POOL;
 
 static int hint_set(const char *value, const struct kernel_param *param)
 {
@@ -205,7 +206,7 @@ static int hint_set(const char *value, const struct kernel_param *param)
 		pr_err("hint is \"none\" (0, n), \"pool\" or \"all\" (1, y), not \"%s\"\n", value);
 		return found;
 	}
-	hint = hint_values[found];
+	hint = found < HINTS ? found : hint_meanings[found - HINTS];
 	return 0;
 }
 
@@ -223,9 +224,19 @@ module_param_cb(hint, &hint_ops, NULL, 0444);
 MODULE_PARM_DESC(hint,
 		 "Which regions are used that come without the feature bit: \"none\" (0), \"pool\" (none that a capability names), \"all\" (1) (default: pool)");
 
-bool virtio_swiotlb_hint_all(void)
+enum virtio_swiotlb_hint virtio_swiotlb_hint(void)
 {
-	return hint == ALL;
+	return hint;
+}
+
+static char *pool = "";
+module_param(pool, charp, 0444);
+MODULE_PARM_DESC(pool,
+		 "Memory that the host shares with devices whose firmware names none: START+LENGTH (default: none)");
+
+const char *virtio_swiotlb_pool(void)
+{
+	return pool;
 }
 
 static bool takeover;

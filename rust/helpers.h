@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * C that Rust cannot call: static inlines and macros of the kernel, wrapped
- * one by one without logic of their own; what needs C's view of a ring; and the
- * module's parameters.
+ * one by one without logic of their own; what needs C's view of a ring or of
+ * firmware; and the module's parameters.
  */
 #ifndef _VIRTIO_SWIOTLB_HELPERS_H
 #define _VIRTIO_SWIOTLB_HELPERS_H
@@ -17,6 +17,26 @@ enum virtio_swiotlb_from_device {
 	VIRTIO_SWIOTLB_AUTO,
 	VIRTIO_SWIOTLB_PRESERVE,
 	VIRTIO_SWIOTLB_CLEAR,
+};
+
+/* What names a shared pool. */
+enum virtio_swiotlb_named_by {
+	VIRTIO_SWIOTLB_DEVICETREE,
+	VIRTIO_SWIOTLB_ACPI,
+};
+
+/* What the kernel uses memory for: nothing, it was reserved at boot, or anything. */
+enum virtio_swiotlb_ram {
+	VIRTIO_SWIOTLB_RAM_OUTSIDE,
+	VIRTIO_SWIOTLB_RAM_RESERVED,
+	VIRTIO_SWIOTLB_RAM_USED,
+};
+
+/* Which regions are used without the bit, parameter hint. */
+enum virtio_swiotlb_hint {
+	VIRTIO_SWIOTLB_HINT_NONE,
+	VIRTIO_SWIOTLB_HINT_POOL,
+	VIRTIO_SWIOTLB_HINT_ALL,
 };
 
 void virtio_swiotlb_device_lock(struct device *dev);
@@ -38,11 +58,21 @@ void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags);
 void virtio_swiotlb_synchronize_rcu_tasks(void);
 bool virtio_swiotlb_break(struct virtio_device *vdev);
 
+struct device *virtio_swiotlb_host_bridge(struct pci_dev *pdev);
+int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes);
+enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes);
+bool virtio_swiotlb_overlaps_bar(phys_addr_t start, u64 bytes);
+bool virtio_swiotlb_behind_iommu(struct device *dev);
+dma_addr_t virtio_swiotlb_bus_address(struct device *dev, phys_addr_t phys);
+int virtio_swiotlb_share(void *base, u64 bytes);
+int virtio_swiotlb_unshare(void *base, u64 bytes);
+
 /*
  * The module's parameters: those of Rust modules are numbers, and sysfs does not
  * show them. They do not change once the module is loaded.
  */
-bool virtio_swiotlb_hint_all(void);
+enum virtio_swiotlb_hint virtio_swiotlb_hint(void);
+const char *virtio_swiotlb_pool(void);
 unsigned int virtio_swiotlb_dmb(void);
 bool virtio_swiotlb_takeover(void);
 bool virtio_swiotlb_require(void);

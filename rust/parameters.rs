@@ -10,9 +10,16 @@ use super::{
             Name,
             Names,
             Types, //
-        }, //
+        },
+        Hint, //
     },
-    wire::Features, //
+    wire::{
+        shared_pool::{
+            self,
+            Named, //
+        },
+        Features, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -22,8 +29,10 @@ use kernel::{
 /// All parameters.
 #[derive(Clone, Copy)]
 pub(crate) struct Parameters {
-    /// Whether a region that a capability names is used if it comes without the bit.
-    pub(crate) hint: bool,
+    /// Which regions are used that come without the bit.
+    pub(crate) hint: Hint,
+    /// The shared pool of devices for which firmware names none.
+    pub(crate) pool: Option<Named>,
     /// Whether devices that had a driver when the module was loaded are bound anew.
     pub(crate) takeover: bool,
     /// Whether no driver is bound to a device that is not bounced.
@@ -81,8 +90,8 @@ impl Parameters {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a device type that is unknown, or that `types` lists and cannot be bounced,
-    /// after a message.
+    /// `EINVAL` for a device type that is unknown, or that `types` lists and cannot be bounced, and
+    /// for a `pool` that is no range, after a message.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: No requirements.
         let except = unsafe { bindings::virtio_swiotlb_except() };
@@ -98,7 +107,13 @@ impl Parameters {
         }
         Ok(Self {
             // SAFETY: No requirements.
-            hint: unsafe { bindings::virtio_swiotlb_hint_all() },
+            hint: match unsafe { bindings::virtio_swiotlb_hint() } {
+                bindings::virtio_swiotlb_hint_VIRTIO_SWIOTLB_HINT_NONE => Hint::None,
+                bindings::virtio_swiotlb_hint_VIRTIO_SWIOTLB_HINT_ALL => Hint::All,
+                _ => Hint::Pool,
+            },
+            // SAFETY: No requirements for the call; the parameter is a string, and does not change.
+            pool: range(unsafe { CStr::from_char_ptr(bindings::virtio_swiotlb_pool()) })?,
             // SAFETY: No requirements.
             takeover: unsafe { bindings::virtio_swiotlb_takeover() },
             // SAFETY: No requirements.
@@ -125,6 +140,18 @@ impl Parameters {
     pub(crate) fn requires(&self, kind: u32) -> bool {
         self.require && !self.except.has(kind)
     }
+}
+
+/// The range that the parameter `pool` says, if it says anything.
+fn range(text: &CStr) -> Result<Option<Named>> {
+    let text = text.to_str().unwrap_or("...");
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let range = shared_pool::parse(text).ok_or(EINVAL);
+    range.map(Some).inspect_err(|_| {
+        pr_err!("pool is START+LENGTH, as in 0x1d000000+16M, not \"{text}\"\n");
+    })
 }
 
 /// The device types that the parameter `name` lists.

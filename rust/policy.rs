@@ -25,6 +25,17 @@ use super::wire::{
 };
 use core::fmt;
 
+/// Which regions are used by devices that do not ask for it: the parameter `hint`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hint {
+    /// None.
+    None,
+    /// Shared pools: firmware does not name one without a reason.
+    Pool,
+    /// Regions that a capability names as well. The type of the capability is not assigned.
+    All,
+}
+
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
@@ -32,19 +43,19 @@ pub struct Facts {
     pub device_type: u32,
     /// What the device offered when it was last asked.
     pub offered: Features,
-    /// What the device says of a region.
+    /// What is named as the device's region.
     pub found: Findings,
     /// Parameter `dmb`: the bit that is VIRTIO_F_DMB, or none.
     pub dmb: Features,
-    /// Whether the transport has a way to name a region at all (virtio-pci has).
+    /// Whether the transport has a way to name a region of the device's own (virtio-pci has).
     pub names_regions: bool,
     /// Whether the transport maps buffers in a way of its own (vDPA).
     pub own_mapping: bool,
     /// Whether the driver of this type was tried with a region ([`types::Types::TRIED`]), or
     /// parameter `types` names it.
     pub tried: bool,
-    /// Parameter `hint`: whether a region that a capability names is used without the bit.
-    pub hint: bool,
+    /// Parameter `hint`: which regions are used without the bit.
+    pub hint: Hint,
     /// Parameters `require` and `except`: whether no driver may be bound unless the device is
     /// bounced.
     pub required: bool,
@@ -70,9 +81,9 @@ pub enum Reason {
     Untried(u32),
     /// VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM (R30).
     NoAccessPlatform,
-    /// There is a region without the bit, and parameter `hint` is not `all`.
+    /// There is a region without the bit, and parameter `hint` does not have it used.
     HintOff,
-    /// No capability names a usable region (R14).
+    /// What is named as the region is not usable (R14, R31, R34).
     Malformed(Fault),
     /// A block, or what else a request carries whole, has `bytes` bytes, and no request in the
     /// region carries so many: a region of `needed` bytes is needed.
@@ -84,6 +95,11 @@ pub enum Reason {
     },
     /// The region could not be claimed: something else uses its addresses.
     Claimed,
+    /// Other devices have the whole shared pool.
+    PoolTaken,
+    /// The host could not be given access to the shared pool, in a guest whose memory is encrypted
+    /// (R38).
+    Encrypted,
     /// The region could not be mapped, or there was no memory for the pool's records.
     NoMemory,
     /// The region is not where it was when the driver was bound (R19).
@@ -94,8 +110,8 @@ pub enum Reason {
     NoDriver,
     /// The module is being unloaded.
     Unloading,
-    /// The transport has no way to name a region that is known here (virtio-mmio has none:
-    /// R27), or keeps its devices in another way than the others.
+    /// No shared pool is named, and the transport has no other way to name a region (virtio-mmio
+    /// has none: R27), or keeps its devices in another way than the others.
     Transport,
 }
 
@@ -124,20 +140,26 @@ impl fmt::Display for Reason {
             Self::NoAccessPlatform => {
                 f.write_str("VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM")
             }
-            Self::HintOff => f.write_str("a region without the feature bit, and no hint=all"),
+            Self::HintOff => {
+                f.write_str("a region without the feature bit, which hint= leaves unused")
+            }
             Self::Malformed(fault) => fault.fmt(f),
             Self::Unit { bytes, needed } => write!(
                 f,
                 "no request carries a block of {bytes} bytes: that needs a region of {needed}"
             ),
             Self::Claimed => f.write_str("the region's addresses are in use, see /proc/iomem"),
+            Self::PoolTaken => f.write_str("other devices have the whole shared pool"),
+            Self::Encrypted => {
+                f.write_str("the memory of the shared pool is encrypted, and cannot be otherwise")
+            }
             Self::NoMemory => f.write_str("not enough memory to map the region"),
             Self::Moved => f.write_str("the region moved while the driver was bound"),
             Self::NotTakenOver => f.write_str("not taken over"),
             Self::NoDriver => f.write_str("no driver is bound"),
             Self::Unloading => f.write_str("the module is being unloaded"),
             Self::Transport => {
-                f.write_str("its transport is not virtio-pci, which alone can name a region")
+                f.write_str("no shared pool is named, and only virtio-pci has other regions")
             }
         }
     }
@@ -208,6 +230,15 @@ impl Decision {
         }
     }
 
+    /// The decision once the device has its region, which is a part of a shared pool.
+    pub fn opened(self, extent: Extent) -> Self {
+        match self {
+            Self::Accept(_) => Self::Accept(extent),
+            Self::Hint(_) => Self::Hint(extent),
+            other => other,
+        }
+    }
+
     /// The bit that the device is told is accepted, none if there is none. VIRTIO_F_DMB is `dmb`.
     pub fn accepted(&self, dmb: Features) -> Features {
         match self {
@@ -246,11 +277,12 @@ pub fn offers_dmb(offered: Features, dmb: Features) -> bool {
 }
 
 /// Whether a device has anything to do with this module: it offers the bit of a dialect on the
-/// modern interface, or brings something that claims to be a region. All others are left exactly as
-/// they were (R24).
+/// modern interface, or something is named as its region. All others are left exactly as they were
+/// (R24).
 pub fn is_relevant(offered: Features, dmb: Features, found: Findings) -> bool {
     let asks = offered.has(Features::SWIOTLB) || offers_dmb(offered, dmb);
-    offered.has(Features::VERSION_1) && (asks || found.swiotlb != Finding::Absent)
+    let named = [found.swiotlb, found.shared_pool] != [Finding::Absent; 2];
+    offered.has(Features::VERSION_1) && (asks || named)
 }
 
 /// Decides what is done with a device.
@@ -287,24 +319,43 @@ fn decide_by_offer(facts: &Facts) -> Decision {
     if !facts.tried {
         return give_up_closed(Reason::Untried(facts.device_type));
     }
-    // VIRTIO_F_SWIOTLB before VIRTIO_F_DMB, and one of them (R32).
-    match (facts.found.swiotlb, facts.found.dmb) {
-        (Finding::Usable(extent), _) if swiotlb => Decision::Accept(extent),
-        (_, Finding::Usable(extent)) if dmb => match facts.offered.has(Features::ACCESS_PLATFORM) {
-            true => Decision::Accept(extent),
-            false => Decision::Refuse(Reason::NoAccessPlatform),
-        },
-        (Finding::Malformed(fault), _) if swiotlb => Decision::Refuse(Reason::Malformed(fault)),
-        (_, Finding::Malformed(fault)) if dmb => Decision::Refuse(Reason::Malformed(fault)),
-        // A region in a dialect that is not offered is not the one that is asked for.
-        _ if asked => Decision::Decline(match facts.names_regions {
+    // A region of the device's own before a shared pool, VIRTIO_F_SWIOTLB before VIRTIO_F_DMB, and
+    // one of them (R32).
+    let found = &facts.found;
+    match (found.swiotlb, found.dmb) {
+        (Finding::Usable(extent), _) if swiotlb => return Decision::Accept(extent),
+        (_, Finding::Usable(extent)) if dmb => {
+            return match facts.offered.has(Features::ACCESS_PLATFORM) {
+                true => Decision::Accept(extent),
+                false => Decision::Refuse(Reason::NoAccessPlatform),
+            }
+        }
+        (Finding::Malformed(fault), _) if swiotlb => {
+            return Decision::Refuse(Reason::Malformed(fault))
+        }
+        (_, Finding::Malformed(fault)) if dmb => return Decision::Refuse(Reason::Malformed(fault)),
+        _ => {}
+    }
+    match found.shared_pool {
+        Finding::Usable(extent) if swiotlb => return Decision::Accept(extent),
+        Finding::Malformed(fault) if swiotlb => return Decision::Refuse(Reason::Malformed(fault)),
+        _ => {}
+    }
+    // A region in a dialect that is not offered is not the one that is asked for.
+    if asked {
+        return Decision::Decline(match facts.names_regions {
             true => Reason::NoRegion,
             false => Reason::Transport,
-        }),
-        (Finding::Malformed(fault), _) => Decision::Ignore(Reason::Malformed(fault)),
-        (Finding::Usable(extent), _) if facts.hint => Decision::Hint(extent),
-        (Finding::Usable(_), _) => Decision::Ignore(Reason::HintOff),
-        (Finding::Absent, _) => Decision::Ignore(Reason::NotConcerned),
+        });
+    }
+    match (found.swiotlb, found.shared_pool) {
+        (Finding::Usable(extent), _) if facts.hint == Hint::All => Decision::Hint(extent),
+        (_, Finding::Usable(extent)) if facts.hint != Hint::None => Decision::Hint(extent),
+        (Finding::Malformed(fault), _) | (_, Finding::Malformed(fault)) => {
+            Decision::Ignore(Reason::Malformed(fault))
+        }
+        (Finding::Usable(_), _) | (_, Finding::Usable(_)) => Decision::Ignore(Reason::HintOff),
+        (Finding::Absent, Finding::Absent) => Decision::Ignore(Reason::NotConcerned),
     }
 }
 
@@ -336,7 +387,11 @@ pub fn can_bounce(kind: u32) -> bool {
 #[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_policy))]
 mod tests {
     use super::{
-        super::wire::is_shown_as,
+        super::wire::{
+            is_shown_as,
+            At,
+            NamedBy, //
+        },
         *, //
     };
 
@@ -344,22 +399,36 @@ mod tests {
     const MODERN: Features = Features::VERSION_1;
     const BIT: Features = MODERN.with(Features::SWIOTLB);
     const REGION: Extent = Extent {
-        bar: 4,
-        offset: 0,
         start: 0x38_0000_0000,
         bytes: 16 << 20,
-        shares_bar: false,
+        at: At::Bar {
+            bar: 4,
+            offset: 0,
+            shared: false,
+        },
         form: AddressForm::Bus,
     };
     /// Parameter `dmb`.
     const DMB: Features = Features(1 << 44);
     const OFFERS_DMB: Features = MODERN.with(DMB).with(Features::ACCESS_PLATFORM);
     const SHARED: Extent = Extent {
-        offset: 4096,
         start: 0x38_0000_1000,
         bytes: (16 << 20) - 4096,
+        at: At::Bar {
+            bar: 4,
+            offset: 4096,
+            shared: false,
+        },
         form: AddressForm::Offset(4096),
-        ..REGION
+    };
+    const POOL: Extent = Extent {
+        start: 0x1d00_0000,
+        bytes: 16 << 20,
+        at: At::SharedPool {
+            by: NamedBy::Acpi,
+            in_linear_map: false,
+        },
+        form: AddressForm::Bus,
     };
     const BROKEN: Finding = Finding::Malformed(Fault::Empty);
 
@@ -383,7 +452,7 @@ mod tests {
             names_regions: true,
             own_mapping: false,
             tried: true,
-            hint: true,
+            hint: Hint::All,
             required: false,
         }
     }
@@ -415,10 +484,99 @@ mod tests {
     fn region_alone_is_a_hint() {
         let mut facts = facts(MODERN, Finding::Usable(REGION));
         assert_eq!(decide(&facts), Decision::Hint(REGION));
-        facts.hint = false;
-        assert_eq!(decide(&facts), Decision::Ignore(Reason::HintOff));
+        for hint in [Hint::None, Hint::Pool] {
+            facts.hint = hint;
+            assert_eq!(decide(&facts), Decision::Ignore(Reason::HintOff));
+        }
         facts.offered = BIT;
         assert_eq!(decide(&facts), Decision::Accept(REGION));
+    }
+
+    #[test]
+    fn shared_pool_serves_with_and_without_the_bit() {
+        for (offered, finding, hint, expected) in [
+            (
+                BIT,
+                Finding::Usable(POOL),
+                Hint::None,
+                Decision::Accept(POOL),
+            ),
+            (
+                MODERN,
+                Finding::Usable(POOL),
+                Hint::Pool,
+                Decision::Hint(POOL),
+            ),
+            (
+                MODERN,
+                Finding::Usable(POOL),
+                Hint::All,
+                Decision::Hint(POOL),
+            ),
+            (
+                MODERN,
+                Finding::Usable(POOL),
+                Hint::None,
+                Decision::Ignore(Reason::HintOff),
+            ),
+            (
+                BIT,
+                BROKEN,
+                Hint::Pool,
+                Decision::Refuse(Reason::Malformed(Fault::Empty)),
+            ),
+            (
+                MODERN,
+                BROKEN,
+                Hint::Pool,
+                Decision::Ignore(Reason::Malformed(Fault::Empty)),
+            ),
+            // Offsets are those of a region of the device's own.
+            (
+                OFFERS_DMB,
+                Finding::Usable(POOL),
+                Hint::Pool,
+                Decision::Decline(Reason::NoRegion),
+            ),
+        ] {
+            let mut facts = facts(offered, Finding::Absent);
+            facts.found.shared_pool = finding;
+            facts.hint = hint;
+            assert_eq!(decide(&facts), expected);
+        }
+    }
+
+    #[test]
+    fn own_region_is_taken_before_the_shared_pool() {
+        for (offered, hint, expected) in [
+            (BIT, Hint::Pool, Decision::Accept(REGION)),
+            (MODERN, Hint::All, Decision::Hint(REGION)),
+            (MODERN, Hint::Pool, Decision::Hint(POOL)),
+        ] {
+            let mut facts = facts(offered, Finding::Usable(REGION));
+            facts.found.shared_pool = Finding::Usable(POOL);
+            facts.hint = hint;
+            assert_eq!(decide(&facts), expected);
+        }
+        // A capability that cannot be used is no reason to look elsewhere.
+        let mut facts = facts(BIT, BROKEN);
+        facts.found.shared_pool = Finding::Usable(POOL);
+        let refused = Decision::Refuse(Reason::Malformed(Fault::Empty));
+        assert_eq!(decide(&facts), refused);
+    }
+
+    #[test]
+    fn decision_names_the_part_of_the_pool_that_is_leased() {
+        let lease = Extent {
+            bytes: POOL.bytes / 4,
+            ..POOL
+        };
+        let accepted = Decision::Accept(POOL).opened(lease);
+        assert_eq!(accepted, Decision::Accept(lease));
+        assert_eq!(accepted.accepted(DMB), Features::SWIOTLB);
+        assert_eq!(Decision::Hint(POOL).opened(lease), Decision::Hint(lease));
+        let declined = Decision::Decline(Reason::NoRegion);
+        assert_eq!(declined.opened(lease), declined);
     }
 
     #[test]
@@ -554,6 +712,7 @@ mod tests {
             assert_eq!(decide(&facts), Decision::Accept(SHARED));
         }
         facts.found = Findings {
+            shared_pool: Finding::Absent,
             swiotlb: Finding::Usable(REGION),
             dmb: BROKEN,
         };
@@ -584,12 +743,20 @@ mod tests {
         let offsets = dmb && usable(f.found.dmb);
         let platform = f.offered.has(Features::ACCESS_PLATFORM);
         let broken = swiotlb && f.found.swiotlb == BROKEN || dmb && f.found.dmb == BROKEN;
+        let shared = usable(f.found.shared_pool);
+        let hinted = match f.hint {
+            Hint::None => false,
+            Hint::Pool => shared,
+            Hint::All => shared || usable(f.found.swiotlb),
+        };
         match (swiotlb || dmb, copies && f.tried) {
             (true, true) if own || offsets && platform => "bounced",
-            (false, true) if usable(f.found.swiotlb) && f.hint => "hint",
+            (true, true) if swiotlb && shared && !broken && !offsets => "bounced",
+            (false, true) if hinted => "hint",
             _ if f.required => "refused",
             (true, false) if copies => "refused",
             (true, true) if broken || offsets => "refused",
+            (true, true) if swiotlb && f.found.shared_pool == BROKEN => "refused",
             (true, _) => "declined",
             (false, _) => "ignored",
         }
@@ -598,36 +765,42 @@ mod tests {
     #[test]
     fn every_combination() {
         const EITHER: [bool; 2] = [false, true];
-        const FINDINGS: [[Finding; 2]; 3] = [
-            [Finding::Absent; 2],
-            [Finding::Usable(REGION), Finding::Usable(SHARED)],
-            [BROKEN; 2],
+        const HINTS: [Hint; 3] = [Hint::None, Hint::Pool, Hint::All];
+        const FINDINGS: [[Finding; 3]; 3] = [
+            [Finding::Absent; 3],
+            [
+                Finding::Usable(REGION),
+                Finding::Usable(SHARED),
+                Finding::Usable(POOL),
+            ],
+            [BROKEN; 3],
         ];
-        for bits in 0..2048_u32 {
+        for bits in 0..1024_u32 {
             let on = |bit: u32| EITHER[((bits >> bit) & 1) as usize];
             let mut offered = Features(0);
             for (bit, feature) in [
                 (0, Features::VERSION_1),
                 (1, Features::SWIOTLB),
                 (2, Features::ACCESS_PLATFORM),
-                (9, DMB),
+                (6, DMB),
             ] {
                 if on(bit) {
                     offered = offered.with(feature);
                 }
             }
-            for both in 0..FINDINGS.len() * FINDINGS.len() {
+            for all in 0..FINDINGS.len() * FINDINGS.len() * FINDINGS.len() * HINTS.len() {
                 let facts = Facts {
                     device_type: if on(3) { NET } else { device_type::BALLOON },
                     offered,
                     found: Findings {
-                        swiotlb: FINDINGS[both % FINDINGS.len()][0],
-                        dmb: FINDINGS[both / FINDINGS.len()][1],
+                        swiotlb: FINDINGS[all % 3][0],
+                        dmb: FINDINGS[all / 3 % 3][1],
+                        shared_pool: FINDINGS[all / 9 % 3][2],
                     },
-                    dmb: if on(10) { DMB } else { Features(0) },
+                    dmb: if on(9) { DMB } else { Features(0) },
                     names_regions: on(4),
                     own_mapping: on(5),
-                    hint: on(6),
+                    hint: HINTS[all / 27],
                     required: on(7),
                     tried: on(8),
                 };
@@ -686,6 +859,18 @@ mod tests {
             (
                 Reason::NoRegion,
                 "the device offers VIRTIO_F_SWIOTLB but brings no region",
+            ),
+            (
+                Reason::HintOff,
+                "a region without the feature bit, which hint= leaves unused",
+            ),
+            (
+                Reason::PoolTaken,
+                "other devices have the whole shared pool",
+            ),
+            (
+                Reason::Encrypted,
+                "the memory of the shared pool is encrypted, and cannot be otherwise",
             ),
             (Reason::Malformed(Fault::Empty), "the region is empty"),
             (

@@ -93,6 +93,8 @@ use core::fmt;
 
 // The paths are spelt out for the host, where this file is itself included by its path. The order
 // is that of the imports: each file uses only those above it.
+#[path = "pool/leases.rs"]
+pub(crate) mod leases;
 #[path = "pool/mapping.rs"]
 pub(crate) mod mapping;
 #[path = "pool/platform.rs"]

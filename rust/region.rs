@@ -2,23 +2,32 @@
 
 //! A device's region: finds, checks, claims and maps it; gives base, length and bus address.
 //!
-//! The two dialects of the wire format differ in how a region is found, which the pure file
-//! `wire/capabilities.rs` knows, and in the form of the addresses inside it, which
-//! [`Region::device_address`] has.
+//! A region lies in a BAR of the device's own, which capabilities name, or is a part of a shared
+//! pool, which firmware or the administrator names. The pure files `wire/capabilities.rs` and
+//! `wire/shared_pool.rs` know what is usable. The two dialects of the wire format differ in how a
+//! region is found, and in the form of the addresses inside it, which [`Region::device_address`]
+//! has.
 
+mod firmware;
 mod memory;
 mod pci;
+mod shared;
 mod source;
 
-#[cfg(CONFIG_KUNIT = "y")]
-pub(crate) use self::memory::Memory;
 pub(crate) use self::{
+    memory::Memory,
     pci::CommonConfig,
+    shared::SharedPools,
     source::Source, //
 };
 
-use self::pci::Pci;
+use self::{
+    pci::Pci,
+    shared::Lease, //
+};
 use super::{
+    bindings,
+    parameters::Parameters,
     policy::{
         limits::Room,
         Reason, //
@@ -31,6 +40,7 @@ use super::{
             COMMON_DMB_BYTES, //
         },
         AddressForm,
+        At,
         Extent,
         Finding,
         Findings, //
@@ -39,10 +49,11 @@ use super::{
 use core::ptr::NonNull;
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
-/// Calls `f` with the source for `dev`, if its transport has one.
+/// Calls `f` with the source of regions of `dev`'s own, if its transport has one.
 fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
     #[cfg(CONFIG_KUNIT = "y")]
     if let Some(fake) = crate::tests::fake::Region::of(dev) {
@@ -51,7 +62,7 @@ fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
     Some(f(&Pci::of(dev)?))
 }
 
-/// What the device says of a region. Configuration space is read once, the registers of
+/// What the device says of a region of its own. Configuration space is read once, the registers of
 /// VIRTIO_F_DMB only if the device `offers_dmb`.
 fn find_in(source: &dyn Source, dev: &Device, offers_dmb: bool) -> Findings {
     let (bytes, bars) = (source.config_space(), source.bars());
@@ -68,14 +79,24 @@ fn find_in(source: &dyn Source, dev: &Device, offers_dmb: bool) -> Findings {
             true => config_space.shared_region(registers(), &search),
             false => Finding::Absent,
         },
+        ..Findings::NONE
     }
 }
 
-/// The address of the first byte of `extent` as the device is told.
-fn device_address(source: &dyn Source, extent: &Extent) -> u64 {
-    match extent.form {
-        AddressForm::Bus => source.bus_address(extent),
-        AddressForm::Offset(offset) => offset,
+/// The shared pool that is named for `dev`.
+fn find_shared_pool(dev: &Device, parameters: &Parameters) -> Finding {
+    #[cfg(CONFIG_KUNIT = "y")]
+    if let Some(fake) = crate::tests::fake::Region::of(dev) {
+        return fake.shared_pool();
+    }
+    firmware::find(dev, parameters.pool)
+}
+
+/// The address of the first byte of a region in a BAR as the device is told.
+fn address_in_bar(source: &dyn Source, form: AddressForm, bar: u8, offset: u64) -> u64 {
+    match form {
+        AddressForm::Bus => source.bus_address(bar, offset),
+        AddressForm::Offset(first) => first,
     }
 }
 
@@ -84,18 +105,23 @@ pub(crate) fn room(extent: &Extent) -> Room {
     Room::new(extent.bytes as usize, PAGE_SIZE)
 }
 
-/// Whether the transport of `dev` has a way to name a region.
+/// Whether the transport of `dev` has a way to name a region of the device's own.
 pub(crate) fn can_be_named(dev: &Device) -> bool {
     with_source(dev, |_| ()).is_some()
 }
 
-/// What `dev` says of a region. The registers of VIRTIO_F_DMB are read only if it `offers_dmb`. May
-/// sleep.
-pub(crate) fn find(dev: &Device, offers_dmb: bool) -> Findings {
-    with_source(dev, |source| find_in(source, dev, offers_dmb)).unwrap_or(Findings::NONE)
+/// What is named as the region of `dev`. The registers of VIRTIO_F_DMB are read only if it
+/// `offers_dmb`. May sleep.
+pub(crate) fn find(dev: &Device, offers_dmb: bool, parameters: &Parameters) -> Findings {
+    let own = with_source(dev, |source| find_in(source, dev, offers_dmb));
+    Findings {
+        shared_pool: find_shared_pool(dev, parameters),
+        ..own.unwrap_or(Findings::NONE)
+    }
 }
 
-/// A device's region, mapped. It is claimed (/proc/iomem) and mapped until this is dropped.
+/// A device's region, mapped. It is claimed (/proc/iomem) or leased, and mapped, until this is
+/// dropped.
 ///
 /// The device sees and changes all of it at any moment: nothing here makes a reference to its
 /// bytes, they are copied by pointer only.
@@ -104,7 +130,14 @@ pub(crate) struct Region {
     device_address: u64,
     base: NonNull<u8>,
     cache_mode: &'static CStr,
-    _memory: memory::Memory,
+    _holds: Holds,
+}
+
+/// What keeps the bytes of a region where they are.
+#[expect(dead_code, reason = "held until it is dropped")]
+enum Holds {
+    Bar(Memory),
+    Lease(Lease),
 }
 
 // SAFETY: The mapping is the kernel's and not bound to a thread.
@@ -113,35 +146,75 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Claims and maps a region that [`find`] found. May sleep.
+    /// Claims and maps a region that [`find`] found, or leases a part of the shared pool that it
+    /// found, which is one of `pools` if others have parts of it. May sleep.
     ///
     /// # Errors
     ///
-    /// Those of [`Source::memory`], and [`Reason::NoRegion`] if the transport has no source.
-    pub(crate) fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
-        with_source(dev, |source| {
-            let memory = source.memory(dev, extent)?;
-            let cache_mode = memory.cache_mode();
-            if cache_mode != c"wb" {
-                dev_info!(
-                    dev.as_device(),
-                    "swiotlb: the region at {:#x} is mapped {cache_mode}, not write-back, and may be slow: the VMM should place its BAR above 4 GiB, behind a root port with a 64-bit prefetchable window\n",
-                    extent.start
-                );
-            }
-            Ok(Self {
-                extent: *extent,
-                device_address: device_address(source, extent),
-                base: memory.base(),
-                cache_mode,
-                _memory: memory,
+    /// Those of [`Source::memory`] and [`SharedPools::lease`], and [`Reason::NoRegion`] if the
+    /// transport has no source.
+    pub(crate) fn new(
+        dev: &Device,
+        found: &Extent,
+        pools: &Arc<SharedPools>,
+    ) -> Result<Self, Reason> {
+        let region = match found.at {
+            At::Bar { bar, offset, .. } => with_source(dev, |source| {
+                let memory = source.memory(dev, found)?;
+                Ok(Self {
+                    extent: *found,
+                    device_address: address_in_bar(source, found.form, bar, offset),
+                    base: memory.base(),
+                    cache_mode: memory.cache_mode(),
+                    _holds: Holds::Bar(memory),
+                })
             })
-        })
-        .unwrap_or(Err(Reason::NoRegion))
+            .unwrap_or(Err(Reason::NoRegion))?,
+            At::SharedPool { .. } => {
+                let lease = pools.lease(found, dev.index())?;
+                let extent = lease.extent(found);
+                let transport = dev.parent().ok_or(Reason::Transport)?;
+                Self {
+                    extent,
+                    // SAFETY: The device of the transport is there as long as `dev`.
+                    device_address: unsafe {
+                        bindings::virtio_swiotlb_bus_address(transport.as_ptr(), extent.start)
+                    },
+                    base: lease.base(),
+                    cache_mode: lease.cache_mode(),
+                    _holds: Holds::Lease(lease),
+                }
+            }
+        };
+        region.report_cache_mode(dev);
+        Ok(region)
+    }
+
+    /// Says so if the region is not mapped write-back.
+    fn report_cache_mode(&self, dev: &Device) {
+        if self.cache_mode == c"wb" {
+            return;
+        }
+        let remedy = match self.extent.at {
+            At::Bar { .. } => {
+                "place its BAR above 4 GiB, behind a root port with a 64-bit prefetchable window"
+            }
+            At::SharedPool { .. } => "place the pool where no MTRR says otherwise",
+        };
+        dev_info!(
+            dev.as_device(),
+            "swiotlb: the region at {:#x} is mapped {}, not write-back, and may be slow: the VMM should {remedy}\n",
+            self.extent.start,
+            self.cache_mode
+        );
     }
 
     /// Whether it is still where it was, for the guest and for the device. May sleep.
     pub(crate) fn is_in_place(&self, dev: &Device) -> bool {
+        let At::Bar { bar, offset, .. } = self.extent.at else {
+            // Memory of the host does not go with a device.
+            return true;
+        };
         let has_offsets = self.extent.form != AddressForm::Bus;
         let unmoved = |source: &dyn Source| {
             let found = find_in(source, dev, has_offsets);
@@ -150,7 +223,7 @@ impl Region {
                 AddressForm::Offset(_) => found.dmb,
             };
             finding == Finding::Usable(self.extent)
-                && device_address(source, &self.extent) == self.device_address
+                && address_in_bar(source, self.extent.form, bar, offset) == self.device_address
         };
         with_source(dev, unmoved).unwrap_or(false)
     }

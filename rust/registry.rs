@@ -181,7 +181,8 @@ impl Registry {
         }
         let offered = Features(dev.offered_features());
         let parameters = self.common.parameters(dev);
-        let found = region::find(dev, policy::offers_dmb(offered, parameters.dmb));
+        let offers_dmb = policy::offers_dmb(offered, parameters.dmb);
+        let found = region::find(dev, offers_dmb, &parameters);
         let required = parameters.requires(dev.device_type());
         let relevant = policy::is_relevant(offered, parameters.dmb, found);
         if !relevant && (!required || dev.driver_name().is_none()) {
@@ -259,7 +260,7 @@ impl bus::Events for Registry {
         let parameters = self.common.parameters(dev);
         let required = parameters.requires(dev.device_type());
         // The registers of VIRTIO_F_DMB do not matter yet: a device that offers it is relevant.
-        let found = region::find(dev, false);
+        let found = region::find(dev, false, &parameters);
         if !required && !policy::is_relevant(offered, parameters.dmb, found) {
             // If the device was relevant once, nothing of that holds for this driver.
             if let Some(entry) = self.find(dev.id()) {
@@ -310,15 +311,17 @@ impl bus::Events for Registry {
 /// The files that speak of all devices.
 pub(crate) struct Files {
     _devices: File<Registry>,
+    _pools: File<Registry>,
     _totals: File<Registry>,
 }
 
 impl Files {
-    /// Makes `devices` and `totals`.
+    /// Makes `devices`, `pools` and `totals`.
     pub(crate) fn new(registry: &Arc<Registry>) -> Self {
         let dir = registry.root.dir();
         Self {
             _devices: File::text::<Devices>(dir, registry.clone()),
+            _pools: File::text::<Pools>(dir, registry.clone()),
             _totals: File::text::<Totals>(dir, registry.clone()),
         }
     }
@@ -333,6 +336,18 @@ impl Text for Devices {
 
     fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         registry.for_each(|device| debugfs::write_line(f, device))
+    }
+}
+
+enum Pools {}
+
+impl Text for Pools {
+    type Of = Registry;
+
+    const NAME: &'static CStr = c"pools";
+
+    fn show(registry: &Registry, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        registry.common.shared_pools.show(f)
     }
 }
 

@@ -14,5 +14,6 @@ mod device;
 mod dialect;
 pub(crate) mod fake;
 mod negotiation;
+mod shared_pool;
 
 pub(crate) use fake::set_registry;

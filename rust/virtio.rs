@@ -120,7 +120,7 @@ impl Device {
 
     /// The device of the transport, to which the virtio device belongs, if the transport keeps
     /// its devices as the module documentation says. (vDPA names a device behind its own.)
-    fn parent(&self) -> Option<NonNull<kernel::bindings::device>> {
+    pub(crate) fn parent(&self) -> Option<NonNull<kernel::bindings::device>> {
         // SAFETY: By the type invariant; a registered device keeps its parent, and a reference to
         // it, until it is unregistered.
         let parent = NonNull::new(unsafe { (*self.as_raw()).dev.parent })?;

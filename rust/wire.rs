@@ -10,9 +10,11 @@
 //!
 //! Pure: may be called in any context.
 
-// The path is spelt out for the host, where this file is itself included by its path.
+// The paths are spelt out for the host, where this file is itself included by its path.
 #[path = "wire/capabilities.rs"]
 pub mod capabilities;
+#[path = "wire/shared_pool.rs"]
+pub mod shared_pool;
 
 use core::fmt;
 
@@ -140,19 +142,47 @@ pub enum AddressForm {
     Offset(u64),
 }
 
-/// A device's region, checked: whole pages inside one memory BAR that overlap nothing else.
+/// What names a shared pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NamedBy {
+    /// `memory-region` of a devicetree.
+    Devicetree,
+    /// `memory-region` in `_DSD` of ACPI.
+    Acpi,
+    /// The module's parameter `pool`.
+    Parameter,
+}
+
+/// What a region lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum At {
+    /// A BAR of the device's own.
+    Bar {
+        /// Its index, 0 to 5.
+        bar: u8,
+        /// Distance of the region's start from the BAR's, in bytes.
+        offset: u64,
+        /// Whether the BAR holds a structure as well that the transport's driver claims it for.
+        shared: bool,
+    },
+    /// A shared pool: memory of the host that several devices may use.
+    SharedPool {
+        /// What names it.
+        by: NamedBy,
+        /// Whether it is in the kernel's linear map, as reserved System RAM is.
+        in_linear_map: bool,
+    },
+}
+
+/// A region, checked: whole pages inside a BAR or a shared pool that overlap nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
-    /// Index of the BAR, 0 to 5.
-    pub bar: u8,
-    /// Distance of the region's start from the BAR's, in bytes.
-    pub offset: u64,
     /// CPU physical address of the region's start, aligned to the guest's page.
     pub start: u64,
     /// Length in bytes, whole pages of the guest, at least [`MIN_REGION_PAGES`].
     pub bytes: u64,
-    /// Whether the BAR holds a structure as well that the transport's driver claims it for.
-    pub shares_bar: bool,
+    /// What it lies in.
+    pub at: At,
     /// What addresses in it look like to the device.
     pub form: AddressForm,
 }
@@ -222,7 +252,7 @@ impl DmbRegisters {
     pub const COHERENT: u16 = 1;
 }
 
-/// Why a device names no usable region, though it names one (R14, R31).
+/// Why no usable region is named for a device, though one is named (R14, R31, R34).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// The capability is shorter than its structure, or runs out of configuration space.
@@ -262,6 +292,22 @@ pub enum Fault {
     SecondUse(u16),
     /// There is no shared memory with this id.
     NoSharedMemory(u16),
+    /// `memory-region` names two shared pools.
+    TwoPools,
+    /// The node of the shared pool has no range of memory, or more than one.
+    PoolWithoutRange,
+    /// The kernel uses the shared pool itself (CONFIG_DMA_RESTRICTED_POOL).
+    PoolOfKernel,
+    /// The shared pool is not made of whole pages of the guest, which have so many bytes.
+    PoolUnaligned(u64),
+    /// The shared pool lies in memory that the guest's kernel may use.
+    PoolInRam,
+    /// The shared pool overlaps a BAR, or the window of a bridge.
+    PoolOverlapsBar,
+    /// An IOMMU translates what the device accesses, and does not know of the shared pool.
+    PoolBehindIommu,
+    /// The device's bus has no addresses for the shared pool.
+    PoolUnreachable,
 }
 
 impl fmt::Display for Fault {
@@ -308,22 +354,45 @@ impl fmt::Display for Fault {
                 f,
                 "shared memory {id} is named as the region, which does not exist"
             ),
+            Self::TwoPools => f.write_str("memory-region names two restricted DMA pools"),
+            Self::PoolWithoutRange => {
+                f.write_str("the shared pool has no range of memory, or more than one")
+            }
+            Self::PoolOfKernel => {
+                f.write_str("the kernel uses the shared pool itself (DMA_RESTRICTED_POOL)")
+            }
+            Self::PoolUnaligned(page) => write!(
+                f,
+                "the shared pool is not made of whole pages of {page} bytes"
+            ),
+            Self::PoolInRam => {
+                f.write_str("the shared pool lies in memory that the kernel uses (System RAM)")
+            }
+            Self::PoolOverlapsBar => {
+                f.write_str("the shared pool overlaps a BAR, or the window of a bridge")
+            }
+            Self::PoolBehindIommu => {
+                f.write_str("the device is behind an IOMMU, which does not map the shared pool")
+            }
+            Self::PoolUnreachable => {
+                f.write_str("the device's bus has no addresses for the shared pool")
+            }
         }
     }
 }
 
-/// What a device says of a region in one way.
+/// What is named as a device's region in one way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finding {
     /// Nothing.
     Absent,
-    /// The first capability that names a usable region (R13).
+    /// A usable region: of capabilities, the first that names one (R13); all of a shared pool.
     Usable(Extent),
-    /// There are capabilities, none is usable; what is wrong with the first.
+    /// There are capabilities, none is usable, and this is wrong with the first; or with the pool.
     Malformed(Fault),
 }
 
-/// What a device says of a region in each way.
+/// What is named as a device's region in each way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Findings {
     /// By the SWIOTLB capability.
@@ -331,13 +400,16 @@ pub struct Findings {
     /// By the registers of VIRTIO_F_DMB. [`Finding::Absent`] if the device does not offer the bit:
     /// then the registers mean nothing.
     pub dmb: Finding,
+    /// By firmware or the administrator: a shared pool.
+    pub shared_pool: Finding,
 }
 
 impl Findings {
-    /// Nothing, in either way.
+    /// Nothing, in any way.
     pub const NONE: Self = Self {
         swiotlb: Finding::Absent,
         dmb: Finding::Absent,
+        shared_pool: Finding::Absent,
     };
 }
 
@@ -492,6 +564,38 @@ mod tests {
                 "the region's BAR 2 was given no address",
             ),
             (Fault::Empty, "the region is empty"),
+            (
+                Fault::TwoPools,
+                "memory-region names two restricted DMA pools",
+            ),
+            (
+                Fault::PoolWithoutRange,
+                "the shared pool has no range of memory, or more than one",
+            ),
+            (
+                Fault::PoolOfKernel,
+                "the kernel uses the shared pool itself (DMA_RESTRICTED_POOL)",
+            ),
+            (
+                Fault::PoolUnaligned(16384),
+                "the shared pool is not made of whole pages of 16384 bytes",
+            ),
+            (
+                Fault::PoolInRam,
+                "the shared pool lies in memory that the kernel uses (System RAM)",
+            ),
+            (
+                Fault::PoolOverlapsBar,
+                "the shared pool overlaps a BAR, or the window of a bridge",
+            ),
+            (
+                Fault::PoolBehindIommu,
+                "the device is behind an IOMMU, which does not map the shared pool",
+            ),
+            (
+                Fault::PoolUnreachable,
+                "the device's bus has no addresses for the shared pool",
+            ),
             (Fault::OutsideBar(4), "the region does not fit in its BAR 4"),
             (Fault::NoWholePage, "the region holds no whole page"),
             (

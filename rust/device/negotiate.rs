@@ -107,12 +107,14 @@ impl Device {
         let dev = first.locked();
         let parameters = self.common.parameters(dev);
         let offered = self.offered_features();
-        let found = region::find(dev, policy::offers_dmb(offered, parameters.dmb));
+        let offers_dmb = policy::offers_dmb(offered, parameters.dmb);
+        let found = region::find(dev, offers_dmb, &parameters);
         let wanted = decide(dev, offered, found, &parameters);
         let made = wanted.extent().map(|extent| self.bounce(first, &extent));
-        let decision = match made {
-            Some(Err(reason)) => wanted.failed(reason, parameters.requires(self.device_type)),
-            _ => wanted,
+        let decision = match &made {
+            Some(Ok(bounce)) => wanted.opened(*bounce.inner().region().extent()),
+            Some(Err(reason)) => wanted.failed(*reason, parameters.requires(self.device_type)),
+            None => wanted,
         };
         report::decision(dev, &decision);
         self.common.outcomes.count(&decision);
@@ -163,16 +165,16 @@ impl Device {
         Ok(())
     }
 
-    /// Maps the region, makes the pool, and gives the device its mapping operations.
+    /// Opens the region, makes the pool, and gives the device its mapping operations.
     fn bounce(
         self: &Arc<Self>,
         first: &First<'_>,
-        extent: &Extent,
+        found: &Extent,
     ) -> Result<Installed<Bounce>, Reason> {
         let dev = first.locked();
-        self.carries_units(first, region::room(extent))?;
         let module = ModuleReference::get(self.common.module).ok_or(Reason::Unloading)?;
-        let region = Region::new(dev, extent)?;
+        let region = Region::new(dev, found, &self.common.shared_pools)?;
+        self.carries_units(first, region.room())?;
         let mapper = Bounce::new(
             region,
             self.device_type,

@@ -15,10 +15,24 @@ use super::super::{
     virtio,
     wire::{
         AddressForm,
-        Features, //
+        At,
+        Features,
+        NamedBy, //
     }, //
 };
 use kernel::prelude::*;
+
+/// What is said of a region that lies in `at`.
+fn origin(at: At) -> &'static str {
+    match at {
+        At::Bar { .. } => "",
+        At::SharedPool { by, .. } => match by {
+            NamedBy::Devicetree => ", a lease of the shared pool that the devicetree names",
+            NamedBy::Acpi => ", a lease of the shared pool that ACPI names",
+            NamedBy::Parameter => ", a lease of the shared pool that pool= names",
+        },
+    }
+}
 
 /// Reports a decision.
 pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
@@ -32,16 +46,18 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
             };
             dev_info!(
                 dev,
-                "swiotlb: bounced: all rings and buffers stay in the region of {} bytes at {:#x}{form}\n",
+                "swiotlb: bounced: all rings and buffers stay in the region of {} bytes at {:#x}{}{form}\n",
                 extent.bytes,
-                extent.start
+                extent.start,
+                origin(extent.at)
             )
         }
         Decision::Hint(extent) => dev_info!(
             dev,
-            "swiotlb: bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}, though the device does not offer VIRTIO_F_SWIOTLB\n",
+            "swiotlb: bounced on a hint: rings and buffers stay in the region of {} bytes at {:#x}{}, though the device does not offer VIRTIO_F_SWIOTLB\n",
             extent.bytes,
-            extent.start
+            extent.start,
+            origin(extent.at)
         ),
         Decision::Decline(reason @ Reason::NoRegion) => dev_err!(
             dev,

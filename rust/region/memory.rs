@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A region's bytes: claims the range of physical addresses and maps it.
+//! The bytes of a region or of a shared pool: claims the range of physical addresses, maps it, and
+//! where guest memory is encrypted, shares it with the host.
 
 use super::super::{
     bindings,
     policy::Reason,
     virtio::Device,
-    wire::Extent, //
+    wire::{
+        At,
+        Extent, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -15,12 +19,17 @@ use kernel::{
     str::CString, //
 };
 
-/// The bytes of a region, reachable for the CPU as long as this lives.
+/// The bytes of a region or of a shared pool, reachable for the CPU as long as this lives.
 pub(crate) struct Memory {
     base: NonNull<u8>,
+    // Dropped before the mapping.
+    _shared: Option<Shared>,
     // `None` if the mapping outlives the region.
     _mapping: Option<Mapping>,
 }
+
+// SAFETY: The mapping is the kernel's and not bound to a thread.
+unsafe impl Send for Memory {}
 
 impl Memory {
     /// Claims and maps `extent`, a range of a BAR of `dev`. May sleep.
@@ -29,10 +38,60 @@ impl Memory {
     ///
     /// [`Reason::Claimed`] if something else uses the addresses, [`Reason::NoMemory`] if they
     /// cannot be mapped.
-    pub(super) fn claim(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
-        let mapping = Mapping::new(dev, extent)?;
+    pub(super) fn of_bar(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
+        let name = CString::try_from_fmt(fmt!("virtio{} swiotlb", dev.index()));
+        let claim = match Claim::new(extent, name) {
+            // The transport driver claims whole BARs that hold its structures: then the claim
+            // against everybody else is there already.
+            Err(Reason::Claimed) if matches!(extent.at, At::Bar { shared: true, .. }) => None,
+            claim => Some(claim?),
+        };
+        let mut flags = core_bindings::MEMREMAP_WB;
+        // What the device reads must not be encrypted with the guest's key.
+        if is_encrypted() {
+            flags |= core_bindings::MEMREMAP_DEC;
+        }
+        let mapping = Mapping::new(extent, flags, claim)?;
         Ok(Self {
             base: mapping.base,
+            _shared: None,
+            _mapping: Some(mapping),
+        })
+    }
+
+    /// Claims and maps all of a shared pool, and gives the host access to it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Memory::of_bar`], and [`Reason::Encrypted`] if the host cannot be given access.
+    pub(super) fn of_pool(extent: &Extent) -> Result<Self, Reason> {
+        let in_linear_map = matches!(
+            extent.at,
+            At::SharedPool {
+                in_linear_map: true,
+                ..
+            }
+        );
+        // What the kernel has reserved at boot is claimed, by the kernel.
+        let claim = match in_linear_map {
+            true => None,
+            false => Some(Claim::new(
+                extent,
+                CString::try_from_fmt(fmt!("virtio_swiotlb pool")),
+            )?),
+        };
+        // Only the pages of the linear map can be made accessible.
+        if !in_linear_map && is_encrypted() {
+            return Err(Reason::Encrypted);
+        }
+        let mapping = Mapping::new(extent, core_bindings::MEMREMAP_WB, claim)?;
+        let shared = match in_linear_map {
+            true => Some(Shared::new(mapping.base, extent.bytes)?),
+            false => None,
+        };
+        Ok(Self {
+            base: mapping.base,
+            _shared: shared,
             _mapping: Some(mapping),
         })
     }
@@ -42,6 +101,7 @@ impl Memory {
     pub(crate) fn mapped(base: NonNull<u8>) -> Self {
         Self {
             base,
+            _shared: None,
             _mapping: None,
         }
     }
@@ -62,34 +122,60 @@ impl Memory {
     }
 }
 
-/// A claimed range of physical addresses, mapped write-back if the architecture can.
+/// Whether memory of the guest is encrypted unless it is shared with the host.
+fn is_encrypted() -> bool {
+    // SAFETY: No requirements.
+    unsafe { bindings::virtio_swiotlb_memory_encrypted() }
+}
+
+/// Pages of the linear map that the host has access to, where guest memory is encrypted.
+///
+/// # Invariants
+///
+/// The pages are nobody else's, and have been shared.
+struct Shared {
+    base: NonNull<u8>,
+    bytes: u64,
+}
+
+impl Shared {
+    fn new(base: NonNull<u8>, bytes: u64) -> Result<Self, Reason> {
+        // SAFETY: Whole pages of the linear map that were reserved for this.
+        if unsafe { bindings::virtio_swiotlb_share(base.as_ptr().cast(), bytes) } != 0 {
+            return Err(Reason::Encrypted);
+        }
+        // INVARIANT: Shared just now.
+        Ok(Self { base, bytes })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        if unsafe { bindings::virtio_swiotlb_unshare(self.base.as_ptr().cast(), self.bytes) } != 0 {
+            pr_err!("a shared pool stays open to the host: it could not be encrypted again\n");
+        }
+    }
+}
+
+/// A range of physical addresses, mapped write-back if the architecture can.
 ///
 /// # Invariants
 ///
 /// `base` is a mapping from `memremap()`.
 struct Mapping {
     base: NonNull<u8>,
-    // Dropped after `drop()` has undone the mapping. `None` where the BAR is claimed as a whole
-    // by the device's own transport driver.
+    // Dropped after `drop()` has undone the mapping. `None` if others have claimed the range for
+    // this use.
     _claim: Option<Claim>,
 }
 
 impl Mapping {
-    fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
-        let claim = match Claim::new(dev, extent) {
-            // The transport driver claims whole BARs that hold its structures: then the claim
-            // against everybody else is there already.
-            Err(Reason::Claimed) if extent.shares_bar => None,
-            claim => Some(claim?),
+    fn new(extent: &Extent, flags: u32, claim: Option<Claim>) -> Result<Self, Reason> {
+        // SAFETY: The range is checked and claimed.
+        let base = unsafe {
+            core_bindings::memremap(extent.start, extent.bytes as usize, flags as c_ulong)
         };
-        let mut flags = core_bindings::MEMREMAP_WB as c_ulong;
-        // What the device reads must not be encrypted with the guest's key.
-        // SAFETY: No requirements.
-        if unsafe { bindings::virtio_swiotlb_memory_encrypted() } {
-            flags |= core_bindings::MEMREMAP_DEC as c_ulong;
-        }
-        // SAFETY: The range is this device's, checked and claimed.
-        let base = unsafe { core_bindings::memremap(extent.start, extent.bytes as usize, flags) };
         // INVARIANT: Mapped just now.
         Ok(Self {
             base: NonNull::new(base.cast()).ok_or(Reason::NoMemory)?,
@@ -117,9 +203,9 @@ struct Claim {
 }
 
 impl Claim {
-    fn new(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
-        let name = CString::try_from_fmt(fmt!("virtio{} swiotlb", dev.index()))
-            .map_err(|_| Reason::NoMemory)?;
+    /// Claims a range under a name, if there was memory for that.
+    fn new(extent: &Extent, name: Result<CString>) -> Result<Self, Reason> {
+        let name = name.map_err(|_| Reason::NoMemory)?;
         // SAFETY: The root of memory resources is static; the name lives as long as the claim.
         let resource = unsafe {
             core_bindings::__request_region(

@@ -73,15 +73,14 @@ impl Source for Pci {
         })
     }
 
-    fn bus_address(&self, extent: &Extent) -> u64 {
+    fn bus_address(&self, bar: u8, offset: u64) -> u64 {
         // SAFETY: By the type invariant; the BAR of an extent is below 6.
-        let bar =
-            unsafe { bindings::virtio_swiotlb_pci_bus_address(self.0, c_int::from(extent.bar)) };
-        bar + extent.offset
+        let start = unsafe { bindings::virtio_swiotlb_pci_bus_address(self.0, c_int::from(bar)) };
+        start + offset
     }
 
     fn memory(&self, dev: &Device, extent: &Extent) -> Result<Memory, Reason> {
-        Memory::claim(dev, extent)
+        Memory::of_bar(dev, extent)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     memory::Memory, //
 };
 
-/// Where a device's region is looked for.
+/// Where a region of a device's own is looked for.
 pub(crate) trait Source {
     /// Reads configuration space. May sleep.
     fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES];
@@ -29,10 +29,10 @@ pub(crate) trait Source {
     /// physical address `common`; `None` if they cannot be read. May sleep.
     fn dmb_registers(&self, common: u64) -> Option<DmbRegisters>;
 
-    /// The address of the region's first byte on the device's bus.
-    fn bus_address(&self, extent: &Extent) -> u64;
+    /// The address of byte `offset` of a BAR on the device's bus.
+    fn bus_address(&self, bar: u8, offset: u64) -> u64;
 
-    /// Makes the region's bytes reachable. May sleep.
+    /// Makes the bytes of a region in a BAR reachable. May sleep.
     ///
     /// # Errors
     ///

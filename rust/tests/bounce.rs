@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn map(&self, buffer: &mut [u8], direction: Direction) -> Result<Handle> {
-        let phys = fake::phys(buffer);
+        let phys = fake::phys(buffer.as_mut_ptr());
         // SAFETY: From kmalloc(), and the cases keep it and look at it when it is unmapped.
         unsafe { self.bounce.map(phys, buffer.len(), direction) }.ok_or(ENOMEM)
     }
@@ -479,7 +479,7 @@ mod cases {
         assert!(unmap_refused(&bench, &buffer, bus + SMALLEST as u64, 1000)?);
         assert!(unmap_refused(&bench, &buffer, 0, 1000)?);
         assert!(unmap_refused(&bench, &buffer, u64::MAX, 1000)?);
-        let phys = fake::phys(&mut buffer);
+        let phys = fake::phys(buffer.as_mut_ptr());
         assert!(unmap_refused(&bench, &buffer, phys, 1000)?);
         let start = bench.bounce.region().extent().start;
         assert!(unmap_refused(&bench, &buffer, handle - bus + start, 1000)?);

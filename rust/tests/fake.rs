@@ -13,6 +13,7 @@ use crate::{
     parameters::Parameters,
     policy::{
         types::Types,
+        Hint,
         Reason, //
     },
     region::{
@@ -24,11 +25,13 @@ use crate::{
     wire::{
         capabilities::COMMON_DMB_BYTES,
         AddressForm,
+        At,
         Bar,
         DmbRegisters,
         Extent,
         Features,
         Finding,
+        NamedBy,
         BARS,
         CONFIG_SPACE_BYTES,
         MIN_REGION_PAGES, //
@@ -183,6 +186,12 @@ impl Fake {
     pub(crate) fn log(&self) -> Log {
         // SAFETY: Plain data of a live fake, written by this thread only.
         unsafe { (&raw const (*self.0.as_ptr()).log).read() }
+    }
+
+    /// Where the BAR begins for the guest.
+    pub(crate) fn start(&self) -> u64 {
+        // SAFETY: Plain data of a live fake, written by this thread only.
+        unsafe { (*self.0.as_ptr()).setup.start }
     }
 
     /// What the device was told of features since its last reset.
@@ -358,16 +367,24 @@ impl Fake {
     }
 
     /// The bytes at an address that the device was told; `None` unless all of them lie in the
-    /// region. This is all of the guest's memory that the device has.
+    /// region, or in the shared pool if one is named. This is all of the guest's memory that the
+    /// device has.
     pub(crate) fn with_bytes<R>(
         &self,
         address: u64,
         len: usize,
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Option<R> {
+        if let Some(pool) = Pool::of(self) {
+            return pool.with_bytes(address, len, f);
+        }
         let extent = self.extent(self.told().has(DMB))?;
+        let At::Bar { bar, offset, .. } = extent.at else {
+            return None;
+        };
+        let at = offset as usize;
         let first = match extent.form {
-            AddressForm::Bus => Region::of(self.device())?.bus_address(&extent),
+            AddressForm::Bus => Region::of(self.device())?.bus_address(bar, offset),
             AddressForm::Offset(offset) => offset,
         };
         let offset = usize::try_from(address.checked_sub(first)?).ok()?;
@@ -375,14 +392,14 @@ impl Fake {
         if end > extent.bytes as usize {
             return None;
         }
-        let at = extent.offset as usize;
         self.with_bar(|bar| bar.get_mut(at + offset..at + end).map(f))
     }
 
     /// Where the device's region is now, if it has one that is usable, by its capability or by the
     /// registers of VIRTIO_F_DMB.
     fn extent(&self, by_registers: bool) -> Option<Extent> {
-        let found = region::find(self.device(), by_registers);
+        let parameters = registry().common.parameters(self.device());
+        let found = region::find(self.device(), by_registers, &parameters);
         let finding = match by_registers {
             true => found.dmb,
             false => found.swiotlb,
@@ -400,7 +417,8 @@ impl Fake {
     /// `ENODEV` if it has none that is usable.
     pub(crate) fn map_region(&self) -> Result<region::Region> {
         let extent = self.extent(false).ok_or(ENODEV)?;
-        region::Region::new(self.device(), &extent).map_err(|_| ENODEV)
+        let pools = &registry().common.shared_pools;
+        region::Region::new(self.device(), &extent, pools).map_err(|_| ENODEV)
     }
 
     /// What the module knows of the device, if it has seen it.
@@ -517,11 +535,28 @@ impl Region {
     /// The parameters that hold for the device in a module that was `loaded` with others.
     pub(crate) fn parameters(&self, loaded: Parameters) -> Parameters {
         Parameters {
-            hint: true,
+            hint: Hint::All,
             dmb: DMB,
             types: Types::of(&[TYPE as u8]),
             require: REQUIRES.load(Relaxed),
             ..loaded
+        }
+    }
+
+    /// The shared pool that is named for the device.
+    pub(crate) fn shared_pool(&self) -> Finding {
+        let setup = self.setup();
+        match setup.pool.is_null() {
+            true => Finding::Absent,
+            false => Finding::Usable(Extent {
+                start: phys(setup.pool),
+                bytes: setup.pool_bytes,
+                at: At::SharedPool {
+                    by: NamedBy::Devicetree,
+                    in_linear_map: true,
+                },
+                form: AddressForm::Bus,
+            }),
         }
     }
 
@@ -564,22 +599,86 @@ impl region::Source for Region {
         })
     }
 
-    fn bus_address(&self, extent: &Extent) -> u64 {
-        self.setup().bus + extent.offset
+    fn bus_address(&self, _bar: u8, offset: u64) -> u64 {
+        self.setup().bus + offset
     }
 
     fn memory(&self, _dev: &Device, extent: &Extent) -> Result<region::Memory, Reason> {
+        let offset = (extent.start - self.setup().start) as usize;
         // SAFETY: A fake has memory, and an extent lies in its BAR.
-        let base =
-            unsafe { NonNull::new_unchecked((*self.0.get()).memory).add(extent.offset as usize) };
+        let base = unsafe { NonNull::new_unchecked((*self.0.get()).memory).add(offset) };
         Ok(region::Memory::mapped(base))
     }
 }
 
-/// The guest physical address of a buffer from kmalloc().
-pub(crate) fn phys(buffer: &mut [u8]) -> u64 {
+/// The guest physical address of a byte in the linear map, as that of a buffer from kmalloc() is.
+pub(crate) fn phys(byte: *mut u8) -> u64 {
     // SAFETY: Arithmetic only.
-    unsafe { bindings::virtio_swiotlb_fake_phys(buffer.as_mut_ptr().cast()) }
+    unsafe { bindings::virtio_swiotlb_fake_phys(byte.cast()) }
+}
+
+/// Memory that can be named as a shared pool, filled with [`FILL`]. It goes with its test.
+#[derive(Clone, Copy)]
+pub(crate) struct Pool {
+    first: NonNull<u8>,
+    bytes: usize,
+}
+
+impl Pool {
+    /// A pool of `bytes` bytes. Its devices are to be made later.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
+        // SAFETY: Called by a case of KUnit, whose end frees the memory.
+        let first = unsafe { bindings::virtio_swiotlb_fake_pool(bytes) };
+        let first = NonNull::new(first).ok_or(ENOMEM)?;
+        let pool = Self { first, bytes };
+        pool.with(|bytes| bytes.fill(FILL));
+        Ok(pool)
+    }
+
+    /// The pool that is named for a device.
+    fn of(fake: &Fake) -> Option<Self> {
+        let setup = Region::of(fake.device())?.setup();
+        Some(Self {
+            first: NonNull::new(setup.pool)?,
+            bytes: setup.pool_bytes as usize,
+        })
+    }
+
+    /// Firmware names the first `bytes` bytes of the pool for a device.
+    pub(crate) fn name_first(&self, bytes: usize, fake: &Fake) {
+        fake.change(|setup| {
+            setup.pool = self.first.as_ptr();
+            setup.pool_bytes = bytes as u64;
+        });
+    }
+
+    /// Firmware names the pool for a device.
+    pub(crate) fn name(&self, fake: &Fake) {
+        self.name_first(self.bytes, fake);
+    }
+
+    /// Where it begins for the guest.
+    pub(crate) fn start(&self) -> u64 {
+        phys(self.first.as_ptr())
+    }
+
+    /// Looks at the pool, as its devices do.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut bytes = NonNull::slice_from_raw_parts(self.first, self.bytes);
+        // SAFETY: Everything that uses these bytes runs in this thread, and `f` calls none of it.
+        f(unsafe { bytes.as_mut() })
+    }
+
+    /// The bytes at an address that a device was told; `None` unless all of them lie in the pool.
+    fn with_bytes<R>(&self, address: u64, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+        let offset = usize::try_from(address.checked_sub(self.start())?).ok()?;
+        let end = offset.checked_add(len)?;
+        self.with(|pool| pool.get_mut(offset..end).map(f))
+    }
 }
 
 /// Calls `f` with interrupts off on this CPU. It must come back.

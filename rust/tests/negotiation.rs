@@ -1022,8 +1022,8 @@ mod cases {
             fake.move_region(offset, PLAN.region_bytes);
             fake.bind()?;
             assert!(bound_with(&fake, &before));
-            let found = fake.bounce(|b| b.region().extent().offset);
-            assert_eq!(found, Some(offset as u64));
+            let found = fake.bounce(|b| b.region().extent().start);
+            assert_eq!(found, Some(fake.start() + offset as u64));
             works(&fake, 1, false)?;
             fake.unbind();
         }

@@ -531,6 +531,37 @@ u64 virtio_swiotlb_fake_phys(void *buffer)
 	return virt_to_phys(buffer);
 }
 
+struct pool {
+	void *pages;
+	size_t bytes;
+};
+
+static void pool_free(void *data)
+{
+	struct pool *pool = data;
+
+	free_pages_exact(pool->pages, pool->bytes);
+}
+
+/*
+ * Pages of the linear map to be named as a shared pool, until the test ends. The
+ * devices that use them have to be made after this, for they go before.
+ */
+u8 *virtio_swiotlb_fake_pool(size_t bytes)
+{
+	struct kunit *test = kunit_get_current_test();
+	struct pool *pool = kunit_kzalloc(test, sizeof(*pool), GFP_KERNEL);
+
+	if (!pool)
+		return NULL;
+	pool->bytes = bytes;
+	pool->pages = alloc_pages_exact(bytes, GFP_KERNEL);
+	if (!pool->pages ||
+	    kunit_add_action_or_reset(test, pool_free, pool))
+		return NULL;
+	return pool->pages;
+}
+
 void virtio_swiotlb_fake_interrupts(bool on)
 {
 	if (on)

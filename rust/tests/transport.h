@@ -55,6 +55,8 @@ struct virtio_swiotlb_fake_setup {
 	bool dmb;		/* has the registers of VIRTIO_F_DMB: */
 	u16 dmb_shm_id;
 	u16 dmb_memory_type;
+	u8 *pool;		/* the shared pool that is named for it, or NULL */
+	u64 pool_bytes;
 
 	u32 wanted_queues;
 	u64 unwanted;		/* the driver's validate() clears these */
@@ -124,6 +126,7 @@ void virtio_swiotlb_fake_unmap(struct virtio_swiotlb_fake *fake, u64 handle,
 			       size_t len);
 
 u64 virtio_swiotlb_fake_phys(void *buffer);
+u8 *virtio_swiotlb_fake_pool(size_t bytes);
 void virtio_swiotlb_fake_interrupts(bool on);
 int virtio_swiotlb_fake_module_users(void);
 

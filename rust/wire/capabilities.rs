@@ -14,6 +14,7 @@
 use super::{
     uses_shared_memory,
     AddressForm,
+    At,
     Bar,
     DmbRegisters,
     Extent,
@@ -306,13 +307,15 @@ impl<'a> ConfigSpace<'a> {
             return Err(Fault::NotPrefetchable(bar));
         }
         Ok(Extent {
-            bar,
-            offset: start - bar_start,
             start,
             bytes,
-            shares_bar: self
-                .structure(|structure, other| structure.is_driven() && other.bar == bar)
-                .is_some(),
+            at: At::Bar {
+                bar,
+                offset: start - bar_start,
+                shared: self
+                    .structure(|structure, other| structure.is_driven() && other.bar == bar)
+                    .is_some(),
+            },
             form: match named {
                 Named::BySwiotlb => AddressForm::Bus,
                 Named::BySharedMemory => AddressForm::Offset(start - window_start),
@@ -593,11 +596,13 @@ mod tests {
         assert_eq!(
             fault(4, 0, 0x10_0000),
             Finding::Usable(Extent {
-                bar: 4,
-                offset: 0,
                 start: BAR4,
                 bytes: 0x10_0000,
-                shares_bar: false,
+                at: At::Bar {
+                    bar: 4,
+                    offset: 0,
+                    shared: false,
+                },
                 form: AddressForm::Bus,
             })
         );
@@ -813,6 +818,11 @@ mod tests {
         }
     }
 
+    /// Whether the transport's driver claims the BAR of a region.
+    fn shares_bar(extent: &Extent) -> bool {
+        matches!(extent.at, At::Bar { shared: true, .. })
+    }
+
     #[test]
     fn neighbours_do_not_overlap() {
         let mut device = with_region(4, 0x1_0000, 0x4_0000);
@@ -821,7 +831,7 @@ mod tests {
         // What is empty is nowhere.
         device.virtio(TYPE_NOTIFY, 4, 0x2_0000, 0);
         match device.region() {
-            Finding::Usable(extent) => assert!(extent.shares_bar),
+            Finding::Usable(extent) => assert!(shares_bar(&extent)),
             _ => assert!(false),
         }
     }
@@ -831,7 +841,7 @@ mod tests {
         let mut device = with_region(4, 0x1_0000, 0x4_0000);
         device.msix(2, 4, 0x1000 | 4);
         match device.region() {
-            Finding::Usable(extent) => assert!(!extent.shares_bar),
+            Finding::Usable(extent) => assert!(!shares_bar(&extent)),
             _ => assert!(false),
         }
     }
@@ -870,11 +880,13 @@ mod tests {
             assert_eq!(
                 device.shared_region(128, page),
                 Finding::Usable(Extent {
-                    bar: 4,
-                    offset: 0x1_0000 + page,
                     start: BAR4 + 0x1_0000 + page,
                     bytes: 0x8_0000 - page,
-                    shares_bar: false,
+                    at: At::Bar {
+                        bar: 4,
+                        offset: 0x1_0000 + page,
+                        shared: false,
+                    },
                     form: AddressForm::Offset(page),
                 })
             );
@@ -895,7 +907,7 @@ mod tests {
         match device.shared_region(128, 0x4000) {
             Finding::Usable(extent) => {
                 assert_eq!(extent.form, AddressForm::Offset(0x7000));
-                assert_eq!((extent.offset, extent.bytes), (0x1_8000, 0x7_8000));
+                assert_eq!((extent.start, extent.bytes), (BAR4 + 0x1_8000, 0x7_8000));
             }
             _ => assert!(false),
         }

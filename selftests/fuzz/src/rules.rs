@@ -6,11 +6,11 @@ use crate::input::Input;
 use crate::policy::limits::{
     features_to_mask, longest_queue, most_segments, needed, request_queues, split, Limits, Room,
 };
-use crate::policy::{decide, is_relevant, offers_dmb, Decision, Facts};
+use crate::policy::{decide, is_relevant, offers_dmb, Decision, Facts, Hint};
 use crate::wire::capabilities::{ConfigSpace, Search, COMMON_BYTES, COMMON_DMB_BYTES};
 use crate::wire::{
-    bounds, uses_shared_memory, AddressForm, Bar, Bound, DmbRegisters, Extent, Features, Finding,
-    Findings, BARS, CONFIG_SPACE_BYTES, MIN_REGION_PAGES,
+    bounds, uses_shared_memory, AddressForm, At, Bar, Bound, DmbRegisters, Extent, Features,
+    Finding, Findings, NamedBy, BARS, CONFIG_SPACE_BYTES, MIN_REGION_PAGES,
 };
 
 /// A page size of a guest, in bytes.
@@ -38,11 +38,14 @@ fn bars(input: &mut Input<'_>) -> [Bar; BARS] {
 
 /// Whether these are the addresses of a part of a BAR of the device.
 fn check_extent(extent: &Extent, bars: &[Bar; BARS], page: u64) {
+    let At::Bar { bar, offset, .. } = extent.at else {
+        panic!("a region that is in no BAR");
+    };
     let Bar::Memory {
         start,
         bytes,
         prefetchable,
-    } = bars[usize::from(extent.bar)]
+    } = bars[usize::from(bar)]
     else {
         panic!("a region in a BAR that is no memory");
     };
@@ -50,8 +53,8 @@ fn check_extent(extent: &Extent, bars: &[Bar; BARS], page: u64) {
     assert!(extent.bytes >= MIN_REGION_PAGES as u64 * page);
     assert_eq!(extent.start % page, 0);
     assert_eq!(extent.bytes % page, 0);
-    assert_eq!(extent.start, start + extent.offset);
-    let end = extent.offset.checked_add(extent.bytes);
+    assert_eq!(extent.start, start + offset);
+    let end = offset.checked_add(extent.bytes);
     assert!(end.is_some_and(|end| end <= bytes));
     assert!(extent.start.checked_add(extent.bytes).is_some());
 }
@@ -75,6 +78,7 @@ pub fn wire(data: &[u8]) {
     let find = || Findings {
         swiotlb: ConfigSpace::new(&space).region(&search),
         dmb: ConfigSpace::new(&space).shared_region(registers, &search),
+        ..Findings::NONE
     };
     let found = find();
     for finding in [found.swiotlb, found.dmb] {
@@ -124,11 +128,13 @@ pub fn policy(data: &[u8]) {
         0 => Finding::Absent,
         1 => Finding::Malformed(crate::wire::Fault::Empty),
         _ => Finding::Usable(Extent {
-            bar: input.u8() % 6,
-            offset: 0,
             start: u64::from(input.u32()) << 12,
             bytes: (MIN_REGION_PAGES as u64 + u64::from(input.u16())) * page as u64,
-            shares_bar: flags & 4 != 0,
+            at: At::Bar {
+                bar: input.u8() % 6,
+                offset: 0,
+                shared: flags & 4 != 0,
+            },
             form: AddressForm::Bus,
         }),
     };
@@ -136,17 +142,33 @@ pub fn policy(data: &[u8]) {
         0 => Finding::Absent,
         1 => Finding::Malformed(crate::wire::Fault::NoRegisters),
         _ => Finding::Usable(Extent {
-            bar: 0,
-            offset: page as u64,
             start: u64::from(input.u32()) << 16,
             bytes: (MIN_REGION_PAGES * page) as u64,
-            shares_bar: false,
+            at: At::Bar {
+                bar: 0,
+                offset: page as u64,
+                shared: false,
+            },
             form: AddressForm::Offset(page as u64),
+        }),
+    };
+    let shared_pool = match input.u8() % 3 {
+        0 => Finding::Absent,
+        1 => Finding::Malformed(crate::wire::Fault::PoolInRam),
+        _ => Finding::Usable(Extent {
+            start: u64::from(input.u32()) << 16,
+            bytes: (MIN_REGION_PAGES * page) as u64,
+            at: At::SharedPool {
+                by: NamedBy::Acpi,
+                in_linear_map: false,
+            },
+            form: AddressForm::Bus,
         }),
     };
     let found = Findings {
         swiotlb: finding,
         dmb,
+        shared_pool,
     };
     let facts = Facts {
         device_type: input.u8().into(),
@@ -155,7 +177,11 @@ pub fn policy(data: &[u8]) {
         dmb: Features(u64::from(input.u8() & 1) << 44),
         names_regions: flags & 8 != 0,
         own_mapping: flags & 16 != 0,
-        hint: flags & 32 != 0,
+        hint: match input.u8() % 3 {
+            0 => Hint::None,
+            1 => Hint::Pool,
+            _ => Hint::All,
+        },
         required: flags & 64 != 0,
         tried: flags & 128 != 0,
     };
@@ -163,7 +189,7 @@ pub fn policy(data: &[u8]) {
     let decision = decide(&facts);
     match decision {
         Decision::Accept(extent) | Decision::Hint(extent) => {
-            assert!([finding, dmb].contains(&Finding::Usable(extent)));
+            assert!([finding, dmb, shared_pool].contains(&Finding::Usable(extent)));
             assert!(is_relevant(facts.offered, facts.dmb, found));
             assert!(facts.offered.has(decision.accepted(facts.dmb)));
             assert!(!facts.own_mapping && facts.tried);

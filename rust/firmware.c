@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What firmware says of memory that is set aside for devices: the restricted DMA
+ * pools of Documentation/devicetree/bindings/reserved-memory, which ACPI can
+ * describe in the same words (PRP0001). The kernel acts on them only if
+ * CONFIG_DMA_RESTRICTED_POOL is set, and then only for a devicetree.
+ *
+ * All of it may sleep.
+ */
+
+#include <linux/acpi.h>
+#include <linux/device.h>
+#include <linux/dma-direct.h>
+#include <linux/ioport.h>
+#include <linux/mm.h>
+#include <linux/of.h>
+#include <linux/of_reserved_mem.h>
+#include <linux/pci.h>
+#include <linux/property.h>
+#include <linux/sched.h>
+#include <linux/set_memory.h>
+
+#include "helpers.h"
+
+/*
+ * The device of the host bridge that @pdev is behind, or if the bridge has no node
+ * of its own, the device that it was made for.
+ */
+struct device *virtio_swiotlb_host_bridge(struct pci_dev *pdev)
+{
+	struct pci_host_bridge *bridge = pci_find_host_bridge(pdev->bus);
+
+	return dev_fwnode(&bridge->dev) ? &bridge->dev : bridge->dev.parent;
+}
+
+/*
+ * The restricted DMA pool that @dev names, which the caller has to put. NULL if
+ * it names none, -EEXIST if it names two.
+ */
+static struct fwnode_handle *named_pool(struct device *dev)
+{
+	struct fwnode_handle *found = NULL, *node;
+	unsigned int i;
+
+	for (i = 0; ; i++) {
+		node = fwnode_find_reference(dev_fwnode(dev), "memory-region", i);
+		if (IS_ERR_OR_NULL(node))
+			return found;
+		if (!fwnode_device_is_compatible(node, "restricted-dma-pool")) {
+			fwnode_handle_put(node);
+			continue;
+		}
+		if (found) {
+			fwnode_handle_put(node);
+			fwnode_handle_put(found);
+			return ERR_PTR(-EEXIST);
+		}
+		found = node;
+	}
+}
+
+/* The only range of memory in _CRS. */
+static int acpi_range(struct acpi_device *adev, phys_addr_t *start, u64 *bytes)
+{
+#ifdef CONFIG_ACPI
+	struct resource_entry *entry;
+	LIST_HEAD(list);
+	int count = acpi_dev_get_memory_resources(adev, &list);
+
+	list_for_each_entry(entry, &list, node) {
+		*start = entry->res->start;
+		*bytes = resource_size(entry->res);
+	}
+	acpi_dev_free_resource_list(&list);
+	return count == 1 ? VIRTIO_SWIOTLB_ACPI : -ENODATA;
+#else
+	return -ENODATA;
+#endif
+}
+
+/*
+ * The restricted DMA pool that @dev names by memory-region, and by what. -ENOENT
+ * if it names none, -EEXIST if it names two, -ENODATA if there is no such range of
+ * memory, and -EBUSY if the kernel has taken it.
+ */
+int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes)
+{
+	struct fwnode_handle *node = named_pool(dev);
+	int ret = -ENODATA;
+
+	if (IS_ERR_OR_NULL(node))
+		return node ? PTR_ERR(node) : -ENOENT;
+	if (is_of_node(node)) {
+		/* Only what the kernel has reserved at boot is there. */
+		struct reserved_mem *rmem = of_reserved_mem_lookup(to_of_node(node));
+
+		if (rmem) {
+			*start = rmem->base;
+			*bytes = rmem->size;
+			ret = rmem->ops ? -EBUSY : VIRTIO_SWIOTLB_DEVICETREE;
+		}
+	} else if (is_acpi_device_node(node)) {
+		ret = acpi_range(to_acpi_device_node(node), start, bytes);
+	}
+	fwnode_handle_put(node);
+	return ret;
+}
+
+/* What the kernel uses some memory for. */
+enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
+{
+	unsigned long pfn, end = PHYS_PFN(start + bytes);
+
+	switch (region_intersects(start, bytes, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE)) {
+	case REGION_DISJOINT:
+		return VIRTIO_SWIOTLB_RAM_OUTSIDE;
+	case REGION_MIXED:
+		return VIRTIO_SWIOTLB_RAM_USED;
+	}
+	for (pfn = PHYS_PFN(start); pfn < end; pfn++) {
+		if (!pfn_valid(pfn) || !PageReserved(pfn_to_page(pfn)))
+			return VIRTIO_SWIOTLB_RAM_USED;
+		cond_resched();
+	}
+	return VIRTIO_SWIOTLB_RAM_RESERVED;
+}
+
+/* Whether a BAR of some PCI device, or a window of a bridge, has some of these addresses. */
+bool virtio_swiotlb_overlaps_bar(phys_addr_t start, u64 bytes)
+{
+	struct resource range = DEFINE_RES_MEM(start, bytes);
+	struct pci_dev *pdev = NULL;
+	struct resource *bar;
+
+	for_each_pci_dev(pdev) {
+		pci_dev_for_each_resource(pdev, bar) {
+			if (resource_type(bar) == IORESOURCE_MEM && bar->parent &&
+			    resource_overlaps(bar, &range)) {
+				pci_dev_put(pdev);
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+bool virtio_swiotlb_behind_iommu(struct device *dev)
+{
+	return device_iommu_mapped(dev);
+}
+
+/* The address of memory on the bus of @dev, if it is shared with the host. */
+dma_addr_t virtio_swiotlb_bus_address(struct device *dev, phys_addr_t phys)
+{
+	return phys_to_dma_unencrypted(dev, phys);
+}
+
+/* Gives the host access to pages of the linear map, where guest memory is encrypted. */
+int virtio_swiotlb_share(void *base, u64 bytes)
+{
+	return set_memory_decrypted((unsigned long)base, bytes >> PAGE_SHIFT);
+}
+
+/* Takes it away again. */
+int virtio_swiotlb_unshare(void *base, u64 bytes)
+{
+	return set_memory_encrypted((unsigned long)base, bytes >> PAGE_SHIFT);
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which part of a shared pool is whose.
+//!
+//! A device leases one part, for as long as its driver is bound. Nobody else's mapping lies there:
+//! to the device's own pool, a handle of another device is as far outside as any address is. So no
+//! device can end or starve the mappings of another, whatever it writes into its rings (wire
+//! format, R35).
+//!
+//! Pure: may be called in any context.
+
+/// A part of a shared pool, in bytes from its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Part {
+    /// Where it begins.
+    pub(crate) offset: u64,
+    /// Its length.
+    pub(crate) bytes: u64,
+}
+
+/// The longest leases are multiples of this, so that they fit where others were.
+const UNIT: u64 = 256 << 10;
+
+/// Chooses a part of a pool of `bytes` bytes for one more device: a quarter of the longest that is
+/// free, so that something is left for whoever comes later. `leased` are the other parts, in their
+/// order; returns the place in it as well. A part is of `smallest` bytes or more, and all lengths
+/// are multiples of the guest's page.
+///
+/// Returns `None` if no free part is so long.
+pub(crate) fn choose(
+    leased: impl Iterator<Item = Part>,
+    bytes: u64,
+    smallest: u64,
+) -> Option<(usize, Part)> {
+    let end = Part {
+        offset: bytes,
+        bytes: 0,
+    };
+    let mut longest = Part {
+        offset: 0,
+        bytes: 0,
+    };
+    let (mut place, mut free_from) = (0, 0);
+    for (index, next) in leased.chain([end]).enumerate() {
+        let free = next.offset - free_from;
+        if free > longest.bytes {
+            place = index;
+            longest = Part {
+                offset: free_from,
+                bytes: free,
+            };
+        }
+        free_from = next.offset + next.bytes;
+    }
+    if longest.bytes < smallest {
+        return None;
+    }
+    let quarter = longest.bytes / 4;
+    // Of a short one all is needed.
+    let share = (quarter - quarter % UNIT).max(UNIT).max(smallest);
+    let part = Part {
+        bytes: share.min(longest.bytes),
+        ..longest
+    };
+    Some((place, part))
+}
+
+#[cfg(any(test, CONFIG_KUNIT))]
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(virtio_swiotlb_leases))]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+    const SMALLEST: u64 = 16 * PAGE;
+    const MIB: u64 = 1 << 20;
+
+    const fn part(offset: u64, bytes: u64) -> Part {
+        Part { offset, bytes }
+    }
+
+    fn chosen(leased: &[Part], bytes: u64) -> Option<(usize, Part)> {
+        choose(leased.iter().copied(), bytes, SMALLEST)
+    }
+
+    #[test]
+    fn first_gets_a_quarter_and_so_does_the_next_of_the_rest() {
+        let first = part(0, 4 * MIB);
+        let second = part(4 * MIB, 3 * MIB);
+        assert_eq!(chosen(&[], 16 * MIB), Some((0, first)));
+        assert_eq!(chosen(&[first], 16 * MIB), Some((1, second)));
+        // 2.25 MiB.
+        let third = part(7 * MIB, 9 * UNIT);
+        assert_eq!(chosen(&[first, second], 16 * MIB), Some((2, third)));
+    }
+
+    #[test]
+    fn longest_free_part_is_used() {
+        let leased = [part(2 * MIB, MIB), part(8 * MIB, 4 * MIB)];
+        let expected = part(3 * MIB, 5 * UNIT);
+        assert_eq!(chosen(&leased, 16 * MIB), Some((1, expected)));
+        // Before the first lease.
+        let leased = [part(12 * MIB, MIB)];
+        assert_eq!(chosen(&leased, 16 * MIB), Some((0, part(0, 3 * MIB))));
+    }
+
+    #[test]
+    fn small_pools_are_used_to_the_end() {
+        let first = part(0, UNIT);
+        assert_eq!(chosen(&[], MIB / 2), Some((0, first)));
+        let second = part(UNIT, UNIT);
+        assert_eq!(chosen(&[first], MIB / 2), Some((1, second)));
+        assert_eq!(chosen(&[first, second], MIB / 2), None);
+        // What is left may be shorter.
+        let rest = part(UNIT, SMALLEST);
+        assert_eq!(chosen(&[first], UNIT + SMALLEST), Some((1, rest)));
+        assert_eq!(chosen(&[first], UNIT + SMALLEST - PAGE), None);
+        assert_eq!(chosen(&[], SMALLEST), Some((0, part(0, SMALLEST))));
+        assert_eq!(chosen(&[], 0), None);
+    }
+
+    #[test]
+    fn smallest_lease_may_be_longer_than_a_unit() {
+        // As with pages of 64 KiB.
+        let smallest = 4 * UNIT;
+        let first = part(0, smallest);
+        let none: [Part; 0] = [];
+        let choose = |leased: &[Part], bytes| choose(leased.iter().copied(), bytes, smallest);
+        assert_eq!(choose(&none, 2 * smallest), Some((0, first)));
+        assert_eq!(choose(&[first], 2 * smallest - PAGE), None);
+    }
+
+    #[test]
+    fn many_devices_come_before_one_is_turned_away() {
+        let mut leased = [part(0, 0); 64];
+        let mut count = 0;
+        while let Some((place, part)) = chosen(&leased[..count], 16 * MIB) {
+            assert_eq!(place, count);
+            leased[count] = part;
+            count += 1;
+        }
+        // Without gaps, to the end, and none is much shorter than those before it.
+        let last = leased[count - 1];
+        assert_eq!(last.offset + last.bytes, 16 * MIB);
+        assert_eq!(count, 15);
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The shared pools that are in use, and the parts of them that devices lease.
+//!
+//! A pool is claimed and mapped for its first lease, and let go after its last. What a device
+//! leaves in its part is wiped before another device can have it. Between devices that are there at
+//! the same time it hides nothing: the host may have given each of them the whole pool.
+//!
+//! All of it may sleep. The lock is taken after all others.
+
+use super::{
+    super::{
+        policy::Reason,
+        pool::leases::{
+            choose,
+            Part, //
+        },
+        wire::{
+            Extent,
+            MIN_REGION_PAGES, //
+        }, //
+    },
+    memory::Memory, //
+};
+use core::ptr::{
+    self,
+    NonNull, //
+};
+use kernel::{
+    fmt,
+    new_mutex,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// All shared pools that are in use.
+#[pin_data]
+pub(crate) struct SharedPools {
+    #[pin]
+    open: Mutex<KVec<SharedPool>>,
+}
+
+/// A shared pool that is mapped.
+struct SharedPool {
+    extent: Extent,
+    memory: Memory,
+    /// In the order of their offsets; not empty.
+    leases: KVec<Leased>,
+}
+
+/// A part of a pool, and whose it is.
+struct Leased {
+    part: Part,
+    /// The number in the device's name: 3 for virtio3.
+    holder: u32,
+}
+
+impl SharedPool {
+    /// Adds a lease of `holder`, and says what it has.
+    fn lease(&mut self, holder: u32) -> Result<Part, Reason> {
+        let smallest = (MIN_REGION_PAGES * PAGE_SIZE) as u64;
+        let leased = self.leases.iter().map(|lease| lease.part);
+        let (place, part) = choose(leased, self.extent.bytes, smallest).ok_or(Reason::PoolTaken)?;
+        self.leases
+            .reserve(1, GFP_KERNEL)
+            .map_err(|_| Reason::NoMemory)?;
+        self.leases
+            .insert_within_capacity(place, Leased { part, holder })
+            .map_err(|_| Reason::NoMemory)?;
+        Ok(part)
+    }
+
+    fn overlaps(&self, extent: &Extent) -> bool {
+        self.extent.start < extent.start + extent.bytes
+            && extent.start < self.extent.start + self.extent.bytes
+    }
+}
+
+impl SharedPools {
+    /// None in use.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            open <- new_mutex!(KVec::new()),
+        })
+    }
+
+    /// How many are in use.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn open(&self) -> usize {
+        self.open.lock().len()
+    }
+
+    /// Leases a part of the pool `extent` to the device virtio`holder`.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::PoolTaken`] if other devices have all of it, [`Reason::Claimed`] if something else
+    /// uses its addresses, [`Reason::NoMemory`] if it cannot be mapped, [`Reason::Encrypted`] if
+    /// the host cannot be given access to it.
+    pub(super) fn lease(self: &Arc<Self>, extent: &Extent, holder: u32) -> Result<Lease, Reason> {
+        let mut open = self.open.lock();
+        let index = match open.iter().position(|pool| pool.overlaps(extent)) {
+            Some(index) => index,
+            None => {
+                let pool = SharedPool {
+                    extent: *extent,
+                    memory: Memory::of_pool(extent)?,
+                    leases: KVec::new(),
+                };
+                open.push(pool, GFP_KERNEL).map_err(|_| Reason::NoMemory)?;
+                open.len() - 1
+            }
+        };
+        let pool = &mut open[index];
+        // What names a pool may differ; where it begins and ends may not.
+        if (pool.extent.start, pool.extent.bytes) != (extent.start, extent.bytes) {
+            return Err(Reason::Claimed);
+        }
+        let leased = pool.lease(holder);
+        let (base, cache_mode) = (pool.memory.base(), pool.memory.cache_mode());
+        if pool.leases.is_empty() {
+            let _ = open.remove(index);
+        }
+        let part = leased?;
+        Ok(Lease {
+            pool: extent.start,
+            part,
+            // SAFETY: The part lies in the pool.
+            base: unsafe { base.add(part.offset as usize) },
+            cache_mode,
+            pools: self.clone(),
+        })
+    }
+
+    /// Writes who has what: a line for each pool, and one for each lease below it.
+    pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for pool in &*self.open.lock() {
+            let Extent { start, bytes, .. } = pool.extent;
+            let leased: u64 = pool.leases.iter().map(|lease| lease.part.bytes).sum();
+            writeln!(f, "{start:#x}+{bytes:#x} {leased}/{bytes} bytes")?;
+            for Leased { part, holder } in &pool.leases {
+                let start = start + part.offset;
+                writeln!(f, "  {start:#x}+{:#x} virtio{holder}", part.bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A part of a shared pool, until this is dropped.
+pub(super) struct Lease {
+    /// Where the pool begins, which stays open.
+    pool: u64,
+    part: Part,
+    base: NonNull<u8>,
+    cache_mode: &'static CStr,
+    pools: Arc<SharedPools>,
+}
+
+impl Lease {
+    /// The part of the pool `extent` that is leased.
+    pub(super) fn extent(&self, pool: &Extent) -> Extent {
+        Extent {
+            start: pool.start + self.part.offset,
+            bytes: self.part.bytes,
+            ..*pool
+        }
+    }
+
+    /// The first byte.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// How the CPU caches it.
+    pub(super) fn cache_mode(&self) -> &'static CStr {
+        self.cache_mode
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // The next holder is not shown what this one left. Its device was reset.
+        // SAFETY: The part is mapped as long as the lease is listed.
+        unsafe { ptr::write_bytes(self.base.as_ptr(), 0, self.part.bytes as usize) };
+        let mut open = self.pools.open.lock();
+        let Some(index) = open.iter().position(|pool| pool.extent.start == self.pool) else {
+            return;
+        };
+        let leases = &mut open[index].leases;
+        leases.retain(|lease| lease.part != self.part);
+        if leases.is_empty() {
+            let _ = open.remove(index);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What becomes of devices for which a shared pool is named.
+//!
+//! R29, R30... are the rules of Documentation/wire-format.rst.
+
+use super::{
+    fake::{
+        registry,
+        Fake,
+        Plan,
+        Pool,
+        DMB,
+        FILL,
+        INDIRECT,
+        PACKED,
+        PLAN,
+        SMALLEST, //
+    },
+    negotiation::{
+        rings_in_region,
+        works, //
+    }, //
+};
+use crate::{
+    policy::Reason,
+    wire::{
+        At,
+        Extent,
+        Fault,
+        Features,
+        NamedBy, //
+    }, //
+};
+use kernel::prelude::*;
+
+const MODERN: Features = Features::VERSION_1;
+const BIT: Features = MODERN.with(Features::SWIOTLB);
+/// As long as pages side by side can be had.
+const POOL_BYTES: usize = 64 * SMALLEST;
+
+/// A device without a region of its own.
+const PLAIN: Plan = Plan {
+    offered: BIT,
+    capability: false,
+    ..PLAN
+};
+
+/// A device for which `pool` is named.
+fn device(pool: &Pool, offered: Features) -> Result<Fake> {
+    let fake = Fake::new(&Plan { offered, ..PLAIN })?;
+    pool.name(&fake);
+    Ok(fake)
+}
+
+/// What a bounced device has of a pool.
+fn lease(fake: &Fake) -> Option<Extent> {
+    fake.bounce(|bounce| *bounce.region().extent())
+}
+
+/// Whether the lease of a device lies in the pool.
+fn lies_in(pool: &Pool, lease: &Extent) -> bool {
+    let is_shared = matches!(
+        lease.at,
+        At::SharedPool {
+            by: NamedBy::Devicetree,
+            ..
+        }
+    );
+    let offset = lease.start.wrapping_sub(pool.start());
+    is_shared && lease.bytes != 0 && offset + lease.bytes <= POOL_BYTES as u64
+}
+
+/// How many pools are in use.
+fn open_pools() -> usize {
+    registry().common.shared_pools.open()
+}
+
+#[kunit_tests(virtio_swiotlb_pools)]
+mod cases {
+    use super::*;
+
+    #[test]
+    fn pool_serves_every_ring_format() -> Result {
+        // R2 to R5, R35.
+        let pool = Pool::new(POOL_BYTES)?;
+        for packed in [Features(0), PACKED] {
+            for indirect in [Features(0), INDIRECT] {
+                let offered = BIT.with(packed).with(indirect);
+                let fake = device(&pool, offered)?;
+                fake.bind()?;
+                assert_eq!(fake.told(), offered);
+                assert_eq!(fake.mode(), "bounced");
+                let lease = lease(&fake).ok_or(EINVAL)?;
+                assert!(lies_in(&pool, &lease));
+                assert_eq!(open_pools(), 1);
+                assert!(rings_in_region(&fake));
+                works(&fake, 1, indirect != Features(0))?;
+                fake.unbind();
+                assert_eq!(open_pools(), 0);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pool_without_the_bit_is_a_hint() -> Result {
+        // R39: the device is told nothing.
+        let pool = Pool::new(POOL_BYTES)?;
+        let fake = device(&pool, MODERN)?;
+        fake.bind()?;
+        assert_eq!(fake.mode(), "hint");
+        assert_eq!(fake.told(), MODERN);
+        assert!(rings_in_region(&fake));
+        works(&fake, 1, false)?;
+        fake.unbind();
+        Ok(())
+    }
+
+    #[test]
+    fn devices_have_parts_of_their_own() -> Result {
+        // R35.
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        let other = device(&pool, BIT)?;
+        one.bind()?;
+        other.bind()?;
+        assert_eq!(open_pools(), 1);
+        let first = lease(&one).ok_or(EINVAL)?;
+        let second = lease(&other).ok_or(EINVAL)?;
+        assert!(lies_in(&pool, &first) && lies_in(&pool, &second));
+        assert!(
+            first.start + first.bytes <= second.start || second.start + second.bytes <= first.start
+        );
+        works(&one, 1, false)?;
+        // The pool is there as long as one of them is.
+        one.unbind();
+        assert_eq!(open_pools(), 1);
+        works(&other, 1, false)?;
+        other.unbind();
+        assert_eq!(open_pools(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn handles_of_a_neighbour_name_nothing() -> Result {
+        // R35: whatever a device names, its neighbour's mappings stay.
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        let other = device(&pool, BIT)?;
+        one.bind()?;
+        other.bind()?;
+        let first = lease(&one).ok_or(EINVAL)?;
+        let before = one.bounce(|bounce| bounce.live());
+        for offset in (0..first.bytes).step_by(SMALLEST / 16) {
+            other.unmap_unknown(first.start + offset, 64);
+        }
+        assert_eq!(one.bounce(|bounce| bounce.live()), before);
+        let blamed = |fake: &Fake| fake.bounce(|bounce| bounce.counters().bad_handle);
+        assert_eq!(blamed(&one), Some(0));
+        assert!(blamed(&other) > Some(0));
+        works(&one, 1, false)?;
+        one.unbind();
+        other.unbind();
+        Ok(())
+    }
+
+    #[test]
+    fn lease_is_wiped_when_its_device_goes() -> Result {
+        let pool = Pool::new(POOL_BYTES)?;
+        let fake = device(&pool, BIT)?;
+        fake.bind()?;
+        let leased = lease(&fake).ok_or(EINVAL)?.bytes as usize;
+        // What the device puts there itself, too.
+        pool.with(|bytes| bytes[..leased].fill(FILL));
+        fake.unbind();
+        assert!(pool.with(|bytes| bytes[..leased].iter().all(|byte| *byte == 0)));
+        // And nothing else.
+        assert!(pool.with(|bytes| bytes[leased..].iter().all(|byte| *byte == FILL)));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_device_leaves_is_leased_again() -> Result {
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        let other = device(&pool, BIT)?;
+        one.bind()?;
+        other.bind()?;
+        let first = lease(&one).ok_or(EINVAL)?;
+        let second = lease(&other).ok_or(EINVAL)?;
+        // The second is not moved; the first comes back to what is longer now.
+        for _ in 0..10 {
+            one.unbind();
+            one.bind()?;
+            assert_eq!(lease(&other), Some(second));
+        }
+        works(&other, 1, false)?;
+        other.unbind();
+        one.unbind();
+        one.bind()?;
+        assert_eq!(lease(&one), Some(first));
+        one.unbind();
+        Ok(())
+    }
+
+    #[test]
+    fn full_pool_turns_a_device_away() -> Result {
+        // Room for one lease.
+        let pool = Pool::new(SMALLEST)?;
+        let one = device(&pool, BIT)?;
+        let other = device(&pool, BIT)?;
+        let hinted = device(&pool, MODERN)?;
+        one.bind()?;
+        assert!(other.bind() == Err(ENODEV));
+        assert!(other.reason() == Some(Reason::PoolTaken));
+        assert_eq!(other.mode(), "refused");
+        assert_eq!(other.told(), Features(0));
+        // R7.
+        hinted.bind()?;
+        assert!(hinted.reason() == Some(Reason::PoolTaken));
+        assert_eq!(hinted.mode(), "ignored");
+        works(&one, 1, false)?;
+        one.unbind();
+        hinted.unbind();
+        assert_eq!(open_pools(), 0);
+        // It has to be bound anew, and then has what the other had.
+        other.bind()?;
+        assert_eq!(other.mode(), "bounced");
+        works(&other, 1, false)?;
+        other.unbind();
+        Ok(())
+    }
+
+    #[test]
+    fn names_that_disagree_on_the_pool_are_refused() -> Result {
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        let other = Fake::new(&PLAIN)?;
+        pool.name_first(POOL_BYTES / 2, &other);
+        one.bind()?;
+        assert!(other.bind() == Err(ENODEV));
+        assert!(other.reason() == Some(Reason::Claimed));
+        assert_eq!(open_pools(), 1);
+        works(&one, 1, false)?;
+        one.unbind();
+        other.bind()?;
+        other.unbind();
+        assert_eq!(open_pools(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn own_region_is_taken_before_the_pool() -> Result {
+        let pool = Pool::new(POOL_BYTES)?;
+        let fake = Fake::new(&Plan {
+            offered: BIT,
+            ..PLAN
+        })?;
+        pool.name(&fake);
+        fake.bind()?;
+        let lease = lease(&fake).ok_or(EINVAL)?;
+        assert!(matches!(lease.at, At::Bar { .. }));
+        assert_eq!(open_pools(), 0);
+        fake.unbind();
+        Ok(())
+    }
+
+    #[test]
+    fn offsets_are_never_into_a_pool() -> Result {
+        // R29.
+        let pool = Pool::new(POOL_BYTES)?;
+        let fake = device(&pool, MODERN.with(DMB))?;
+        assert!(fake.bind() == Err(ENODEV));
+        assert!(fake.reason() == Some(Reason::Malformed(Fault::NoRegisters)));
+        assert_eq!(fake.told(), Features(0));
+        assert_eq!(open_pools(), 0);
+        Ok(())
+    }
+
+    #[cfg(CONFIG_PM_SLEEP)]
+    #[test]
+    fn lease_outlives_a_suspend() -> Result {
+        let pool = Pool::new(POOL_BYTES)?;
+        let fake = device(&pool, BIT)?;
+        fake.bind()?;
+        let before = lease(&fake);
+        works(&fake, 1, false)?;
+        fake.freeze()?;
+        fake.restore()?;
+        assert_eq!(lease(&fake), before);
+        assert_eq!(fake.told(), BIT);
+        works(&fake, 1, false)?;
+        fake.unbind();
+        Ok(())
+    }
+}
