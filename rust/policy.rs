@@ -81,8 +81,8 @@ pub enum Reason {
     Untried(u32),
     /// VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM (R30).
     NoAccessPlatform,
-    /// There is a region without the bit, and parameter `hint` does not have it used.
-    HintOff,
+    /// There is a region without the bit, and parameter `hint` is not this.
+    HintOff(Hint),
     /// What is named as the region is not usable (R14, R31, R34).
     Malformed(Fault),
     /// A block, or what else a request carries whole, has `bytes` bytes, and no request in the
@@ -140,9 +140,10 @@ impl fmt::Display for Reason {
             Self::NoAccessPlatform => {
                 f.write_str("VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM")
             }
-            Self::HintOff => {
-                f.write_str("a region without the feature bit, which hint= leaves unused")
+            Self::HintOff(Hint::Pool) => {
+                f.write_str("a shared pool without the feature bit, and hint=none")
             }
+            Self::HintOff(_) => f.write_str("a region without the feature bit, and no hint=all"),
             Self::Malformed(fault) => fault.fmt(f),
             Self::Unit { bytes, needed } => write!(
                 f,
@@ -354,7 +355,8 @@ fn decide_by_offer(facts: &Facts) -> Decision {
         (Finding::Malformed(fault), _) | (_, Finding::Malformed(fault)) => {
             Decision::Ignore(Reason::Malformed(fault))
         }
-        (Finding::Usable(_), _) | (_, Finding::Usable(_)) => Decision::Ignore(Reason::HintOff),
+        (_, Finding::Usable(_)) => Decision::Ignore(Reason::HintOff(Hint::Pool)),
+        (Finding::Usable(_), _) => Decision::Ignore(Reason::HintOff(Hint::All)),
         (Finding::Absent, Finding::Absent) => Decision::Ignore(Reason::NotConcerned),
     }
 }
@@ -486,7 +488,8 @@ mod tests {
         assert_eq!(decide(&facts), Decision::Hint(REGION));
         for hint in [Hint::None, Hint::Pool] {
             facts.hint = hint;
-            assert_eq!(decide(&facts), Decision::Ignore(Reason::HintOff));
+            let unused = Reason::HintOff(Hint::All);
+            assert_eq!(decide(&facts), Decision::Ignore(unused));
         }
         facts.offered = BIT;
         assert_eq!(decide(&facts), Decision::Accept(REGION));
@@ -517,7 +520,7 @@ mod tests {
                 MODERN,
                 Finding::Usable(POOL),
                 Hint::None,
-                Decision::Ignore(Reason::HintOff),
+                Decision::Ignore(Reason::HintOff(Hint::Pool)),
             ),
             (
                 BIT,
@@ -861,8 +864,12 @@ mod tests {
                 "the device offers VIRTIO_F_SWIOTLB but brings no region",
             ),
             (
-                Reason::HintOff,
-                "a region without the feature bit, which hint= leaves unused",
+                Reason::HintOff(Hint::All),
+                "a region without the feature bit, and no hint=all",
+            ),
+            (
+                Reason::HintOff(Hint::Pool),
+                "a shared pool without the feature bit, and hint=none",
             ),
             (
                 Reason::PoolTaken,

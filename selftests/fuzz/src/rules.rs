@@ -194,7 +194,7 @@ pub fn policy(data: &[u8]) {
             assert!(facts.offered.has(decision.accepted(facts.dmb)));
             assert!(!facts.own_mapping && facts.tried);
             assert_eq!(matches!(decision, Decision::Accept(_)), bit);
-            assert!(bit || facts.hint);
+            assert!(bit || facts.hint != Hint::None);
             let room = Room::new(extent.bytes as usize, page);
             limits(&mut input, facts.device_type, room);
             queues(&mut input, &facts, room);
