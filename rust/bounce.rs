@@ -123,6 +123,8 @@ pub(crate) struct Bounce {
     // The most that its queue can hold; 0 as long as the driver has not asked.
     most_segments: Atomic<u32>,
     max_mapping: Atomic<usize>,
+    // The most bytes of a ring.
+    longest_ring: Atomic<usize>,
     log: Pin<KBox<Work<DeferredLog>>>,
 }
 
@@ -162,6 +164,7 @@ impl Bounce {
             segments: Atomic::new(1),
             most_segments: Atomic::new(0),
             max_mapping: Atomic::new(limits.max_mapping),
+            longest_ring: Atomic::new(usize::MAX),
             log: DeferredLog::new(dev)?,
         })
     }
@@ -230,6 +233,11 @@ impl Bounce {
             self.most_segments.store(find(), Relaxed);
         }
         self.most_segments.load(Relaxed)
+    }
+
+    /// Refuses rings of more than `bytes` bytes from now on; the core makes shorter ones.
+    pub(crate) fn limit_rings(&self, bytes: usize) {
+        self.longest_ring.store(bytes, Relaxed);
     }
 
     /// What the driver reads instead of `value` in a field that bounds its requests. Keeps the
@@ -409,6 +417,9 @@ impl Map for Bounce {
     }
 
     fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)> {
+        if len > self.longest_ring.load(Relaxed) {
+            return None;
+        }
         let offset = self
             .pool
             .alloc(self.cpu(), len)

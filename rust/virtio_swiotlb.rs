@@ -59,6 +59,8 @@ module! {
     authors: ["The virtio_swiotlb authors"],
     description: "VIRTIO_F_SWIOTLB: bounce buffers in a region that the device brings",
     license: "GPL",
+    // A shared pool that ACPI describes is a device, which nothing else drives.
+    alias: ["of:N*T*Crestricted-dma-pool", "of:N*T*Crestricted-dma-poolC*"],
 }
 
 #[pin_data(PinnedDrop)]

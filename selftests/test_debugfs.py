@@ -10,7 +10,7 @@ from testlib.harness import REGION_BYTES, Boot, booted, disk, guest_script
 
 STATE = [
     *("driver", "mode", "reason"),
-    *("region_phys", "region_bus", "region_bytes", "bar", "memory", "dialect"),
+    *("region_phys", "region_bus", "region_bytes", "bar", "memory", "dialect", "source"),
 ]
 COUNTERS = [
     *("maps", "unmaps", "syncs", "bytes_to_device", "bytes_from_device", "allocs", "frees"),
@@ -38,6 +38,7 @@ def test_tree(boot: Boot) -> None:
     assert directory[0] == "d"
     assert tree == {
         "devices": ["f", "400", "root"],
+        "pools": ["f", "400", "root"],
         "totals": ["f", "400", "root"],
         **{f"{device}/{name}": ["f", "400", "root"] for name in ("state", "counters", "pool")},
         f"{device}/reset_hiwater": ["f", "200", "root"],

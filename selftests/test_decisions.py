@@ -216,7 +216,7 @@ def test_modinfo(kernel: str) -> None:
     assert "VIRTIO_F_SWIOTLB" in field("description")
     parameters = dict(line.split(":", 1) for line in field("parm").splitlines())
     assert set(parameters) == {
-        *("hint", "dmb", "takeover", "require", "except", "types"),
+        *("hint", "pool", "dmb", "takeover", "require", "except", "types"),
         *("packed_disks", "from_device"),
     }
     assert "(default: auto)" in parameters["from_device"]

@@ -225,7 +225,7 @@ class TestFault:
 
     def test_nothing_is_left(self, boot: Boot, case: Case) -> None:
         left = {path.rsplit("/", 1)[1] for path in boot.fact(f"{name_of(case)}-left").split()}
-        assert left == {"devices", "totals", boot.virtio("restricted0")}
+        assert left == {"devices", "pools", "totals", boot.virtio("restricted0")}
 
     def test_guest_memory_stays_private(self, boot: Boot, case: Case) -> None:
         assert_attack_confined(boot.report(name_of(case)))

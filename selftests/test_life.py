@@ -95,7 +95,7 @@ class TestOrders:
         assert boot.fact("iomem_removed") == ""
         assert boot.fact("use_removed") == "0"
         assert boot.fact("devices_removed") == ""
-        assert boot.fact("directories").split() == ["devices", "totals"]
+        assert boot.fact("directories").split() == ["devices", "pools", "totals"]
 
     def test_module_goes_and_comes(self, boot: Boot) -> None:
         """Not while the device is bound; then the device refuses the driver again; then

@@ -252,6 +252,7 @@ impl Device {
             agreed: Features(negotiation.features()),
             agreed_beyond: negotiation.features_beyond(),
             packed_disks: parameters.packed_disks,
+            shortens: queues::can_shorten(dev),
         });
         report::masked(dev, &plan, extent.bytes);
         negotiation.set_features_beyond(plan.told_beyond);
@@ -308,11 +309,17 @@ impl Hooks for Arc<Device> {
 
     fn queues(&self, dev: &virtio::Device, features: u64, count: u32) {
         let binding = self.binding.lock();
-        let Some(room) = binding.bounce().map(|bounce| bounce.region().room()) else {
+        let Some(bounce) = binding.bounce() else {
             return;
         };
-        drop(binding);
+        let room = bounce.region().room();
         let features = Features(features);
+        if !queues::can_shorten(dev) {
+            let bytes = limits::longest_ring(self.device_type, features, count, room);
+            bounce.limit_rings(bytes);
+            return;
+        }
+        drop(binding);
         let longest = |index| limits::longest_queue(self.device_type, features, count, index, room);
         if let Some((queues, entries)) = queues::shorten(dev, count, longest) {
             report::shortened(dev, queues, entries, room.bytes);

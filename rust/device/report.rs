@@ -96,6 +96,10 @@ pub(super) fn masked(dev: &virtio::Device, plan: &Plan, bytes: u64) {
             dev,
             "swiotlb: split rings are used: the region of {bytes} bytes is too small for packed ones\n"
         ),
+        Some(Split::Transport) => dev_info!(
+            dev,
+            "swiotlb: split rings are used: with this transport packed ones cannot be shorter than the device says\n"
+        ),
         Some(Split::Disk) => dev_info!(
             dev,
             "swiotlb: split rings are used: with packed ones a request would fail when the region is full (packed_disks=1 accepts that)\n"

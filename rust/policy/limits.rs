@@ -73,6 +73,8 @@ pub enum Split {
     TooSmall,
     /// The device is a disk, and packed rings were not asked for.
     Disk,
+    /// The transport has no way to make a queue shorter, and the core shortens split rings only.
+    Transport,
 }
 
 /// Why a driver must not use packed rings in `room`; `None` if it may.
@@ -211,6 +213,35 @@ pub fn longest_queue(
     let entries = filled.min(ring).max(2);
     // The next lower power of two, of what a queue can have.
     (entries < 1 << 15).then(|| 1 << entries.ilog2())
+}
+
+/// The most bytes that any of the `queues` rings of a driver may have, where the transport has no
+/// way to make a queue shorter than the device says it is (virtio-mmio): the core halves a split
+/// ring until there is memory for it. Which queue a ring is for cannot be told then, so that all
+/// get what the shortest may have ([`longest_queue`]).
+pub fn longest_ring(kind: u32, features: Features, queues: u32, room: Room) -> usize {
+    // A descriptor; the head of either ring, and an entry of it (virtio 1.4, 2.7).
+    const DESCRIPTOR: usize = 16;
+    const HEAD: usize = 6;
+    const AVAILABLE: usize = 2;
+    const USED: usize = 8;
+
+    let shortest = (0..queues)
+        .filter_map(|index| longest_queue(kind, features, queues, index, room))
+        .min();
+    // The used ring of virtio-mmio has pages of its own (`vring_size()`).
+    let bytes = |entries: usize| {
+        let before = room.pages_for(entries * (DESCRIPTOR + AVAILABLE) + HEAD) << room.page_log2;
+        before + HEAD + entries * USED
+    };
+    let Some(mut entries) = shortest.map(usize::from) else {
+        return usize::MAX;
+    };
+    let each = (room.pages() / 4).checked_div(queues as usize).unwrap_or(0);
+    while entries > 2 && room.pages_for(bytes(entries)) > each {
+        entries /= 2;
+    }
+    bytes(entries)
 }
 
 /// Which queues of a disk take requests at most, if there are `cpus` CPUs. The driver makes no more
@@ -465,6 +496,24 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn rings_that_the_core_shortens_are_as_long_as_the_shortest_queue() {
+        let room = of(16 * 4096);
+        // 256 entries: 4614 bytes before the used ring, 2054 in it. 512 have five pages.
+        assert_eq!(longest_queue(4, BIT, 1, 0, room), Some(512));
+        assert_eq!(longest_ring(4, BIT, 1, room), 8192 + 6 + 2048);
+        // 128 entries.
+        assert_eq!(longest_queue(4, BIT, 2, 0, room), Some(256));
+        assert_eq!(longest_ring(4, BIT, 2, room), 4096 + 6 + 1024);
+        // Receive queues are shorter than those that send: 4 entries.
+        assert_eq!(longest_queue(NET, BIT, 2, 0, room), Some(4));
+        assert_eq!(longest_ring(NET, BIT, 2, room), 4096 + 6 + 32);
+        // A ring has two pages at least.
+        assert_eq!(longest_ring(4, BIT, 4, room), 4096 + 6 + 16);
+        // No queue is so long.
+        assert_eq!(longest_ring(4, BIT, 1, of(1 << 30)), usize::MAX);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Agreement {
     pub agreed_beyond: u64,
     /// Whether disks may use packed rings.
     pub packed_disks: bool,
+    /// Whether the transport has a way to make queues shorter (virtio-pci has).
+    pub shortens: bool,
 }
 
 /// The features of a bounced device.
@@ -62,7 +64,12 @@ impl Plan {
         let bits = Features::SWIOTLB.with(agreement.accepts);
         let mut told = agreement.agreed.only(Features::KNOWN.without(bits));
         let packs = told.has(Features::RING_PACKED);
-        let split = split(kind, room, agreement.packed_disks).filter(|_| packs);
+        let split = match agreement.shortens {
+            true => split(kind, room, agreement.packed_disks),
+            // R37.
+            false => Some(Split::Transport),
+        }
+        .filter(|_| packs);
         if split.is_some() {
             told = told.without(Features::RING_PACKED);
         }
@@ -163,7 +170,7 @@ mod tests {
             }
             for device_type in TYPES {
                 for room in ROOMS {
-                    for flags in 0..12 {
+                    for flags in 0..24 {
                         let without = match flags & 1 {
                             0 => Features(0),
                             _ => Features::ACCESS_PLATFORM,
@@ -171,11 +178,12 @@ mod tests {
                         f(&Agreement {
                             device_type,
                             room,
-                            accepts: [Features(0), Features::SWIOTLB, DMB][flags >> 2],
+                            accepts: [Features(0), Features::SWIOTLB, DMB][flags >> 3],
                             offered: Features(u64::MAX).without(without),
                             agreed,
                             agreed_beyond: 0x1f,
                             packed_disks: flags & 2 != 0,
+                            shortens: flags & 4 != 0,
                         });
                     }
                 }
@@ -253,6 +261,17 @@ mod tests {
     }
 
     #[test]
+    fn queues_that_cannot_be_shortened_get_split_rings() {
+        // R37.
+        for_all(|agreement| {
+            let plan = Plan::new(agreement);
+            let packs = agreement.agreed.has(Features::RING_PACKED);
+            let is_why = plan.split == Some(Split::Transport);
+            assert_eq!(is_why, packs && !agreement.shortens);
+        });
+    }
+
+    #[test]
     fn disks_and_small_regions_get_split_rings() {
         let plan = |device_type, bytes, packed_disks| {
             let plan = Plan::new(&Agreement {
@@ -263,6 +282,7 @@ mod tests {
                 agreed: Features::VERSION_1.with(Features::RING_PACKED),
                 agreed_beyond: 0,
                 packed_disks,
+                shortens: true,
             });
             assert_eq!(plan.told.has(Features::RING_PACKED), plan.split.is_none());
             plan.split

@@ -560,6 +560,11 @@ impl Region {
         }
     }
 
+    /// Whether nobody but the core can make queues shorter.
+    pub(crate) fn has_fixed_queues(&self) -> bool {
+        self.setup().fixed_queues
+    }
+
     /// The fewest entries of those of `queues` that the device has.
     pub(crate) fn shortest_queue(&self, queues: Range<u32>) -> Option<u16> {
         let sizes = self.setup().queue_sizes;

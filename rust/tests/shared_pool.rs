@@ -278,6 +278,25 @@ mod cases {
         Ok(())
     }
 
+    #[test]
+    fn rings_fit_where_queues_cannot_be_shortened() -> Result {
+        // R37.
+        let pool = Pool::new(SMALLEST)?;
+        let fake = device(&pool, BIT.with(PACKED))?;
+        fake.change(|setup| setup.fixed_queues = true);
+        fake.bind()?;
+        assert_eq!(fake.told(), BIT);
+        assert!(rings_in_region(&fake));
+        // A quarter of the pool holds so many, and the device has more. Nothing was refused.
+        let entries = SMALLEST as u32 / 4 / 64;
+        assert_eq!(fake.log().queues[0].num, entries);
+        let refused = fake.bounce(|bounce| bounce.counters().too_large);
+        assert_eq!(refused, Some(0));
+        works(&fake, 1, false)?;
+        fake.unbind();
+        Ok(())
+    }
+
     #[cfg(CONFIG_PM_SLEEP)]
     #[test]
     fn lease_outlives_a_suspend() -> Result {

@@ -26,6 +26,8 @@
 #define VENDOR_KUNIT	0x54494e55
 
 #define QUEUE_SIZE	16
+/* More than the smallest region has room for, of pages of any size. */
+#define FIXED_QUEUE_SIZE	(PAGE_SIZE / 4)
 
 static struct virtio_swiotlb_fake *to_fake(struct virtio_device *vdev)
 {
@@ -150,13 +152,15 @@ static int fake_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
 			 struct irq_affinity *desc)
 {
 	struct virtio_swiotlb_fake *fake = to_fake(vdev);
+	bool fixed = fake->setup.fixed_queues;
 	struct virtio_swiotlb_fake_queue *queue;
 	struct virtqueue *vq;
 	int i;
 
 	for (i = 0; i < nvqs; i++) {
-		vq = vring_create_virtqueue(i, QUEUE_SIZE, SMP_CACHE_BYTES,
-					    vdev, true, false, vqs_info[i].ctx,
+		vq = vring_create_virtqueue(i, fixed ? FIXED_QUEUE_SIZE : QUEUE_SIZE,
+					    fixed ? PAGE_SIZE : SMP_CACHE_BYTES,
+					    vdev, true, fixed, vqs_info[i].ctx,
 					    fake_notify, vqs_info[i].callback,
 					    vqs_info[i].name);
 		if (!vq) {

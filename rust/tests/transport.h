@@ -58,6 +58,9 @@ struct virtio_swiotlb_fake_setup {
 	u8 *pool;		/* the shared pool that is named for it, or NULL */
 	u64 pool_bytes;
 
+	/* As with virtio-mmio the core makes queues shorter, and nobody else can. */
+	bool fixed_queues;
+
 	u32 wanted_queues;
 	u64 unwanted;		/* the driver's validate() clears these */
 	int probe_error;	/* returned at the end of probe() */
