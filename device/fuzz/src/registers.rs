@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use swiotlb_device::backend::{Backend, BackendError, Backends, QueueSetup, Share};
-use swiotlb_device::config::{DeviceConfig, Dialect, Mode, DMB_FIRST};
-use swiotlb_device::device::Device;
+use swiotlb_device::config::{DeviceConfig, Dialect, Mode, Transport, DMB_FIRST};
+use swiotlb_device::device::{Device, Mapping};
 use swiotlb_device::hooks::Honest;
 use swiotlb_device::pci::{
     BOUNCE_BAR, COMMON_OFFSET, CONFIG_SIZE, CONTROL_BAR, DEVICE_OFFSET, DMB_COMMON_LENGTH,
     NOTIFY_MULTIPLIER, NOTIFY_OFFSET,
 };
+use swiotlb_device::region::{Region, View};
 use swiotlb_device::report::Report;
+use swiotlb_device::ring::Window;
 use swiotlb_device::types;
 use swiotlb_device::virtio::{
     bit, F_ACCESS_PLATFORM, F_DMB, F_INDIRECT_DESC, F_ORDER_PLATFORM, F_RING_PACKED, F_RING_RESET,
@@ -54,6 +56,24 @@ const REGISTERS: [(u64, usize); 16] = [
     (20, 1),
 ];
 
+/// The same of virtio-mmio: the field of the common configuration, and the register.
+const MMIO: [(u64, u64); 14] = [
+    (0, 0x14),
+    (8, 0x24),
+    (12, 0x20),
+    (20, 0x70),
+    (22, 0x30),
+    (24, 0x38),
+    (28, 0x44),
+    (32, 0x80),
+    (36, 0x84),
+    (40, 0x90),
+    (44, 0x94),
+    (48, 0xa0),
+    (52, 0xa4),
+    (58, 0xc0),
+];
+
 /// What the device has asked of all backends, and what they do next.
 #[derive(Default)]
 struct State {
@@ -81,6 +101,7 @@ struct Double {
     dialect: Dialect,
     required: bool,
     queues: u16,
+    is_pool: bool,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -192,6 +213,7 @@ impl Backend for Model {
         let skipped = if state.offsets { DMB_FIRST } else { 0 };
         assert_eq!((window.len, share.offset), (REGION - skipped, skipped));
         assert!(!state.offsets || window.base == DMB_FIRST);
+        assert!(!self.0.is_pool || window.base == BASE);
         for queue in queues {
             assert!(queue.index < self.0.queues);
             assert!(queue.ring.aligned() && queue.ring.has_size());
@@ -232,34 +254,121 @@ impl Backend for Model {
     }
 }
 
-type Honestly = Device<Honest>;
-
-fn common(device: &mut Honestly, register: u64, data: &[u8]) {
-    device.bar_write(CONTROL_BAR, COMMON_OFFSET + register, data);
+/// The device, and how the guest reaches it.
+struct Function {
+    device: Device<Honest>,
+    /// The guest's own, if it has a pool.
+    pool: Option<Region>,
+    /// Whether the pool is shared with the device.
+    is_shared: bool,
+    transport: Transport,
 }
 
-fn status(device: &mut Honestly) -> u8 {
-    let mut status = [0];
-    device.bar_read(CONTROL_BAR, STATUS, &mut status);
-    status[0]
+impl Function {
+    /// Writes a field of the common configuration, or what it is in virtio-mmio.
+    fn common(&mut self, field: u64, data: &[u8]) {
+        if self.transport == Transport::Pci {
+            let at = COMMON_OFFSET + field;
+            return self.device.bar_write(CONTROL_BAR, at, data);
+        }
+        for (part, at) in data.chunks(4).zip((field..).step_by(4)) {
+            if let Some((_, register)) = MMIO.iter().find(|(field, _)| *field == at) {
+                let mut value = [0; 4];
+                value[..part.len()].copy_from_slice(part);
+                self.device.bar_write(CONTROL_BAR, *register, &value);
+            }
+        }
+    }
+
+    /// The half of the offered features that is selected.
+    fn offered(&mut self) -> u32 {
+        let at = match self.transport {
+            Transport::Pci => COMMON_OFFSET + 4,
+            Transport::Mmio => 0x10,
+        };
+        let mut features = [0; 4];
+        self.device.bar_read(CONTROL_BAR, at, &mut features);
+        u32::from_le_bytes(features)
+    }
+
+    fn status(&mut self) -> u8 {
+        let (at, width) = match self.transport {
+            Transport::Pci => (STATUS, 1),
+            Transport::Mmio => (0x70, 4),
+        };
+        let mut status = [0; 4];
+        self.device.bar_read(CONTROL_BAR, at, &mut status[..width]);
+        status[0]
+    }
+
+    fn notify(&mut self, queue: u16) {
+        match self.transport {
+            Transport::Pci => {
+                let at = NOTIFY_OFFSET + u64::from(NOTIFY_MULTIPLIER) * u64::from(queue);
+                self.device.bar_write(CONTROL_BAR, at, &queue.to_le_bytes());
+            }
+            Transport::Mmio => {
+                let value = u32::from(queue).to_le_bytes();
+                self.device.bar_write(CONTROL_BAR, 0x50, &value);
+            }
+        }
+    }
+
+    /// Writes into the region, or the pool.
+    fn write(&mut self, at: u64, data: &[u8]) {
+        match &self.pool {
+            Some(pool) => pool.write(at, data),
+            None => self.device.bar_write(BOUNCE_BAR, at, data),
+        }
+    }
+
+    fn share_pool(&mut self) {
+        let Some(pool) = &self.pool else {
+            return;
+        };
+        let window = Window {
+            base: BASE,
+            len: REGION,
+        };
+        let view = View { window, start: 0 };
+        let file = pool.share(view).file.try_clone_to_owned();
+        self.device.dma_map(Mapping {
+            window,
+            offset: 0,
+            writable: true,
+            file: Some(file.expect("a descriptor").into()),
+        });
+        self.is_shared = true;
+    }
+
+    fn take_pool(&mut self) {
+        let page = Window {
+            base: BASE + 0x1000,
+            len: 0x1000,
+        };
+        self.device.dma_unmap(page, false);
+        self.is_shared = self.pool.is_none();
+    }
 }
 
 /// The BAR of the region gets an address, with memory decoding.
-fn place(device: &mut Honestly, base: u64) {
-    device.config_write(0x10 + 4 * BOUNCE_BAR as u64, &(base as u32).to_le_bytes());
-    device.config_write(
+fn place(function: &mut Function, base: u64) {
+    function
+        .device
+        .config_write(0x10 + 4 * BOUNCE_BAR as u64, &(base as u32).to_le_bytes());
+    function.device.config_write(
         0x14 + 4 * BOUNCE_BAR as u64,
         &((base >> 32) as u32).to_le_bytes(),
     );
-    device.config_write(4, &[6, 0]);
+    function.device.config_write(4, &[6, 0]);
 }
 
 /// What a driver does, with the one or other mistake. Returns whether its addresses are
 /// offsets.
-fn bring_up(device: &mut Honestly, input: &mut Input<'_>, queues: u16) -> bool {
+fn bring_up(function: &mut Function, input: &mut Input<'_>, queues: u16) -> bool {
     let (how, dialect) = (input.u8(), input.u8());
     let base = if how & 1 != 0 { input.u64() } else { BASE };
-    place(device, base);
+    place(function, base);
     let offsets = dialect & 1 != 0;
     let of_dialect = match offsets {
         true => bit(F_DMB) | bit(F_ACCESS_PLATFORM) | bit(F_ORDER_PLATFORM),
@@ -272,43 +381,42 @@ fn bring_up(device: &mut Honestly, input: &mut Input<'_>, queues: u16) -> bool {
         base
     };
     if how & 2 == 0 {
-        common(device, 20, &[0]);
+        function.common(20, &[0]);
     }
-    common(device, 20, &[ACKNOWLEDGE_DRIVER]);
+    function.common(20, &[ACKNOWLEDGE_DRIVER]);
     let more = if how & 4 != 0 { input.u64() } else { 0 };
     let packed = if how & 8 != 0 { bit(F_RING_PACKED) } else { 0 };
     let usual = bit(F_VERSION_1) | of_dialect | bit(F_INDIRECT_DESC) | bit(F_RING_RESET);
     for half in 0..2u32 {
-        let mut offered = [0; 4];
-        common(device, 0, &half.to_le_bytes());
-        device.bar_read(CONTROL_BAR, COMMON_OFFSET + 4, &mut offered);
+        function.common(0, &half.to_le_bytes());
+        let offered = function.offered();
         let wanted = ((usual | packed | more) >> (32 * half)) as u32;
-        common(device, 8, &half.to_le_bytes());
-        let accepted = wanted & u32::from_le_bytes(offered);
-        common(device, 12, &accepted.to_le_bytes());
+        function.common(8, &half.to_le_bytes());
+        let accepted = wanted & offered;
+        function.common(12, &accepted.to_le_bytes());
     }
-    common(device, 20, &[STATUS_FEATURES_OK]);
+    function.common(20, &[STATUS_FEATURES_OK]);
     for queue in 0..queues {
         let at = base.wrapping_add(QUEUE * u64::from(queue));
         let odd = if how & 16 != 0 { input.u16().into() } else { 0 };
-        set_queue(device, queue, 1 << (how >> 5), at.wrapping_add(odd));
+        set_queue(function, queue, 1 << (how >> 5), at.wrapping_add(odd));
     }
-    common(device, 20, &[STATUS_DRIVER_OK]);
+    function.common(20, &[STATUS_DRIVER_OK]);
     offsets
 }
 
-fn set_queue(device: &mut Honestly, queue: u16, size: u16, at: u64) {
-    common(device, 22, &queue.to_le_bytes());
-    common(device, 24, &size.to_le_bytes());
-    common(device, 26, &queue.to_le_bytes());
+fn set_queue(function: &mut Function, queue: u16, size: u16, at: u64) {
+    function.common(22, &queue.to_le_bytes());
+    function.common(24, &size.to_le_bytes());
+    function.common(26, &queue.to_le_bytes());
     for (register, offset) in [(32, 0), (40, 0x800), (48, 0x900)] {
-        common(device, register, &at.wrapping_add(offset).to_le_bytes());
+        function.common(register, &at.wrapping_add(offset).to_le_bytes());
     }
-    common(device, 28, &[1, 0]);
+    function.common(28, &[1, 0]);
 }
 
 /// A descriptor, and that it is available.
-fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64, offsets: bool) {
+fn add(function: &mut Function, input: &mut Input<'_>, queue: u64, offsets: bool) {
     let flags = input.u8();
     let slot = u64::from(flags >> 5);
     let (base, start) = if offsets { (0, DMB_FIRST) } else { (BASE, 0) };
@@ -323,7 +431,7 @@ fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64, offsets: bool) 
         (kind, next)
     };
     let at = start + QUEUE * queue;
-    let mut write = |at, data: &[u8]| device.bar_write(BOUNCE_BAR, at, data);
+    let mut write = |at, data: &[u8]| function.write(at, data);
     write(at + 16 * slot, &addr.to_le_bytes());
     write(at + 16 * slot + 8, &len.to_le_bytes());
     write(at + 16 * slot + 12, &first.to_le_bytes());
@@ -334,7 +442,7 @@ fn add(device: &mut Honestly, input: &mut Input<'_>, queue: u64, offsets: bool) 
     }
 }
 
-fn new(input: &mut Input<'_>) -> Option<(Double, Honestly, u16)> {
+fn new(input: &mut Input<'_>) -> Option<(Double, Function, u16)> {
     let how = input.u8();
     let mut config = DeviceConfig::new(types::lookup(KINDS[usize::from(how & 7)])?);
     config.region_size = REGION;
@@ -342,11 +450,23 @@ fn new(input: &mut Input<'_>) -> Option<(Double, Honestly, u16)> {
     config.queues = config.queues.max(1 + u16::from(how >> 6));
     config.idle_queues = u16::from(how & 8 != 0 && config.queues > 1);
     config.offer.packed = how & 16 != 0;
-    config.dialect = match input.u8() % 3 {
-        0 => Dialect::Swiotlb,
+    let kind = input.u8() % 5;
+    config.dialect = match kind {
         1 => Dialect::Dmb,
-        _ => Dialect::Both,
+        2 => Dialect::Both,
+        _ => Dialect::Swiotlb,
     };
+    let is_pool = kind > 2;
+    if is_pool {
+        config.use_pool(Window {
+            base: BASE,
+            len: REGION,
+        });
+    }
+    if kind == 4 {
+        config.transport = Transport::Mmio;
+    }
+    let transport = config.transport;
     config.mode = if how & 32 != 0 {
         Mode::Optional
     } else {
@@ -362,19 +482,27 @@ fn new(input: &mut Input<'_>) -> Option<(Double, Honestly, u16)> {
         dialect: config.dialect,
         required: config.mode == Mode::Required,
         queues: config.served_queues(),
+        is_pool,
     };
     lock(&double.state).config = vec![input.u8(); config.config_space_size as usize];
     let report = Arc::new(Report::new(None, false).ok()?);
     let backends = Box::new(double.clone());
     let device = Device::new(Arc::new(config), Honest, report, backends);
-    Some((double, device.expect("a device"), queues))
+    let mut function = Function {
+        device: device.expect("a device"),
+        pool: is_pool.then(|| Region::new(0, REGION).expect("a pool")),
+        is_shared: true,
+        transport,
+    };
+    function.share_pool();
+    Some((double, function, queues))
 }
 
 /// The device survives all accesses, and a backend gets no queue outside the region, none
 /// twice, and none before the driver has accepted what it has to.
 pub fn registers(data: &[u8]) {
     let mut input = Input::new(data);
-    let Some((double, mut device, queues)) = new(&mut input) else {
+    let Some((double, mut function, queues)) = new(&mut input) else {
         return;
     };
     let mut offsets = false;
@@ -385,43 +513,48 @@ pub fn registers(data: &[u8]) {
         let step = input.u8();
         let queue = u16::from(step >> 6);
         match step % 16 {
-            0 => offsets = bring_up(&mut device, &mut input, queues),
+            0 => offsets = bring_up(&mut function, &mut input, queues),
             1 => {
                 let mut data = [0; 16];
                 let (at, len) = (input.below(CONFIG_SIZE + 16), usize::from(step >> 4));
-                device.config_read(at as u64, &mut data[..len]);
+                function.device.config_read(at as u64, &mut data[..len]);
             }
             2 => {
                 let at = input.below(CONFIG_SIZE + 16) as u64;
-                device.config_write(at, input.slice((step >> 4).into()));
+                function
+                    .device
+                    .config_write(at, input.slice((step >> 4).into()));
             }
             3 | 4 => {
                 let (register, width) = REGISTERS[usize::from(step >> 4)];
-                common(&mut device, register, input.slice(width));
+                function.common(register, input.slice(width));
             }
             5 => {
                 let at = input.below(DMB_COMMON_LENGTH as usize) as u64;
-                common(&mut device, at, input.slice((step >> 4).into()));
+                function.common(at, input.slice((step >> 4).into()));
             }
             6 => {
                 let (bar, at) = (usize::from(input.u8()), input.u64() >> (4 * (step >> 4)));
                 let mut data = [0; 64];
                 let len = input.below(data.len());
-                device.bar_read(bar % 8, at, &mut data[..len]);
+                function.device.bar_read(bar % 8, at, &mut data[..len]);
             }
             7 => {
                 let (bar, at) = (usize::from(input.u8()), input.u64() >> (4 * (step >> 4)));
                 let len = input.u8().into();
-                device.bar_write(bar % 8, at, input.slice(len));
+                function.device.bar_write(bar % 8, at, input.slice(len));
             }
             8 | 9 => {
-                add(&mut device, &mut input, queue.into(), offsets);
-                let at = NOTIFY_OFFSET + u64::from(NOTIFY_MULTIPLIER) * u64::from(queue);
+                add(&mut function, &mut input, queue.into(), offsets);
                 if step & 32 != 0 {
-                    device.bar_write(CONTROL_BAR, at, &queue.to_le_bytes());
+                    function.notify(queue);
                 }
             }
-            10 => device.tick(),
+            10 if step & 0xc0 == 0xc0 => match function.is_shared {
+                true => function.take_pool(),
+                false => function.share_pool(),
+            },
+            10 => function.device.tick(),
             11 => lock(&double.state).fails = (step >> 4) % 4,
             12 => {
                 let mut state = lock(&double.state);
@@ -436,32 +569,46 @@ pub fn registers(data: &[u8]) {
                     .for_each(|byte| *byte ^= config);
             }
             13 => match step >> 6 {
-                0 => device.reset(),
-                1 => device.disconnected().expect("another region"),
+                0 => function.device.reset(),
+                1 => {
+                    function.device.disconnected().expect("another region");
+                    function.share_pool();
+                }
                 2 => {
-                    device
+                    function
+                        .device
                         .search()
                         .attempt(Instant::now() + Duration::from_secs(9));
-                    device.take_found();
+                    function.device.take_found();
                 }
                 // The queue anew.
                 _ => {
                     let base = if offsets { 0 } else { BASE };
-                    set_queue(&mut device, input.u16() % 4, 8, base + 0x8000);
+                    set_queue(&mut function, input.u16() % 4, 8, base + 0x8000);
                 }
             },
             14 => {
                 let (flags, start) = (u32::from(input.u16()), u32::from(input.u8()));
-                device.set_irqs(2, flags, start, u32::from(step >> 4), Vec::new());
+                function
+                    .device
+                    .set_irqs(2, flags, start, u32::from(step >> 4), Vec::new());
             }
-            _ => device.bar_write(CONTROL_BAR, DEVICE_OFFSET + u64::from(step >> 4), &[step]),
+            _ => function.device.bar_write(
+                CONTROL_BAR,
+                DEVICE_OFFSET + u64::from(step >> 4),
+                &[step],
+            ),
         }
-        let status = status(&mut device);
+        let status = function.status();
         let is_running = !lock(&double.state).running.is_empty();
         if status & STATUS_DRIVER_OK == 0 || status & STATUS_NEEDS_RESET != 0 {
             assert!(!is_running, "queues run with status {status:#x}");
         }
+        assert!(
+            function.is_shared || !is_running,
+            "queues run without a pool"
+        );
     }
-    drop(device);
+    drop(function);
     assert!(lock(&double.state).running.is_empty());
 }

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::backend::{Backend, BackendError, Backends, QueueSetup, Share, ANSWER, MAX_SHARES};
 use crate::config::{ConfigError, DeviceConfig, Mode, Transport};
 use crate::events::{BackendMapping, Event, Hex, ResetKind, TableEntry, When};
-use crate::guest_memory::{GuestMemory, Mapping, Refused, Span};
+use crate::guest_memory::{GuestMemory, Refused, Span};
 use crate::hooks::{Hooks, Interrupt, QueueMode};
 use crate::limits;
 use crate::mappings;
@@ -33,6 +33,8 @@ use crate::ring::{Checked, Finding, Kind, Memory, RingAddresses, Walker, Window}
 use crate::search::{read_config, Found, Search};
 use crate::virtio::{self, Effect, Refusal, Registers, Rules};
 use crate::watcher::Watcher;
+
+pub use crate::guest_memory::Mapping;
 
 /// Violations reported one by one in one negotiation; all are counted.
 const MAX_REPORTED: u64 = 64;

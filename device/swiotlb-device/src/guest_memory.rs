@@ -67,10 +67,13 @@ pub fn cannot_shrink(file: &File) -> bool {
 
 /// What a DMA_MAP message says.
 pub struct Mapping {
+    /// Where the guest sees it.
     pub window: Window,
     /// Where in the file the window begins.
     pub offset: u64,
+    /// Whether it can be read and written.
     pub writable: bool,
+    /// The file, if it is shared.
     pub file: Option<File>,
 }
 

@@ -12,13 +12,14 @@
 mod support;
 
 use std::cell::RefCell;
+use std::fs::File;
 
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
 use support::driver::{
-    Driver, ACCESS_PLATFORM, BAR_ADDRESS, DMB, INDIRECT, PACKED, SWIOTLB, VERSION_1,
+    self, Driver, ACCESS_PLATFORM, BAR_ADDRESS, DMB, INDIRECT, PACKED, SWIOTLB, VERSION_1,
 };
 use support::machine::{wait_for, Machine};
 
@@ -96,6 +97,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (Just(CONTROL_BAR), 0..70u64),
         2 => (Just(CONFIG), 0..256u64),
         2 => (Just(NOTIFY.0), (0..8u64).prop_map(|n| NOTIFY.1 + 4 * n)),
+        // The registers of virtio-mmio, and of virtio-pci some in a place of no meaning.
+        1 => (Just(CONTROL_BAR), (0..0x42u64).prop_map(|n| 4 * n)),
         1 => (Just(CONTROL_BAR), 0..0x8000u64),
         1 => (Just(BOUNCE_BAR), 0..REGION_BYTES),
     ];
@@ -176,10 +179,27 @@ fn take(driver: &mut Driver, step: &Step) {
 /// A device, and what is left of its driver after so many guests. Each is followed by one
 /// that accepts `good`, and whose page is written with this status.
 fn survive(machine: &Machine, cases: u32, good: u64, status: u8) -> Driver {
-    let driver = RefCell::new(Driver::connect(&machine.socket()));
+    let mut driver = Driver::connect(&machine.socket());
     if good == OFFSETS {
-        driver.borrow_mut().use_offsets();
+        driver.use_offsets();
     }
+    survive_with(machine, driver, None, cases, good, status)
+}
+
+/// The same with a driver that has shared this pool.
+fn survive_with(
+    machine: &Machine,
+    driver: Driver,
+    pool: Option<&File>,
+    cases: u32,
+    good: u64,
+    status: u8,
+) -> Driver {
+    let driver = RefCell::new(driver);
+    let memory = match pool {
+        Some(_) => "memfd:ram",
+        None => "swiotlb-region",
+    };
     let config = Config {
         cases,
         failure_persistence: None,
@@ -196,13 +216,24 @@ fn survive(machine: &Machine, cases: u32, good: u64, status: u8) -> Driver {
         }
         // It answers, and a reset makes it good again.
         driver.place_bar(BAR_ADDRESS);
+        if let Some(pool) = pool {
+            let _ = driver.client.dma_unmap(BAR_ADDRESS, REGION_BYTES);
+            driver.share(pool, BAR_ADDRESS);
+        }
         prop_assert!(driver.negotiate(good));
         driver.start();
         prop_assert_eq!(driver.block(OUT, 0, 4096, false), status);
         let mappings = machine.device_mappings();
-        let foreign = mappings.iter().any(|name| !name.contains("swiotlb-region"));
+        let foreign = mappings.iter().any(|name| !name.contains(memory));
         prop_assert!(!foreign, "{:?}", mappings);
-        prop_assert_eq!(machine.log(), "");
+        // A guest may take the pool away and begin all the same, which is said once.
+        let log = machine.log();
+        let is_known = |line: &str| pool.is_some() && line.contains("the pool has not come");
+        prop_assert!(
+            log.lines().all(is_known) && log.lines().count() <= 1,
+            "{}",
+            log
+        );
         Ok(())
     });
     assert!(outcome.is_ok(), "{outcome:?}");
@@ -213,14 +244,19 @@ fn machine(more: &[&str]) -> Machine {
     let mut machine = Machine::new();
     machine.start_storage_daemon();
     // The backend drops requests that make no sense, and waiting for those is of no use.
-    machine.start_device(&[&["--region-size", "256K", "--drain", "10"], more].concat());
+    let usual = ["--region-size", "256K", "--drain", "10"];
+    machine.start_device(&[&usual, more].concat());
     machine
 }
 
 /// What is certain after so many guests of a device with these options.
 fn check_survival(more: &[&str], cases: u32, good: u64) {
-    let mut machine = machine(more);
+    let machine = machine(more);
     drop(survive(&machine, cases, good, 0));
+    check_report(machine);
+}
+
+fn check_report(mut machine: Machine) {
     assert!(machine.stop_device().success());
     let report = machine.report();
     let summary = report.last().expect("a last line");
@@ -243,6 +279,22 @@ fn any_guest_is_survived() {
 fn any_guest_is_survived_by_both_dialects() {
     for good in [GOOD, OFFSETS] {
         check_survival(&["--dialect", "both"], 1000, good);
+    }
+}
+
+/// The pool is where the BAR would be, for [`address`].
+#[test]
+fn any_guest_is_survived_in_a_pool() {
+    for transport in ["pci", "mmio"] {
+        let mut machine = Machine::new();
+        machine.start_storage_daemon();
+        let pool = format!("{BAR_ADDRESS:#x}+{REGION_BYTES}");
+        machine.start_device(&["--pool", &pool, "--transport", transport, "--drain", "10"]);
+        let pool = driver::ram(REGION_BYTES);
+        let mut driver = Driver::connect_to_pool(&machine.socket(), &pool, BAR_ADDRESS);
+        driver.share(&pool, BAR_ADDRESS);
+        drop(survive_with(&machine, driver, Some(&pool), 500, GOOD, 0));
+        check_report(machine);
     }
 }
 

@@ -83,6 +83,8 @@ fn interrupts_have_a_reason() {
     assert_ne!(driver.generation(), generation);
     wait_for("its reason", || driver.read_register(INTERRUPT_STATUS) == 3);
     assert!(driver::wait(&driver.config_irq));
+    driver.write_register(INTERRUPT_ACK, 1);
+    assert_eq!(driver.read_register(INTERRUPT_STATUS), 3, "it was not seen");
     driver.write_register(INTERRUPT_ACK, 2);
     assert_eq!(driver.read_register(INTERRUPT_STATUS), 1);
 

@@ -156,10 +156,12 @@ impl Driver {
     /// Writes a field of the common configuration structure, or what it is in virtio-mmio.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if self.mmio {
-            let mut value = [0; 4];
-            value[..data.len()].copy_from_slice(data);
-            if let Some(register) = register(offset) {
-                self.write_register(register, u32::from_le_bytes(value));
+            for (part, field) in data.chunks(4).zip((offset..).step_by(4)) {
+                let mut value = [0; 4];
+                value[..part.len()].copy_from_slice(part);
+                if let Some(register) = register(field) {
+                    self.write_register(register, u32::from_le_bytes(value));
+                }
             }
             return;
         }
