@@ -204,6 +204,8 @@ fn survive_with(
         cases,
         failure_persistence: None,
         max_shrink_iters: 300,
+        // Each try of a device that does not answer takes as long as the driver waits.
+        max_shrink_time: 30_000,
         ..Config::default()
     };
     let steps = prop::collection::vec(step(), 1..40);
