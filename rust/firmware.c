@@ -20,6 +20,8 @@
 #include <linux/sched.h>
 #include <linux/set_memory.h>
 
+#include <kunit/static_stub.h>
+
 #include "helpers.h"
 
 /*
@@ -158,11 +160,13 @@ dma_addr_t virtio_swiotlb_bus_address(struct device *dev, phys_addr_t phys)
 /* Gives the host access to pages of the linear map, where guest memory is encrypted. */
 int virtio_swiotlb_share(void *base, u64 bytes)
 {
+	KUNIT_STATIC_STUB_REDIRECT(virtio_swiotlb_share, base, bytes);
 	return set_memory_decrypted((unsigned long)base, bytes >> PAGE_SHIFT);
 }
 
 /* Takes it away again. */
 int virtio_swiotlb_unshare(void *base, u64 bytes)
 {
+	KUNIT_STATIC_STUB_REDIRECT(virtio_swiotlb_unshare, base, bytes);
 	return set_memory_encrypted((unsigned long)base, bytes >> PAGE_SHIFT);
 }

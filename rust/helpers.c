@@ -17,6 +17,8 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 
+#include <kunit/static_stub.h>
+
 #ifdef CONFIG_X86
 #include <asm/memtype.h>
 #endif
@@ -70,6 +72,7 @@ void virtio_swiotlb_clear(void *to, size_t len)
 
 bool virtio_swiotlb_memory_encrypted(void)
 {
+	KUNIT_STATIC_STUB_REDIRECT(virtio_swiotlb_memory_encrypted);
 	return cc_platform_has(CC_ATTR_MEM_ENCRYPT);
 }
 

@@ -72,6 +72,10 @@ impl Memory {
                 ..
             }
         );
+        // Only the pages of the linear map can be made accessible.
+        if !in_linear_map && is_encrypted() {
+            return Err(Reason::Encrypted);
+        }
         // What the kernel has reserved at boot is claimed, by the kernel.
         let claim = match in_linear_map {
             true => None,
@@ -80,10 +84,6 @@ impl Memory {
                 CString::try_from_fmt(fmt!("virtio_swiotlb pool")),
             )?),
         };
-        // Only the pages of the linear map can be made accessible.
-        if !in_linear_map && is_encrypted() {
-            return Err(Reason::Encrypted);
-        }
         let mapping = Mapping::new(extent, core_bindings::MEMREMAP_WB, claim)?;
         let shared = match in_linear_map {
             true => Some(Shared::new(mapping.base, extent.bytes)?),

@@ -60,6 +60,7 @@ use kernel::{
 };
 
 pub(crate) use bindings::{
+    virtio_swiotlb_fake_host as Host,
     virtio_swiotlb_fake_log as Log,
     virtio_swiotlb_fake_setup as Setup,
     virtio_swiotlb_fake_sight as Sight, //
@@ -553,7 +554,7 @@ impl Region {
                 bytes: setup.pool_bytes,
                 at: At::SharedPool {
                     by: NamedBy::Devicetree,
-                    in_linear_map: true,
+                    in_linear_map: !setup.pool_outside,
                 },
                 form: AddressForm::Bus,
             }),
@@ -620,6 +621,18 @@ impl region::Source for Region {
 pub(crate) fn phys(byte: *mut u8) -> u64 {
     // SAFETY: Arithmetic only.
     unsafe { bindings::virtio_swiotlb_fake_phys(byte.cast()) }
+}
+
+/// Has the guest's memory be encrypted until the test ends; giving the host access returns `error`.
+pub(crate) fn encrypt(error: i32) {
+    // SAFETY: Called by a case of KUnit, whose end undoes it.
+    unsafe { bindings::virtio_swiotlb_fake_encrypt(error) };
+}
+
+/// What the host has seen since then.
+pub(crate) fn host() -> Host {
+    // SAFETY: Plain data, written by this thread only.
+    unsafe { bindings::virtio_swiotlb_fake_host() }
 }
 
 /// Memory that can be named as a shared pool, filled with [`FILL`]. It goes with its test.

@@ -6,6 +6,7 @@
 
 use super::{
     fake::{
+        self,
         registry,
         Fake,
         Plan,
@@ -275,6 +276,52 @@ mod cases {
         assert!(fake.reason() == Some(Reason::Malformed(Fault::NoRegisters)));
         assert_eq!(fake.told(), Features(0));
         assert_eq!(open_pools(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn encrypted_pool_is_shared_and_wiped() -> Result {
+        // R38. All of the pool is leased.
+        let pool = Pool::new(SMALLEST)?;
+        let fake = device(&pool, BIT)?;
+        fake::encrypt(0);
+        for round in 1..4 {
+            fake.bind()?;
+            let host = fake::host();
+            assert_eq!((host.shared, host.unshared), (round, round - 1));
+            works(&fake, 1, false)?;
+            fake.unbind();
+            let host = fake::host();
+            assert_eq!((host.shared, host.unshared), (round, round));
+            assert!(host.wiped);
+        }
+        // Once for all that share it.
+        let pool = Pool::new(POOL_BYTES)?;
+        let (one, other) = (device(&pool, BIT)?, device(&pool, BIT)?);
+        one.bind()?;
+        other.bind()?;
+        one.unbind();
+        other.unbind();
+        assert_eq!((fake::host().shared, fake::host().unshared), (4, 4));
+        Ok(())
+    }
+
+    #[test]
+    fn pool_that_stays_encrypted_is_not_used() -> Result {
+        // R38.
+        for (outside, asked) in [(false, 1), (true, 0)] {
+            let pool = Pool::new(SMALLEST)?;
+            let fake = device(&pool, BIT)?;
+            fake.change(|setup| setup.pool_outside = outside);
+            fake::encrypt(EIO.to_errno());
+            assert!(fake.bind() == Err(ENODEV));
+            assert!(fake.reason() == Some(Reason::Encrypted));
+            assert_eq!((fake::host().shared, fake::host().unshared), (asked, 0));
+            assert_eq!(fake.told(), Features(0));
+            assert_eq!(open_pools(), 0);
+            // Nothing was put there.
+            assert!(pool.with(|bytes| bytes.iter().all(|byte| *byte == FILL)));
+        }
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <kunit/resource.h>
+#include <kunit/static_stub.h>
 #include <kunit/test-bug.h>
 #include <linux/device.h>
 #include <linux/dma-mapping.h>
@@ -14,6 +15,7 @@
 #include <linux/virtio_scsi.h>
 #include <linux/vmalloc.h>
 
+#include "../helpers.h"
 #include "transport.h"
 
 /*
@@ -564,6 +566,44 @@ u8 *virtio_swiotlb_fake_pool(size_t bytes)
 	    kunit_add_action_or_reset(test, pool_free, pool))
 		return NULL;
 	return pool->pages;
+}
+
+static struct virtio_swiotlb_fake_host host;
+static int host_error;
+
+static bool fake_memory_encrypted(void)
+{
+	return true;
+}
+
+static int fake_share(void *base, u64 bytes)
+{
+	host.shared++;
+	return host_error;
+}
+
+static int fake_unshare(void *base, u64 bytes)
+{
+	host.unshared++;
+	host.wiped = !memchr_inv(base, 0, bytes);
+	return 0;
+}
+
+void virtio_swiotlb_fake_encrypt(int error)
+{
+	struct kunit *test = kunit_get_current_test();
+
+	host = (struct virtio_swiotlb_fake_host){};
+	host_error = error;
+	kunit_activate_static_stub(test, virtio_swiotlb_memory_encrypted,
+				   fake_memory_encrypted);
+	kunit_activate_static_stub(test, virtio_swiotlb_share, fake_share);
+	kunit_activate_static_stub(test, virtio_swiotlb_unshare, fake_unshare);
+}
+
+struct virtio_swiotlb_fake_host virtio_swiotlb_fake_host(void)
+{
+	return host;
 }
 
 void virtio_swiotlb_fake_interrupts(bool on)

@@ -57,6 +57,7 @@ struct virtio_swiotlb_fake_setup {
 	u16 dmb_memory_type;
 	u8 *pool;		/* the shared pool that is named for it, or NULL */
 	u64 pool_bytes;
+	bool pool_outside;	/* of the linear map, as the module is told */
 
 	/* As with virtio-mmio the core makes queues shorter, and nobody else can. */
 	bool fixed_queues;
@@ -130,6 +131,17 @@ void virtio_swiotlb_fake_unmap(struct virtio_swiotlb_fake *fake, u64 handle,
 
 u64 virtio_swiotlb_fake_phys(void *buffer);
 u8 *virtio_swiotlb_fake_pool(size_t bytes);
+
+/* What a host sees of a guest whose memory is encrypted. */
+struct virtio_swiotlb_fake_host {
+	u32 shared;		/* how often it was given access */
+	u32 unshared;		/* ... and how often that was taken away */
+	bool wiped;		/* all that it had last was 0 by then */
+};
+
+/* From here to the end of the test; sharing returns error. */
+void virtio_swiotlb_fake_encrypt(int error);
+struct virtio_swiotlb_fake_host virtio_swiotlb_fake_host(void);
 void virtio_swiotlb_fake_interrupts(bool on);
 int virtio_swiotlb_fake_module_users(void);
 
