@@ -42,7 +42,8 @@ devices:
       of QEMU's virtio-TYPE-pci
   --pool WAY[,bytes=16M][,named-by=NAME+NAME...]   guest memory that devices share; WAY, how
       the guest finds it: devicetree (arm64), acpi (x86-64), parameter (the module's);
-      in a devicetree the PCI host bridge names it, or these devices on virtio-mmio
+      what names it: bridge (default: the PCI host bridge), and in a devicetree
+      devices on virtio-mmio
 
   net: 10.0.2.15/24 in the guest, the host's loopback is 10.0.2.2; fs: the tag is
   restricted0...; vsock: the guest is 3. scsi, rng, vsock, console and sound need
@@ -155,7 +156,7 @@ def _pool(text: str) -> Pool:
     options = _pairs(pairs)
     names = options.pop("named_by", BRIDGE)
     try:
-        return Pool(way, **options, named_by=names if names == BRIDGE else names.split("+"))
+        return Pool(way, **options, named_by=names.split("+"))
     except (GuestError, ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -27,7 +27,7 @@ WAYS = {
     "acpi": ("x86_64",),
     "parameter": ("x86_64", "aarch64"),
 }
-#: What names the pool if no device does: the PCI host bridge, for all devices behind it.
+#: Names the pool for all devices behind it: the PCI host bridge.
 BRIDGE = "bridge"
 _BRIDGE_NODE = "/pcie@10000000"
 #: The first address of RAM.
@@ -44,8 +44,8 @@ class Pool:
     way       how the guest finds it: "devicetree" (a node restricted-dma-pool; arm64), "acpi" (a
               device PRP0001; x86-64), or "parameter" (the module's parameter pool=)
     bytes     its length ("16M"), a multiple of 1 MiB
-    named_by  what has the reference to it: "bridge" (the PCI host bridge), or in a devicetree
-              the names of devices on virtio-mmio (["ordinary0"])
+    named_by  what has the reference to it: "bridge" (the PCI host bridge); in a devicetree
+              also names of devices on virtio-mmio (["bridge", "ordinary0"])
     """
 
     def __init__(
@@ -57,9 +57,8 @@ class Pool:
         self.bytes = parse_bytes(bytes)
         if self.bytes == 0 or self.bytes % (1 << 20):
             raise GuestError(f"the bytes of a pool are a multiple of 1M: {bytes}")
-        #: None: the bridge.
-        self.named_by = None if named_by == BRIDGE else list(named_by)
-        if self.named_by is not None and way != "devicetree":
+        self.named_by = [named_by] if isinstance(named_by, str) else list(named_by)
+        if self.named_by != [BRIDGE] and way != "devicetree":
             raise GuestError(f"with the way {way} no device names the pool")
 
     def place(self, architecture: str, memory: int) -> "PlacedPool":
@@ -178,17 +177,14 @@ class PlacedPool:
 
     def _overlay(self, nodes: Mapping[str, str]) -> str:
         """With the parameter alone there is a hole in the guest's RAM (no-map), and no pool."""
-        by_tree = self.pool.way == "devicetree"
-        content = 'compatible = "restricted-dma-pool";' if by_tree else "no-map;"
-        named = []
-        if by_tree:
-            try:
-                named = [nodes[name] for name in self.pool.named_by or ()]
-            except KeyError as error:
-                raise GuestError(f"no device on virtio-mmio is named {error}") from error
-            if self.pool.named_by is None:
-                named = [_BRIDGE_NODE]
-        references = "".join(f"&{{{path}}} {{ memory-region = <&pool>; }};\n" for path in named)
+        content, references = "no-map;", ""
+        if self.pool.way == "devicetree":
+            content = 'compatible = "restricted-dma-pool";'
+            known = {BRIDGE: _BRIDGE_NODE, **nodes}
+            for name in self.pool.named_by:
+                if name not in known:
+                    raise GuestError(f"no device on virtio-mmio is {name}")
+                references += f"&{{{known[name]}}} {{ memory-region = <&pool>; }};\n"
         return f"""\
 /dts-v1/;
 /plugin/;
