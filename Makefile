@@ -51,10 +51,10 @@ patches: toolbox
 	@$(TOOLBOX) scripts/kernel source
 	@$(TOOLBOX) scripts/export-patches
 
-# How the device of the demo names its region: capability or dmb.
+# How the guest of the demo finds the region: capability, dmb, acpi, devicetree, parameter or mmio.
 WAY ?= capability
 
-## demo: watch an unmodified driver in a stock kernel work through a device's own region; ARCH=arm64, WAY=dmb
+## demo: watch an unmodified driver in a stock kernel work through a device's own region; ARCH=arm64, WAY=dmb, acpi...
 demo: toolbox
 	@$(TOOLBOX) scripts/demo $(STOCK) --way $(WAY)
 
