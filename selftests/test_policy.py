@@ -35,6 +35,7 @@ WRONG = (
     *("require=perhaps", "except=rgn", "except=net,,blk", "except=256"),
     *("types=9q", "types=9p,gpu", "packed_disks=perhaps"),
     *("dmb=42", "dmb=50", "dmb=some", "dmb="),
+    *("pool=some", "pool=0x1d000000", "pool=1G+16T"),
 )
 
 
@@ -72,6 +73,9 @@ def test_message_lists_the_words(boot: Boot) -> None:
     for line, word in zip(lines, ("rgn", "", "256"), strict=True):
         assert "virtio_swiotlb: except lists net, blk, console, rng, balloon, " in line
         assert f', or numbers from 1 to 255, with commas; not "{word}"' in line
+    lines = [line for line in boot.result.kernel_log.splitlines() if "pool is START" in line]
+    for line, word in zip(lines, ("some", "0x1d000000", "1G+16T"), strict=True):
+        assert f'pool is START+LENGTH, as in 0x1d000000+16M, not "{word}"' in line
     listed, gpu = (line for line in boot.result.kernel_log.splitlines() if ": types lists " in line)
     assert 'numbers from 1 to 255, with commas; not "9q"' in listed
     assert "virtio_swiotlb: types lists gpu, which cannot be bounced" in gpu
