@@ -10,7 +10,10 @@
 use super::{
     bindings,
     parameters::FromDevice,
-    policy::limits::Limits,
+    policy::limits::{
+        self,
+        Limits, //
+    },
     pool::{
         self,
         Pool,
@@ -25,6 +28,7 @@ use super::{
     },
     wire::{
         Bound,
+        Features,
         MIN_REGION_PAGES, //
     },
     work::Work, //
@@ -123,8 +127,9 @@ pub(crate) struct Bounce {
     // The most that its queue can hold; 0 as long as the driver has not asked.
     most_segments: Atomic<u32>,
     max_mapping: Atomic<usize>,
-    // The most bytes of a ring.
-    longest_ring: Atomic<usize>,
+    // How many queues the driver makes, and the features; they bound rings that nothing else can.
+    queues: Atomic<u32>,
+    features: Atomic<u64>,
     log: Pin<KBox<Work<DeferredLog>>>,
 }
 
@@ -164,7 +169,8 @@ impl Bounce {
             segments: Atomic::new(1),
             most_segments: Atomic::new(0),
             max_mapping: Atomic::new(limits.max_mapping),
-            longest_ring: Atomic::new(usize::MAX),
+            queues: Atomic::new(0),
+            features: Atomic::new(0),
             log: DeferredLog::new(dev)?,
         })
     }
@@ -235,9 +241,22 @@ impl Bounce {
         self.most_segments.load(Relaxed)
     }
 
-    /// Refuses rings of more than `bytes` bytes from now on; the core makes shorter ones.
-    pub(crate) fn limit_rings(&self, bytes: usize) {
-        self.longest_ring.store(bytes, Relaxed);
+    /// Refuses rings from now on that are too long to be one of `queues`, which are about to be
+    /// made in their order; the core makes shorter ones.
+    pub(crate) fn limit_rings(&self, features: Features, queues: u32) {
+        self.features.store(features.0, Relaxed);
+        self.queues.store(queues, Relaxed);
+    }
+
+    /// The most bytes of the next ring. Rings are made one after the other.
+    fn longest_ring(&self) -> usize {
+        let queues = self.queues.load(Relaxed);
+        if queues == 0 {
+            return usize::MAX;
+        }
+        let features = Features(self.features.load(Relaxed));
+        let index = self.pool.stats().rings as u32;
+        limits::longest_ring(self.kind, features, queues, index, self.region.room())
     }
 
     /// What the driver reads instead of `value` in a field that bounds its requests. Keeps the
@@ -417,7 +436,7 @@ impl Map for Bounce {
     }
 
     fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)> {
-        if len > self.longest_ring.load(Relaxed) {
+        if len > self.longest_ring() {
             return None;
         }
         let offset = self

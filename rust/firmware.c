@@ -19,35 +19,36 @@
 #include <linux/property.h>
 #include <linux/sched.h>
 #include <linux/set_memory.h>
+#include <linux/sizes.h>
+#include <linux/string.h>
 
 #include <kunit/static_stub.h>
 
 #include "helpers.h"
 
-/*
- * The device of the host bridge that @pdev is behind, or if the bridge has no node
- * of its own, the device that it was made for.
- */
+/* The device of the host bridge that @pdev is behind. */
 struct device *virtio_swiotlb_host_bridge(struct pci_dev *pdev)
 {
-	struct pci_host_bridge *bridge = pci_find_host_bridge(pdev->bus);
-
-	return dev_fwnode(&bridge->dev) ? &bridge->dev : bridge->dev.parent;
+	return &pci_find_host_bridge(pdev->bus)->dev;
 }
 
 /*
- * The restricted DMA pool that @dev names, which the caller has to put. NULL if
- * it names none, -EEXIST if it names two.
+ * The restricted DMA pool that @owner names, which the caller has to put. NULL if
+ * it names none, -EEXIST if it names two, -ENODATA if it names what is not there.
  */
-static struct fwnode_handle *named_pool(struct device *dev)
+static struct fwnode_handle *pool_of(const struct fwnode_handle *owner)
 {
 	struct fwnode_handle *found = NULL, *node;
 	unsigned int i;
 
 	for (i = 0; ; i++) {
-		node = fwnode_find_reference(dev_fwnode(dev), "memory-region", i);
-		if (IS_ERR_OR_NULL(node))
+		node = fwnode_find_reference(owner, "memory-region", i);
+		if (!node || PTR_ERR(node) == -ENOENT)
 			return found;
+		if (IS_ERR(node)) {
+			fwnode_handle_put(found);
+			return ERR_PTR(-ENODATA);
+		}
 		if (!fwnode_device_is_compatible(node, "restricted-dma-pool")) {
 			fwnode_handle_put(node);
 			continue;
@@ -59,6 +60,18 @@ static struct fwnode_handle *named_pool(struct device *dev)
 		}
 		found = node;
 	}
+}
+
+/* The same for @dev, which ACPI may have described though it has a node of a devicetree. */
+static struct fwnode_handle *named_pool(struct device *dev)
+{
+	struct fwnode_handle *first = dev_fwnode(dev), *node = NULL;
+
+	if (first)
+		node = pool_of(first);
+	if (!node && dev->fwnode && dev->fwnode != first)
+		node = pool_of(dev->fwnode);
+	return node;
 }
 
 /* The only range of memory in _CRS. */
@@ -92,7 +105,10 @@ int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes
 
 	if (IS_ERR_OR_NULL(node))
 		return node ? PTR_ERR(node) : -ENOENT;
-	if (is_of_node(node)) {
+	if (!fwnode_device_is_available(node)) {
+		/* Its range may be a template that nobody has filled in. */
+		ret = -ENODATA;
+	} else if (is_of_node(node)) {
 		/* Only what the kernel has reserved at boot is there. */
 		struct reserved_mem *rmem = of_reserved_mem_lookup(to_of_node(node));
 
@@ -108,10 +124,17 @@ int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes
 	return ret;
 }
 
+static int add_size(struct resource *res, void *sum)
+{
+	*(u64 *)sum += resource_size(res);
+	return 0;
+}
+
 /* What the kernel uses some memory for. */
 enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
 {
 	unsigned long pfn, end = PHYS_PFN(start + bytes);
+	u64 ram = 0;
 
 	switch (region_intersects(start, bytes, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE)) {
 	case REGION_DISJOINT:
@@ -119,6 +142,11 @@ enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
 	case REGION_MIXED:
 		return VIRTIO_SWIOTLB_RAM_USED;
 	}
+	/* Pages in a hole of RAM are reserved as well, and are not there. */
+	walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY,
+			    start, start + bytes - 1, &ram, add_size);
+	if (ram != bytes)
+		return VIRTIO_SWIOTLB_RAM_USED;
 	for (pfn = PHYS_PFN(start); pfn < end; pfn++) {
 		if (!pfn_valid(pfn) || !PageReserved(pfn_to_page(pfn)))
 			return VIRTIO_SWIOTLB_RAM_USED;
@@ -155,6 +183,19 @@ bool virtio_swiotlb_behind_iommu(struct device *dev)
 dma_addr_t virtio_swiotlb_bus_address(struct device *dev, phys_addr_t phys)
 {
 	return phys_to_dma_unencrypted(dev, phys);
+}
+
+/* Zeroes memory that may be large, and slow. */
+void virtio_swiotlb_wipe(void *base, u64 bytes)
+{
+	while (bytes) {
+		size_t some = min_t(u64, bytes, SZ_1M);
+
+		memset(base, 0, some);
+		cond_resched();
+		base += some;
+		bytes -= some;
+	}
 }
 
 /* Gives the host access to pages of the linear map, where guest memory is encrypted. */

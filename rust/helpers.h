@@ -64,6 +64,7 @@ enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes);
 bool virtio_swiotlb_overlaps_bar(phys_addr_t start, u64 bytes);
 bool virtio_swiotlb_behind_iommu(struct device *dev);
 dma_addr_t virtio_swiotlb_bus_address(struct device *dev, phys_addr_t phys);
+void virtio_swiotlb_wipe(void *base, u64 bytes);
 int virtio_swiotlb_share(void *base, u64 bytes);
 int virtio_swiotlb_unshare(void *base, u64 bytes);
 

@@ -6,7 +6,8 @@
 //! number there, "to reduce memory requirements" (virtio 1.4, 4.1.4.3), which is then what the
 //! device says until it is reset. The drivers do not; it is done for them.
 //!
-//! This is for virtio-pci. What virtio-mmio says cannot be changed (virtio 1.4, 4.2.2).
+//! This is for virtio-pci. What virtio-mmio says cannot be changed (virtio 1.4, 4.2.2): there
+//! `Bounce::alloc()` refuses rings that are too long, and the core halves them.
 
 use super::{
     region::CommonConfig,
@@ -21,15 +22,6 @@ use core::ops::Range;
 
 /// A device's common configuration up to what is used here.
 type Common = CommonConfig<COMMON_BYTES>;
-
-/// Whether the transport has a way to make queues shorter.
-pub(crate) fn can_shorten(dev: &Device) -> bool {
-    #[cfg(CONFIG_KUNIT = "y")]
-    if let Some(fake) = crate::tests::fake::Region::of(dev) {
-        return !fake.has_fixed_queues();
-    }
-    dev.pci_parent().is_some()
-}
 
 /// The fewest entries of those of `queues` that the device has; `None` if that cannot be known. May
 /// sleep; none of the queues may exist yet, and nobody else may drive the device.

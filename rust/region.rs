@@ -100,9 +100,18 @@ fn address_in_bar(source: &dyn Source, form: AddressForm, bar: u8, offset: u64) 
     }
 }
 
-/// What a driver may fill of a region.
-pub(crate) fn room(extent: &Extent) -> Room {
-    Room::new(extent.bytes as usize, PAGE_SIZE)
+/// What the driver of `dev` may fill of a region.
+pub(crate) fn room(dev: &Device, extent: &Extent) -> Room {
+    Room::new(extent.bytes as usize, PAGE_SIZE).with_fixed_queues(has_fixed_queues(dev))
+}
+
+/// Whether the transport has no way to make queues shorter: virtio-pci has.
+fn has_fixed_queues(dev: &Device) -> bool {
+    #[cfg(CONFIG_KUNIT = "y")]
+    if let Some(fake) = crate::tests::fake::Region::of(dev) {
+        return fake.has_fixed_queues();
+    }
+    dev.pci_parent().is_none()
 }
 
 /// Whether the transport of `dev` has a way to name a region of the device's own.
@@ -127,6 +136,7 @@ pub(crate) fn find(dev: &Device, offers_dmb: bool, parameters: &Parameters) -> F
 /// bytes, they are copied by pointer only.
 pub(crate) struct Region {
     extent: Extent,
+    room: Room,
     device_address: u64,
     base: NonNull<u8>,
     cache_mode: &'static CStr,
@@ -163,6 +173,7 @@ impl Region {
                 let memory = source.memory(dev, found)?;
                 Ok(Self {
                     extent: *found,
+                    room: room(dev, found),
                     device_address: address_in_bar(source, found.form, bar, offset),
                     base: memory.base(),
                     cache_mode: memory.cache_mode(),
@@ -176,6 +187,7 @@ impl Region {
                 let transport = dev.parent().ok_or(Reason::Transport)?;
                 Self {
                     extent,
+                    room: room(dev, &extent),
                     // SAFETY: The device of the transport is there as long as `dev`.
                     device_address: unsafe {
                         bindings::virtio_swiotlb_bus_address(transport.as_ptr(), extent.start)
@@ -235,7 +247,7 @@ impl Region {
 
     /// What a driver may fill.
     pub(crate) fn room(&self) -> Room {
-        room(&self.extent)
+        self.room
     }
 
     /// The first byte, page aligned. Valid for [`Region::bytes`] as long as `self`.

@@ -246,13 +246,12 @@ impl Device {
         let parameters = self.common.parameters(dev);
         let plan = Plan::new(&Agreement {
             device_type: self.device_type,
-            room: region::room(&extent),
+            room: region::room(dev, &extent),
             accepts: decision.accepted(parameters.dmb),
             offered: self.offered_features(),
             agreed: Features(negotiation.features()),
             agreed_beyond: negotiation.features_beyond(),
             packed_disks: parameters.packed_disks,
-            shortens: queues::can_shorten(dev),
         });
         report::masked(dev, &plan, extent.bytes);
         negotiation.set_features_beyond(plan.told_beyond);
@@ -314,9 +313,8 @@ impl Hooks for Arc<Device> {
         };
         let room = bounce.region().room();
         let features = Features(features);
-        if !queues::can_shorten(dev) {
-            let bytes = limits::longest_ring(self.device_type, features, count, room);
-            bounce.limit_rings(bytes);
+        if room.fixed_queues {
+            bounce.limit_rings(features, count);
             return;
         }
         drop(binding);

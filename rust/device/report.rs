@@ -61,7 +61,7 @@ pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
         ),
         Decision::Decline(reason @ Reason::NoRegion) => dev_err!(
             dev,
-            "swiotlb: not bounced: {reason}. The device is at fault: it needs the SWIOTLB capability, or must not offer the feature\n"
+            "swiotlb: not bounced: {reason}. The device is at fault: it needs the SWIOTLB capability or a shared pool that is named for it, or must not offer the feature\n"
         ),
         Decision::Decline(reason) => dev_warn!(
             dev,

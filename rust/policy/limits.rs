@@ -24,6 +24,9 @@ pub struct Room {
     pub bytes: usize,
     /// The guest's page size in bytes is 2 to the power of this.
     page_log2: u32,
+    /// Whether the transport has no way to make a queue shorter than the device says it is, and
+    /// rings are those of virtio-mmio.
+    pub fixed_queues: bool,
 }
 
 impl Room {
@@ -32,13 +35,22 @@ impl Room {
     const SMALL_PAGES: usize = 1024;
     /// Regions of fewer pages have no room for packets of 64 KiB among others, nor for many rings
     /// (1 MiB with pages of 4 KiB).
-    const TINY_PAGES: usize = 256;
+    pub const TINY_PAGES: usize = 256;
 
     /// `bytes` bytes in a guest whose pages have `page` bytes, a power of two.
     pub const fn new(bytes: usize, page: usize) -> Self {
         Self {
             bytes,
             page_log2: page.trailing_zeros(),
+            fixed_queues: false,
+        }
+    }
+
+    /// The same on a transport where queues cannot be made shorter if they are `fixed`.
+    pub const fn with_fixed_queues(self, fixed: bool) -> Self {
+        Self {
+            fixed_queues: fixed,
+            ..self
         }
     }
 
@@ -64,6 +76,28 @@ impl Room {
     fn is_tiny(self) -> bool {
         self.pages() < Self::TINY_PAGES
     }
+
+    /// The fewest pages of the guest that a split ring takes.
+    fn least_ring(self) -> usize {
+        if self.fixed_queues {
+            2
+        } else {
+            1
+        }
+    }
+}
+
+/// The bytes of a split ring of `entries` entries as virtio-mmio has it (`vring_size()`): the used
+/// ring begins a page of its own.
+fn mmio_ring_bytes(entries: usize, room: Room) -> usize {
+    // A descriptor; the head of either ring, and an entry of it (virtio 1.4, 2.7).
+    const DESCRIPTOR: usize = 16;
+    const HEAD: usize = 6;
+    const AVAILABLE: usize = 2;
+    const USED: usize = 8;
+
+    let before = room.pages_for(entries * (DESCRIPTOR + AVAILABLE) + HEAD) << room.page_log2;
+    before + HEAD + entries * USED
 }
 
 /// Why packed rings are masked. Every device supports split rings.
@@ -85,6 +119,10 @@ pub enum Split {
 /// fill a pool of any size. Disks get split rings, unless `packed_disks` accepts such errors. A
 /// small region is full as a matter of course, so that there is no choice.
 pub fn split(kind: u32, room: Room, packed_disks: bool) -> Option<Split> {
+    if room.fixed_queues {
+        // R37.
+        return Some(Split::Transport);
+    }
     match !bounds(kind).is_empty() {
         true if !room.is_small() => (!packed_disks).then_some(Split::Disk),
         false if !room.is_tiny() => None,
@@ -168,8 +206,19 @@ pub fn longest_queue(
 
     let pages = room.pages();
     let indirect = features.has(Features::INDIRECT_DESC);
-    let of_rings = (pages / 4).checked_div(queues as usize).unwrap_or(0).max(1);
+    let of_rings = (pages / 4)
+        .checked_div(queues as usize)
+        .unwrap_or(0)
+        .max(room.least_ring());
     let ring = match features.has(Features::RING_PACKED) {
+        false if room.fixed_queues => {
+            let fits = |entries| room.pages_for(mmio_ring_bytes(entries, room)) <= of_rings;
+            let mut entries = 2;
+            while entries < 1 << 15 && fits(2 * entries) {
+                entries *= 2;
+            }
+            entries
+        }
         false => of_rings * (room.page() / SPLIT_BYTES),
         // Both event suppression structures have a page each.
         true => of_rings.saturating_sub(2).max(1) * (room.page() / PACKED_BYTES),
@@ -215,33 +264,11 @@ pub fn longest_queue(
     (entries < 1 << 15).then(|| 1 << entries.ilog2())
 }
 
-/// The most bytes that any of the `queues` rings of a driver may have, where the transport has no
-/// way to make a queue shorter than the device says it is (virtio-mmio): the core halves a split
-/// ring until there is memory for it. Which queue a ring is for cannot be told then, so that all
-/// get what the shortest may have ([`longest_queue`]).
-pub fn longest_ring(kind: u32, features: Features, queues: u32, room: Room) -> usize {
-    // A descriptor; the head of either ring, and an entry of it (virtio 1.4, 2.7).
-    const DESCRIPTOR: usize = 16;
-    const HEAD: usize = 6;
-    const AVAILABLE: usize = 2;
-    const USED: usize = 8;
-
-    let shortest = (0..queues)
-        .filter_map(|index| longest_queue(kind, features, queues, index, room))
-        .min();
-    // The used ring of virtio-mmio has pages of its own (`vring_size()`).
-    let bytes = |entries: usize| {
-        let before = room.pages_for(entries * (DESCRIPTOR + AVAILABLE) + HEAD) << room.page_log2;
-        before + HEAD + entries * USED
-    };
-    let Some(mut entries) = shortest.map(usize::from) else {
-        return usize::MAX;
-    };
-    let each = (room.pages() / 4).checked_div(queues as usize).unwrap_or(0);
-    while entries > 2 && room.pages_for(bytes(entries)) > each {
-        entries /= 2;
-    }
-    bytes(entries)
+/// The most bytes of ring `index` of the `queues` of a driver, where queues cannot be made shorter:
+/// the core then halves a split ring until there is memory for it. See [`longest_queue`].
+pub fn longest_ring(kind: u32, features: Features, queues: u32, index: u32, room: Room) -> usize {
+    longest_queue(kind, features, queues, index, room)
+        .map_or(usize::MAX, |entries| mmio_ring_bytes(entries.into(), room))
 }
 
 /// Which queues of a disk take requests at most, if there are `cpus` CPUs. The driver makes no more
@@ -303,7 +330,7 @@ fn smallest_region(kind: u32, page_log2: u32, unit: u32, segments: u32) -> Optio
 
     (MIN_REGION_PAGES.ilog2() + page_log2..=LARGEST_LOG2)
         .map(|log2| 1 << log2)
-        .find(|&bytes| carries(kind, Room { bytes, page_log2 }, unit, segments))
+        .find(|&bytes| carries(kind, Room::new(bytes, 1 << page_log2), unit, segments))
 }
 
 /// Whether a request carries `unit` bytes in a region that is `room`.
@@ -392,7 +419,7 @@ impl Limits {
     }
 
     fn most_queues(kind: u32, room: Room) -> u32 {
-        let rings = (room.pages() / 4) as u32;
+        let rings = (room.pages() / 4 / room.least_ring()) as u32;
         rings.saturating_sub(Self::other_queues(kind)).max(1)
     }
 
@@ -499,21 +526,50 @@ mod tests {
     }
 
     #[test]
-    fn rings_that_the_core_shortens_are_as_long_as_the_shortest_queue() {
-        let room = of(16 * 4096);
-        // 256 entries: 4614 bytes before the used ring, 2054 in it. 512 have five pages.
-        assert_eq!(longest_queue(4, BIT, 1, 0, room), Some(512));
-        assert_eq!(longest_ring(4, BIT, 1, room), 8192 + 6 + 2048);
-        // 128 entries.
-        assert_eq!(longest_queue(4, BIT, 2, 0, room), Some(256));
-        assert_eq!(longest_ring(4, BIT, 2, room), 4096 + 6 + 1024);
-        // Receive queues are shorter than those that send: 4 entries.
-        assert_eq!(longest_queue(NET, BIT, 2, 0, room), Some(4));
-        assert_eq!(longest_ring(NET, BIT, 2, room), 4096 + 6 + 32);
-        // A ring has two pages at least.
-        assert_eq!(longest_ring(4, BIT, 4, room), 4096 + 6 + 16);
+    fn rings_that_the_core_shortens() {
+        let room = |pages: usize| of(pages * 4096).with_fixed_queues(true);
+        for (kind, queues, index, pages, entries) in [
+            // 256 entries: 4614 bytes before the used ring, 2054 in it. 512 have five pages.
+            (4, 1, 0, 16, 256),
+            (4, 2, 0, 16, 128),
+            // A ring has two pages at least.
+            (4, 4, 0, 16, 128),
+            // What a queue receives is bounded by its buffers, what it sends is not: virtio_net
+            // stops for good if it has less than 19 entries to send.
+            (NET, 3, 0, 16, 4),
+            (NET, 3, 1, 16, 128),
+            (NET, 3, 1, 256, 2048),
+        ] {
+            assert_eq!(
+                longest_queue(kind, BIT, queues, index, room(pages)),
+                Some(entries)
+            );
+            let bytes = longest_ring(kind, BIT, queues, index, room(pages));
+            assert_eq!(bytes, mmio_ring_bytes(entries.into(), room(pages)));
+        }
+        assert_eq!(mmio_ring_bytes(256, room(16)), 8192 + 6 + 2048);
         // No queue is so long.
-        assert_eq!(longest_ring(4, BIT, 1, of(1 << 30)), usize::MAX);
+        assert_eq!(longest_ring(4, BIT, 1, 0, room(1 << 18)), usize::MAX);
+    }
+
+    #[test]
+    fn rings_of_all_queues_of_a_disk_fit_though_they_are_fixed() {
+        for_rooms(1 << 18, |room| {
+            let room = room.with_fixed_queues(true);
+            // Less has no room for the three rings of a SCSI host.
+            if room.pages() < 18 {
+                return;
+            }
+            for kind in [device_type::BLK, device_type::SCSI] {
+                let limits = Limits::new(kind, room, room.bytes / 4, 1);
+                let queues = limits.clamp(Bound::Queues, 129) + Limits::other_queues(kind);
+                let each = longest_queue(kind, BIT, queues, 0, room).unwrap_or(1 << 15);
+                let each = room.pages_for(mmio_ring_bytes(each.into(), room));
+                // The pool lets rings have a third.
+                assert!(each * queues as usize <= room.pages() / 3);
+                assert!(each >= 2);
+            }
+        });
     }
 
     #[test]

@@ -32,8 +32,6 @@ pub struct Agreement {
     pub agreed_beyond: u64,
     /// Whether disks may use packed rings.
     pub packed_disks: bool,
-    /// Whether the transport has a way to make queues shorter (virtio-pci has).
-    pub shortens: bool,
 }
 
 /// The features of a bounced device.
@@ -64,12 +62,7 @@ impl Plan {
         let bits = Features::SWIOTLB.with(agreement.accepts);
         let mut told = agreement.agreed.only(Features::KNOWN.without(bits));
         let packs = told.has(Features::RING_PACKED);
-        let split = match agreement.shortens {
-            true => split(kind, room, agreement.packed_disks),
-            // R37.
-            false => Some(Split::Transport),
-        }
-        .filter(|_| packs);
+        let split = split(kind, room, agreement.packed_disks).filter(|_| packs);
         if split.is_some() {
             told = told.without(Features::RING_PACKED);
         }
@@ -177,13 +170,12 @@ mod tests {
                         };
                         f(&Agreement {
                             device_type,
-                            room,
+                            room: room.with_fixed_queues(flags & 4 != 0),
                             accepts: [Features(0), Features::SWIOTLB, DMB][flags >> 3],
                             offered: Features(u64::MAX).without(without),
                             agreed,
                             agreed_beyond: 0x1f,
                             packed_disks: flags & 2 != 0,
-                            shortens: flags & 4 != 0,
                         });
                     }
                 }
@@ -267,7 +259,7 @@ mod tests {
             let plan = Plan::new(agreement);
             let packs = agreement.agreed.has(Features::RING_PACKED);
             let is_why = plan.split == Some(Split::Transport);
-            assert_eq!(is_why, packs && !agreement.shortens);
+            assert_eq!(is_why, packs && agreement.room.fixed_queues);
         });
     }
 
@@ -282,7 +274,6 @@ mod tests {
                 agreed: Features::VERSION_1.with(Features::RING_PACKED),
                 agreed_beyond: 0,
                 packed_disks,
-                shortens: true,
             });
             assert_eq!(plan.told.has(Features::RING_PACKED), plan.split.is_none());
             plan.split

@@ -22,9 +22,9 @@ pub(crate) struct Part {
 const UNIT: u64 = 256 << 10;
 
 /// Chooses a part of a pool of `bytes` bytes for one more device: a quarter of the longest that is
-/// free, so that something is left for whoever comes later. `leased` are the other parts, in their
-/// order; returns the place in it as well. A part is of `smallest` bytes or more, and all lengths
-/// are multiples of the guest's page.
+/// free, so that something is left for whoever comes later, and `smallest` bytes at least. `leased`
+/// are the other parts, in their order; returns the place in it as well. All lengths are multiples
+/// of the guest's page.
 ///
 /// Returns `None` if no free part is so long.
 pub(crate) fn choose(

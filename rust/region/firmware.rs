@@ -35,7 +35,10 @@ pub(super) fn find(dev: &Device, parameter: Option<Named>) -> Finding {
         // SAFETY: The parent of a registered device is on a bus.
         NonNull::new(unsafe { bindings::virtio_swiotlb_host_bridge(pci) })
     });
-    let nodes = [Some(transport), bridge];
+    // The device that a bridge was made for, where the bridge itself has no node.
+    // SAFETY: A bridge is there as long as what is behind it, and keeps its parent.
+    let above = bridge.and_then(|bridge| NonNull::new(unsafe { (*bridge.as_ptr()).parent }));
+    let nodes = [Some(transport), bridge, above];
     let by_firmware = nodes.into_iter().flatten().find_map(named_by);
     match by_firmware.or(parameter.map(Ok)) {
         Some(Ok(named)) => check(&named, PAGE_SIZE as u64, || around(transport, &named)),

@@ -10,22 +10,20 @@
 
 use super::{
     super::{
-        policy::Reason,
+        bindings,
+        policy::{
+            limits::Room,
+            Reason, //
+        },
         pool::leases::{
             choose,
             Part, //
         },
-        wire::{
-            Extent,
-            MIN_REGION_PAGES, //
-        }, //
+        wire::Extent, //
     },
     memory::Memory, //
 };
-use core::ptr::{
-    self,
-    NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     fmt,
     new_mutex,
@@ -62,7 +60,9 @@ struct Leased {
 impl SharedPool {
     /// Adds a lease of `holder`, and says what it has.
     fn lease(&mut self, holder: u32) -> Result<Part, Reason> {
-        let smallest = (MIN_REGION_PAGES * PAGE_SIZE) as u64;
+        // In less a driver with many rings might not work, which does without a pool.
+        let smallest = (Room::TINY_PAGES * PAGE_SIZE) as u64;
+        let smallest = smallest.min(self.extent.bytes);
         let leased = self.leases.iter().map(|lease| lease.part);
         let (place, part) = choose(leased, self.extent.bytes, smallest).ok_or(Reason::PoolTaken)?;
         self.leases
@@ -186,7 +186,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         // The next holder is not shown what this one left. Its device was reset.
         // SAFETY: The part is mapped as long as the lease is listed.
-        unsafe { ptr::write_bytes(self.base.as_ptr(), 0, self.part.bytes as usize) };
+        unsafe { bindings::virtio_swiotlb_wipe(self.base.as_ptr().cast(), self.part.bytes) };
         let mut open = self.pools.open.lock();
         let Some(index) = open.iter().position(|pool| pool.extent.start == self.pool) else {
             return;
