@@ -22,22 +22,18 @@ use super::super::{
 };
 use kernel::prelude::*;
 
-/// What is said of a region that lies in `at`.
-fn origin(at: At) -> &'static str {
-    match at {
+/// Reports a decision.
+pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
+    let kind = dev.device_type();
+    let dev = dev.as_device();
+    let origin = |at| match at {
         At::Bar { .. } => "",
         At::SharedPool { by, .. } => match by {
             NamedBy::Devicetree => ", a lease of the shared pool that the devicetree names",
             NamedBy::Acpi => ", a lease of the shared pool that ACPI names",
             NamedBy::Parameter => ", a lease of the shared pool that pool= names",
         },
-    }
-}
-
-/// Reports a decision.
-pub(crate) fn decision(dev: &virtio::Device, decision: &Decision) {
-    let kind = dev.device_type();
-    let dev = dev.as_device();
+    };
     match decision {
         Decision::Accept(extent) => {
             let form = match extent.form {
