@@ -143,4 +143,38 @@ mod tests {
         assert_eq!(last.offset + last.bytes, 16 * MIB);
         assert_eq!(count, 15);
     }
+
+    #[test]
+    fn parts_of_devices_that_come_and_go_stay_apart() {
+        let mut leased = [part(0, 0); 64];
+        let (mut count, mut turned_away) = (0, 0);
+        let mut random = 1_u32;
+        for _ in 0..20_000 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if random >> 31 == 0 && count > 0 {
+                let index = (random >> 8) as usize % count;
+                leased.copy_within(index + 1..count, index);
+                count -= 1;
+                continue;
+            }
+            let Some((place, new)) = chosen(&leased[..count], 16 * MIB) else {
+                turned_away += 1;
+                continue;
+            };
+            assert!(new.bytes >= SMALLEST && new.bytes % PAGE == 0 && new.offset % PAGE == 0);
+            leased.copy_within(place..count, place + 1);
+            leased[place] = new;
+            count += 1;
+            let before = match place {
+                0 => 0,
+                _ => leased[place - 1].offset + leased[place - 1].bytes,
+            };
+            let after = match place + 1 < count {
+                true => leased[place + 1].offset,
+                false => 16 * MIB,
+            };
+            assert!(before <= new.offset && new.offset + new.bytes <= after);
+        }
+        assert!(count > 0 && turned_away > 0);
+    }
 }
