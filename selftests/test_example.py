@@ -52,7 +52,9 @@ class Example(Restricted):
         super().__init__("blk", size=DISK_BYTES)
         self.packed = packed
 
-    def start(self, name: str, image: Path | None, sockets: Path, logs: Path) -> Running:
+    def start(
+        self, name: str, image: Path | None, sockets: Path, logs: Path, pool: str = ""
+    ) -> Running:
         assert image
         running = RunningExample(
             name, sockets / f"{name}.sock", logs / f"{name}.report", sockets / "none"
