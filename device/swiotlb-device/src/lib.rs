@@ -3,9 +3,10 @@
 //! The reference device for VIRTIO_F_SWIOTLB.
 //!
 //! A virtio device of any type that has a region of its own and no access to
-//! guest memory, but for a pool there if it is to work in one. The guest's VMM is a vfio-user client (QEMU); the device model
-//! is a [`backend`] that is given the region and nothing else: in the program a
-//! vhost-user backend (qemu-storage-daemon, virtiofsd...). See README.md.
+//! guest memory, but for a pool there if it is to work in one. The guest's VMM is
+//! a vfio-user client (QEMU); the device model is a [`backend`] that is given the
+//! region and nothing else: in the program a vhost-user backend
+//! (qemu-storage-daemon, virtiofsd...). See README.md.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
