@@ -583,8 +583,29 @@ def test_licences(
     assert (answer.returncode == 0) == allowed, answer.stdout + answer.stderr
 
 
-def test_readme_lists_what_make_does() -> None:
-    assert run("make", "help").stdout in (TOP / "README.md").read_text()
+def test_documents_name_targets_of_make() -> None:
+    targets = set(re.findall(r"^  make ([a-z-]+) ", run("make", "help").stdout, re.M))
+    for path in [*TOP.glob("*.md"), *TOP.glob("Documentation/*.rst")]:
+        # In code only: prose makes other things, too.
+        named = set(re.findall(r"(?:`|^\t|^    )make\s([a-z-]+)\b(?!=)", path.read_text(), re.M))
+        # The kernel's own.
+        assert named - {"menuconfig"} <= targets, path
+
+
+def test_checklist_names_tests_that_exist() -> None:
+    """Device-checklist.rst proves each item by a test, ``file::function``."""
+    sources: dict[str, str] = {}
+    for top in ("rust", "device", "selftests"):
+        for pattern in ("*.rs", "test_*.py"):
+            for path in (TOP / top).rglob(pattern):
+                sources[path.name] = sources.get(path.name, "") + path.read_text()
+    text = (TOP / "Documentation/device-checklist.rst").read_text()
+    named = re.findall(r"``(\w+\.(?:py|rs))(?:::(\w+(?:::\w+)?))?``", text)
+    assert len(named) > 50
+    for name, functions in named:
+        for function in filter(None, functions.split("::")):
+            defined = re.search(rf"\b(?:fn|def|class) {function}\b", sources[name])
+            assert defined, f"{name}::{function}"
 
 
 def test_readme_leads_to_each_document() -> None:
