@@ -91,18 +91,16 @@ _HEAD = """\
 Drivers
 =======
 
-What was proved with each of the kernel's virtio drivers, on a device that can
-reach its own region only, and with which backend behind it. Drivers and backends
-are unmodified, as Debian or crates.io has them, unless it says *of our own*: that
-is ``selftests/testlib/device_models.py``, for which the reason is given below. Each of the tests
-also holds three witnesses together: the module's counters (nothing refused, all
-buffers given back when the driver is unbound), the device's report (no address
-outside the region), and what the backend's process had mapped (the region and
-nothing else of anybody's memory).
+What the tests prove with each of the kernel's virtio drivers, on a device that can access its own
+region only, and the backend behind the device. Drivers and backends are unmodified, from Debian or
+crates.io. A backend that is called *of our own* is a model of this project,
+``selftests/testlib/device_models.py``, for the reason given below. Each test also compares three
+witnesses: the module's counters (nothing refused, all buffers unmapped when the driver is unbound),
+the device's report (no address outside the region), and the mappings of the backend's process (the
+region, and no other shared memory).
 
-The table was written by the tests themselves (``selftests/testlib/driver_table.py``) as
-they ran, last on {day}, on Debian's kernel
-{kernel} with QEMU {qemu}. To have it written anew::
+The tests wrote the table as they ran (``selftests/testlib/driver_table.py``), last on {day}, on
+Debian's kernel {kernel} with QEMU {qemu}. These commands write it anew::
 
 	make check
 	make check-full TEST_ARGS=--drivers-rst
