@@ -81,6 +81,56 @@ def test_nothing_speaks_of_this_repository(patches: list[Path]) -> None:
         assert not lost, f"{patch.name}: {lost}"
 
 
+class TestFixes:
+    """The series of patches/fixes. That it applies, and that checkpatch.pl has nothing to say, the
+    export has seen to."""
+
+    @pytest.fixture(scope="class")
+    def fixes(self, patches: list[Path]) -> list[Path]:
+        return sorted((patches[0].parent / "fixes").glob("*.patch"))
+
+    def test_all_are_there_in_order(self, fixes: list[Path]) -> None:
+        ours = sorted((TOP / "patches/fixes").glob("*.patch"))
+        assert [patch.name for patch in fixes[1:]] == [patch.name for patch in ours]
+        numbers = [int(patch.name.partition("-")[0]) for patch in ours]
+        assert numbers == list(range(1, len(ours) + 1)) and len(ours) == 10
+
+    def test_each_changes_what_its_subject_names(self, fixes: list[Path]) -> None:
+        places = {
+            "virtio_ring": "drivers/virtio/virtio_ring.c",
+            "virtio_pci": "drivers/virtio/virtio_pci_",
+            "virtio": ("drivers/virtio/virtio.c", "include/linux/virtio_config.h"),
+            "virtio_net": "drivers/net/virtio_net.c",
+            "crypto": "drivers/crypto/virtio/",
+            "rust": ("rust/kernel/", "samples/rust/", "drivers/gpu/nova-core/"),
+        }
+        for patch in fixes[1:]:
+            text = patch.read_text()
+            subject = re.search(r"^Subject: \[PATCH \d+/10\] (\w+): ", text, re.M)
+            changed = re.findall(r"^\+\+\+ b/(\S+)$", text, re.M)
+            assert subject and changed, patch.name
+            assert all(path.startswith(places[subject[1]]) for path in changed), patch.name
+
+    def test_messages(self, fixes: list[Path]) -> None:
+        """Of the kernel alone, with lines that mail does not break, and signed."""
+        for patch in fixes[1:]:
+            head, _, _ = patch.read_text().partition("\n---\n")
+            body = head.partition("\n\n")[2].splitlines()
+            assert re.fullmatch(r"Signed-off-by: .+ <\S+@\S+>", body[-1]), patch.name
+            tags = (line for line in body if re.match(r"(Fixes|Signed-off-by): ", line))
+            assert len(list(tags)) == 1 + any(line.startswith("Fixes: ") for line in body)
+            prose = [line for line in body if not re.match(r"(Fixes|Signed-off-by): ", line)]
+            assert max(map(len, prose)) <= 75 and len(prose) > 8, patch.name
+            assert not re.search(r"swiotlb-hostile|virtio_swiotlb|selftests/", head), patch.name
+
+    def test_cover_letter_names_each(self, fixes: list[Path]) -> None:
+        cover = fixes[0].read_text()
+        assert "***" not in cover and "``" not in cover
+        said = cover.partition("\n\n")[2]
+        for number in range(1, len(fixes)):
+            assert re.search(rf"^{number} +\S", said, re.M), number
+
+
 @pytest.mark.full(minutes=25)
 class TestTree:
     """One tree and one build directory for all of it."""
