@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What bindgen reads to make the bindings of this module.
+ * Input of bindgen for the bindings of this module.
  *
- * Only virtio's own types and functions are taken from here (the allowlist in
- * Kbuild): everything that they refer to, struct device for one, is taken from
- * the kernel crate, so that both speak of the same Rust types.
+ * Only virtio's own types and functions are taken from here (the allowlist in Kbuild). All types
+ * that they refer to, such as struct device, are those of the kernel crate, so that both use the
+ * same Rust types.
  */
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>

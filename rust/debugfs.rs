@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files below /sys/kernel/debug/virtio_swiotlb. Their names and keys are an interface:
-//! Documentation/debugfs.rst says what each means.
+//! The files below /sys/kernel/debug/virtio_swiotlb. Their names and keys are an interface, which
+//! Documentation/debugfs.rst describes.
 //!
-//! Every file may be read at any time in the life of its device; all of them sleep.
+//! Every file may be read at any time in the life of its device. All of them may sleep.
 
 use super::{
     bounce::{
@@ -79,7 +79,8 @@ impl DeviceFiles {
     }
 }
 
-/// A string of our own making, so that it can be seen and counted as a word when it is empty.
+/// A string of the module's, or `-` for an empty one, so that each line has the same number of
+/// words.
 fn word(string: &CStr) -> &str {
     match string.to_str() {
         Ok(string) if !string.is_empty() => string,

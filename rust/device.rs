@@ -2,7 +2,7 @@
 
 //! One virtio device, from the first driver that is about to be bound until it leaves the bus.
 //!
-//! [`State`] says how its negotiation stands, `negotiate` moves it from one state to the next:
+//! [`State`] is the state of its negotiation. `negotiate` moves it from one state to the next:
 //!
 //! ```text
 //!             bind                  decide
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The core serialises negotiations. The state has a lock of its own, because files in debugfs read
-//! it. All of it may sleep. Lock order: device, list of the registry, [`Device::binding`],
-//! [`Common::retired`]; that of [`Common::shared_pools`] after all others.
+//! it. All functions may sleep. Lock order: device, list of the registry, [`Device::binding`],
+//! [`Common::retired`], [`Common::shared_pools`].
 
 mod guard;
 pub(crate) mod negotiate;
@@ -59,7 +59,7 @@ pub(crate) struct Outcomes {
     pub(crate) hint: Atomic<u64>,
     pub(crate) declined: Atomic<u64>,
     pub(crate) refused: Atomic<u64>,
-    /// Devices that had a driver before the module came, though confinement is required.
+    /// Devices that had a driver before the module was loaded, though confinement is required.
     pub(crate) unconfined: Atomic<u64>,
 }
 
@@ -76,14 +76,14 @@ impl Outcomes {
     }
 }
 
-/// What all devices have in common.
+/// State that all devices share.
 #[pin_data]
 pub(crate) struct Common {
     module: &'static ThisModule,
     parameters: Parameters,
     pub(crate) shared_pools: Arc<SharedPools>,
     pub(crate) outcomes: Outcomes,
-    /// What was counted in bindings that are over.
+    /// Counters of past bindings.
     #[pin]
     retired: Mutex<Counters>,
 }
@@ -119,13 +119,13 @@ impl Common {
         self.parameters
     }
 
-    /// What was counted in bindings that are over, of all devices.
+    /// Counters of the past bindings of all devices.
     pub(crate) fn retired(&self) -> Counters {
         *self.retired.lock()
     }
 }
 
-/// What the module knows of a virtio device. It outlives the device's bindings.
+/// A virtio device that concerns the module. It outlives the device's bindings.
 #[pin_data]
 pub(crate) struct Device {
     /// The device's name, "virtio3".
@@ -135,7 +135,7 @@ pub(crate) struct Device {
     status: guard::Status,
     generation: guard::Generation,
     common: Arc<Common>,
-    /// The driver's binding, or the last one.
+    /// The present binding, or the last one.
     #[pin]
     pub(crate) binding: Mutex<Binding>,
 }
@@ -145,19 +145,19 @@ pub(crate) struct Binding {
     /// The driver's name. `None` if there was no driver, or no memory for its name.
     pub(crate) driver: Option<CString>,
     state: State,
-    /// What was counted, if the binding is over.
+    /// The counters, if the binding is over.
     last: Counters,
 }
 
-/// How the negotiation of a device stands.
+/// The state of a device's negotiation.
 enum State {
-    /// The driver of a bounced device is gone, or there was no driver yet.
+    /// The driver of a bounced device was unbound, or there was no driver yet.
     Idle,
     /// A driver is about to be bound, and nothing is decided.
     Negotiating,
-    /// Rings and buffers of the driver lie in the region. The module is in use.
+    /// Rings and buffers of the driver are in the region. The module cannot be unloaded.
     Bounced(Bounced),
-    /// The driver works as if the module did not exist.
+    /// The driver works as without the module.
     LeftAlone(Decision),
     /// No driver may be bound.
     Refused(Reason),
@@ -168,13 +168,13 @@ struct Bounced {
     /// [`Decision::Accept`] or [`Decision::Hint`].
     decision: Decision,
     bounce: Installed<Bounce>,
-    /// Whether the region has moved (R19). The driver still has its rings there; it is not resumed
-    /// until it is bound anew.
+    /// Whether the region has moved (R19). The driver still has its rings there. It is not resumed
+    /// until it is bound again.
     moved: bool,
 }
 
 impl Binding {
-    /// What was decided, `None` while nothing is.
+    /// The decision, `None` before there is one.
     fn decision(&self) -> Option<Decision> {
         match &self.state {
             State::Idle => Some(Decision::Ignore(Reason::NoDriver)),
@@ -191,7 +191,7 @@ impl Binding {
         self.decision().map_or("negotiating", |d| d.mode())
     }
 
-    /// Why the device is not bounced, if that was decided.
+    /// Why the device is not bounced, if that is the decision.
     pub(crate) fn reason(&self) -> Option<Reason> {
         self.decision()?.reason()
     }
@@ -204,7 +204,7 @@ impl Binding {
         }
     }
 
-    /// What was counted in this binding, or the last.
+    /// The counters of this binding, or the last.
     pub(crate) fn counters(&self) -> Counters {
         self.bounce().map_or(self.last, Bounce::counters)
     }
@@ -242,7 +242,7 @@ impl Device {
         }))
     }
 
-    /// What the device offered when the core last asked.
+    /// The features that the device offered when the core last read them.
     fn offered_features(&self) -> Features {
         Features(self.offered.load(Relaxed))
     }
@@ -252,7 +252,7 @@ impl Device {
         self.offered.store(offered.0, Relaxed);
         self.status.begin(dev.status());
         self.generation.begin();
-        // Nothing but a name, which may be missing.
+        // A missing name is no error: it is only shown.
         let driver = CString::try_from_fmt(fmt!("{}", dev.driver_name().unwrap_or(c""))).ok();
         let mut binding = self.binding.lock();
         binding.driver = driver;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What firmware says of memory that is set aside for devices: the restricted DMA
- * pools of Documentation/devicetree/bindings/reserved-memory, which ACPI can
- * describe in the same words (PRP0001). The kernel acts on them only if
- * CONFIG_DMA_RESTRICTED_POOL is set, and then only for a devicetree.
+ * Reads from firmware which memory is set aside for devices: the restricted DMA pools of
+ * Documentation/devicetree/bindings/reserved-memory, which ACPI can describe in the same words
+ * (PRP0001). The kernel uses them only if CONFIG_DMA_RESTRICTED_POOL is set, and then only those of
+ * a devicetree.
  *
- * All of it may sleep.
+ * All functions may sleep.
  */
 
 #include <linux/acpi.h>
@@ -33,8 +33,8 @@ struct device *virtio_swiotlb_host_bridge(struct pci_dev *pdev)
 }
 
 /*
- * The restricted DMA pool that @owner names, which the caller has to put. NULL if
- * it names none, -EEXIST if it names two, -ENODATA if it names what is not there.
+ * The restricted DMA pool that @owner names, which the caller has to put. NULL if it names none,
+ * -EEXIST if it names two, -ENODATA if the named node does not exist.
  */
 static struct fwnode_handle *pool_of(const struct fwnode_handle *owner)
 {
@@ -94,9 +94,9 @@ static int acpi_range(struct acpi_device *adev, phys_addr_t *start, u64 *bytes)
 }
 
 /*
- * The restricted DMA pool that @dev names by memory-region, and by what. -ENOENT
- * if it names none, -EEXIST if it names two, -ENODATA if there is no such range of
- * memory, and -EBUSY if the kernel has taken it.
+ * The restricted DMA pool that @dev names by memory-region. Returns what names it. -ENOENT if @dev
+ * names none, -EEXIST if it names two, -ENODATA if there is no such range of memory, and -EBUSY if
+ * the kernel uses it.
  */
 int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes)
 {
@@ -106,10 +106,10 @@ int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes
 	if (IS_ERR_OR_NULL(node))
 		return node ? PTR_ERR(node) : -ENOENT;
 	if (!fwnode_device_is_available(node)) {
-		/* Its range may be a template that nobody has filled in. */
+		/* A disabled device may have an unset range. */
 		ret = -ENODATA;
 	} else if (is_of_node(node)) {
-		/* Only what the kernel has reserved at boot is there. */
+		/* Only memory that the kernel reserved at boot is found. */
 		struct reserved_mem *rmem = of_reserved_mem_lookup(to_of_node(node));
 
 		if (rmem) {
@@ -130,7 +130,7 @@ static int add_size(struct resource *res, void *sum)
 	return 0;
 }
 
-/* What the kernel uses some memory for. */
+/* The kernel's use of a range of memory. */
 enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
 {
 	unsigned long pfn, end = PHYS_PFN(start + bytes);
@@ -142,7 +142,7 @@ enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
 	case REGION_MIXED:
 		return VIRTIO_SWIOTLB_RAM_USED;
 	}
-	/* Pages in a hole of RAM are reserved as well, and are not there. */
+	/* Pages in a hole of RAM are reserved as well, and have no memory. */
 	walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY,
 			    start, start + bytes - 1, &ram, add_size);
 	if (ram != bytes)
@@ -155,7 +155,7 @@ enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
 	return VIRTIO_SWIOTLB_RAM_RESERVED;
 }
 
-/* Whether a BAR of some PCI device, or a window of a bridge, has some of these addresses. */
+/* Whether the range overlaps a BAR of a PCI device, or a window of a bridge. */
 bool virtio_swiotlb_overlaps_bar(phys_addr_t start, u64 bytes)
 {
 	struct resource range = DEFINE_RES_MEM(start, bytes);
@@ -205,7 +205,7 @@ int virtio_swiotlb_share(void *base, u64 bytes)
 	return set_memory_decrypted((unsigned long)base, bytes >> PAGE_SHIFT);
 }
 
-/* Takes it away again. */
+/* Ends the host's access to the pages. */
 int virtio_swiotlb_unshare(void *base, u64 bytes)
 {
 	KUNIT_STATIC_STUB_REDIRECT(virtio_swiotlb_unshare, base, bytes);

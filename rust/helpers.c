@@ -77,10 +77,10 @@ bool virtio_swiotlb_memory_encrypted(void)
 }
 
 /*
- * How the CPU caches memory that memremap(MEMREMAP_WB) has mapped at @base. x86
- * maps it UC- if a variable MTRR says that its addresses are uncachable, and
- * does not tell the caller; mtrr_type_lookup() is not exported, so the page table
- * is asked. With the PAT disabled the page table says nothing of the MTRR.
+ * How the CPU caches memory that memremap(MEMREMAP_WB) has mapped at @base. x86 maps it UC- if a
+ * variable MTRR declares its addresses uncachable, and does not report that to the caller.
+ * mtrr_type_lookup() is not exported, so this reads the page table. With the PAT disabled the page
+ * table does not show the MTRR.
  */
 const char *virtio_swiotlb_cache_mode(const void *base)
 {
@@ -145,8 +145,8 @@ void virtio_swiotlb_unlock(spinlock_t *lock, unsigned long flags)
 }
 
 /*
- * In a preemptible kernel that has no such flavour this would be another, which
- * does not wait for tasks that were preempted.
+ * In a preemptible kernel without this flavour the function is another one, which does not wait for
+ * tasks that were preempted.
  */
 #if defined(CONFIG_PREEMPTION) && !defined(CONFIG_TASKS_RCU)
 #error "virtio_swiotlb needs CONFIG_TASKS_RCU: turn on KPROBES, BPF_SYSCALL or FUNCTION_TRACER"
@@ -158,8 +158,8 @@ void virtio_swiotlb_synchronize_rcu_tasks(void)
 }
 
 /*
- * Ends the use of a device's rings. May be called in any context. Returns whether
- * all of them had been broken before, and are split rings.
+ * Marks all rings of a device broken. May be called in any context. Returns whether all of them
+ * were broken before, and are split rings.
  */
 bool virtio_swiotlb_break(struct virtio_device *vdev)
 {
@@ -167,7 +167,7 @@ bool virtio_swiotlb_break(struct virtio_device *vdev)
 	struct virtqueue *vq;
 	unsigned long flags;
 
-	/* The list is kept by tasks only; one of them may be interrupted here. */
+	/* Only tasks hold this lock; an interrupt may have come while one does. */
 	if (!spin_trylock_irqsave(&vdev->vqs_list_lock, flags))
 		return false;
 	virtio_device_for_each_vq(vdev, vq) {
@@ -178,7 +178,7 @@ bool virtio_swiotlb_break(struct virtio_device *vdev)
 	return broken;
 }
 
-/* What the module! macro has no key for. */
+/* The module! macro has no key for the version. */
 #ifdef VIRTIO_SWIOTLB_VERSION
 MODULE_VERSION(VIRTIO_SWIOTLB_VERSION);
 #endif
@@ -191,7 +191,7 @@ static const char * const hint_names[] = {
 	"0", "n", "N", "1", "y", "Y",
 };
 
-/* What the others mean. */
+/* The meanings of the other names. */
 static const enum virtio_swiotlb_hint hint_meanings[] = {
 	VIRTIO_SWIOTLB_HINT_NONE, VIRTIO_SWIOTLB_HINT_NONE, VIRTIO_SWIOTLB_HINT_NONE,
 	VIRTIO_SWIOTLB_HINT_ALL, VIRTIO_SWIOTLB_HINT_ALL, VIRTIO_SWIOTLB_HINT_ALL,
@@ -260,7 +260,7 @@ bool virtio_swiotlb_require(void)
 	return require;
 }
 
-/* VIRTIO_F_DMB is not assigned: a bit that no device type has, nor another feature. */
+/* VIRTIO_F_DMB is not assigned: bits without another meaning. */
 #define DMB_FIRST 43
 #define DMB_LAST 49
 

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * C that Rust cannot call: static inlines and macros of the kernel, wrapped
- * one by one without logic of their own; what needs C's view of a ring or of
- * firmware; and the module's parameters.
+ * C that Rust cannot call: wrappers of static inlines and macros of the kernel, without logic of
+ * their own; functions that need C's view of a ring or of firmware; and the module's parameters.
  */
 #ifndef _VIRTIO_SWIOTLB_HELPERS_H
 #define _VIRTIO_SWIOTLB_HELPERS_H
@@ -12,7 +11,7 @@
 #include <linux/types.h>
 #include <linux/virtio.h>
 
-/* What the region has where the device is to write, parameter from_device. */
+/* First content of the region where the device writes, parameter from_device. */
 enum virtio_swiotlb_from_device {
 	VIRTIO_SWIOTLB_AUTO,
 	VIRTIO_SWIOTLB_PRESERVE,
@@ -25,7 +24,7 @@ enum virtio_swiotlb_named_by {
 	VIRTIO_SWIOTLB_ACPI,
 };
 
-/* What the kernel uses memory for: nothing, it was reserved at boot, or anything. */
+/* The kernel's use of memory: none, reserved at boot, or other use. */
 enum virtio_swiotlb_ram {
 	VIRTIO_SWIOTLB_RAM_OUTSIDE,
 	VIRTIO_SWIOTLB_RAM_RESERVED,
@@ -69,8 +68,8 @@ int virtio_swiotlb_share(void *base, u64 bytes);
 int virtio_swiotlb_unshare(void *base, u64 bytes);
 
 /*
- * The module's parameters: those of Rust modules are numbers, and sysfs does not
- * show them. They do not change once the module is loaded.
+ * The module's parameters. Parameters of Rust modules can be numbers only, and sysfs does not show
+ * them. They do not change after load.
  */
 enum virtio_swiotlb_hint virtio_swiotlb_hint(void);
 const char *virtio_swiotlb_pool(void);

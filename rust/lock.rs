@@ -2,9 +2,9 @@
 
 //! `spin_lock_irqsave()`, which the kernel crate does not have.
 //!
-//! Its `SpinLockIrq` keeps a count for each CPU of who wants interrupts off, to let one guard
-//! outlive another. Guards that end in the order in which they began need no count, and the two
-//! locks are a fifth of what a small mapping costs.
+//! Its `SpinLockIrq` has a count for each CPU, so that guards may be dropped in any order. Guards
+//! that are dropped in the reverse order of their making need no count. The two locks with the
+//! count are a fifth of the cost of a small mapping.
 
 use super::bindings;
 use kernel::{
@@ -16,19 +16,19 @@ use kernel::{
     },
 };
 
-/// A spinlock that keeps interrupts off on this CPU, and then as they were before.
+/// A spinlock that disables interrupts on this CPU, and restores their former state.
 ///
 /// May be taken in any context but NMI. Its guards must be dropped in the reverse order of their
 /// making: those of this module, of an area of the pool and inside it of the store of tables, are.
 pub(crate) type SpinLockIrqSave<T> = Lock<T, IrqSave>;
 
-/// What makes a [`Lock`] a [`SpinLockIrqSave`].
+/// The backend of [`SpinLockIrqSave`].
 pub(crate) struct IrqSave;
 
 // SAFETY: A `spinlock_t` that is taken and released by its own functions excludes all others.
 unsafe impl Backend for IrqSave {
     type State = core_bindings::spinlock_t;
-    /// The processor's flags as they were before.
+    /// The processor's flags before the lock was taken.
     type GuardState = c_ulong;
 
     /// # Safety

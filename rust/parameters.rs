@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's parameters, as it was loaded. They do not change afterwards.
+//! The module's parameters. They do not change after load.
 
 use super::{
     bindings,
@@ -29,11 +29,11 @@ use kernel::{
 /// All parameters.
 #[derive(Clone, Copy)]
 pub(crate) struct Parameters {
-    /// Which regions are used that come without the bit.
+    /// Which regions are used without the bit.
     pub(crate) hint: Hint,
-    /// The shared pool of devices for which firmware names none.
+    /// The shared pool for devices for which firmware names no pool.
     pub(crate) pool: Option<Named>,
-    /// Whether devices that had a driver when the module was loaded are bound anew.
+    /// Whether devices that had a driver when the module was loaded are unbound and bound.
     pub(crate) takeover: bool,
     /// Whether no driver is bound to a device that is not bounced.
     pub(crate) require: bool,
@@ -45,25 +45,25 @@ pub(crate) struct Parameters {
     pub(crate) dmb: Features,
     /// Whether disks may use packed rings.
     pub(crate) packed_disks: bool,
-    /// What a mapping that the device only writes begins with.
+    /// First content of a mapping that the device only writes.
     pub(crate) from_device: FromDevice,
 }
 
-/// What a mapping that the device only writes begins with: the parameter `from_device`.
+/// First content of a mapping that the device only writes: the parameter `from_device`.
 #[derive(Clone, Copy)]
 pub(crate) enum FromDevice {
     /// Zeroes if the buffer has [`FromDevice::SECTOR`] bytes or more, else the bytes of the buffer.
     Auto,
-    /// The bytes of the buffer: a device that writes only part of it leaves the rest as it was.
+    /// The bytes of the buffer: a device that writes only part of it leaves the rest unchanged.
     Preserve,
-    /// Zeroes: the device does not see what happened to be in the buffer, and what it does not
-    /// write comes back as zeroes.
+    /// Zeroes: the device does not see the content of the buffer, and bytes that it does not write
+    /// are copied out as zeroes.
     Clear,
 }
 
 impl FromDevice {
-    /// No data of a disk is shorter, in bytes. What is shorter is mostly a status or a header,
-    /// which the driver may have filled with what it expects if the device writes nothing.
+    /// The shortest data of a disk, in bytes. A shorter mapping is mostly a status or a header,
+    /// which the driver may have set to the value for a device that writes nothing.
     const SECTOR: usize = 512;
 
     fn new() -> Self {
@@ -86,12 +86,12 @@ impl FromDevice {
 }
 
 impl Parameters {
-    /// As the module was loaded.
+    /// Reads the parameters.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a device type that is unknown, or that `types` lists and cannot be bounced, and
-    /// for a `pool` that is no range, after a message.
+    /// `EINVAL`, after a message: for an unknown device type, for a device type in `types` that
+    /// cannot be bounced, and for a `pool` that is no range.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: No requirements.
         let except = unsafe { bindings::virtio_swiotlb_except() };
@@ -131,18 +131,19 @@ impl Parameters {
         })
     }
 
-    /// Whether devices of type `kind` are bounced if they can be.
+    /// Whether devices of type `kind` may be bounced: their driver was tried, or `types` lists
+    /// them.
     pub(crate) fn trusts(&self, kind: u32) -> bool {
         Types::TRIED.has(kind) || self.types.has(kind)
     }
 
-    /// Whether a device of type `kind` may have no driver unless it is bounced.
+    /// Whether a device of type `kind` must be bounced to have a driver.
     pub(crate) fn requires(&self, kind: u32) -> bool {
         self.require && !self.except.has(kind)
     }
 }
 
-/// The range that the parameter `pool` says, if it says anything.
+/// The range in the parameter `pool`; `None` if the parameter is empty.
 fn range(text: &CStr) -> Result<Option<Named>> {
     let text = text.to_str().unwrap_or("...");
     if text.is_empty() {
@@ -169,7 +170,7 @@ fn device_types(name: &str, list: &CStr) -> Result<Types> {
     })
 }
 
-// The pure files have no other traits than those of core.
+// The pure files implement traits of core only.
 impl kernel::fmt::Display for Names {
     fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
         core::fmt::Display::fmt(self, f)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Decides whether a device is bounced: offered bits, region, device type and parameters in, a
-//! decision with its reason out.
+//! Decides whether a device is bounced, from its offer, region, type and the parameters.
 //!
 //! The rules R1, R2... are those of the wire format document, the decisions those of the design
 //! document. The tests go through all of them. Pure: may be called in any context.
@@ -25,93 +24,90 @@ use super::wire::{
 };
 use core::fmt;
 
-/// Which regions are used by devices that do not ask for it: the parameter `hint`.
+/// Which regions are used without the feature bit: the parameter `hint`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hint {
     /// None.
     None,
-    /// Shared pools: firmware does not name one without a reason.
+    /// Shared pools.
     Pool,
-    /// Regions that a capability names as well. The type of the capability is not assigned.
+    /// Also regions that a capability names. The type of the capability is not assigned.
     All,
 }
 
-/// All that a decision depends on.
+/// Input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// Device type (virtio 1.4, 5).
     pub device_type: u32,
-    /// What the device offered when it was last asked.
+    /// The features that the device offered when they were last read.
     pub offered: Features,
     /// What is named as the device's region.
     pub found: Findings,
     /// Parameter `dmb`: the bit that is VIRTIO_F_DMB, or none.
     pub dmb: Features,
-    /// Whether the transport has a way to name a region of the device's own (virtio-pci has).
+    /// Whether the transport can name a region of the device's own, as virtio-pci can.
     pub names_regions: bool,
-    /// Whether the transport maps buffers in a way of its own (vDPA).
+    /// Whether the transport has mapping operations of its own, as vDPA has.
     pub own_mapping: bool,
     /// Whether the driver of this type was tried with a region ([`types::Types::TRIED`]), or
     /// parameter `types` names it.
     pub tried: bool,
     /// Parameter `hint`: which regions are used without the bit.
     pub hint: Hint,
-    /// Parameters `require` and `except`: whether no driver may be bound unless the device is
-    /// bounced.
+    /// Parameters `require` and `except`: whether the device must be bounced to have a driver.
     pub required: bool,
 }
 
 /// Why a device is not bounced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// It has neither the bit nor a region: nothing to do with it.
+    /// It has neither the bit nor a region.
     NotConcerned,
     /// Bit 27 is VIRTIO_F_ANY_LAYOUT on the legacy interface (R12).
     Legacy,
     /// The transport brings its own mapping operations.
     OwnMapping,
-    /// The bit is offered and there is no region: the device is wrong (R8).
+    /// The bit is offered without a region: the device is at fault (R8).
     NoRegion,
-    /// The driver of this device type hands addresses to the device that are no buffers, or
-    /// maps what the device writes more than once in a request: of the copies that come back
-    /// the last one wins, and it may be the one that was not written.
+    /// The driver of this device type passes addresses to the device that are no buffers, or maps a
+    /// buffer that the device writes more than once in a request. The last copy out then overwrites
+    /// the others, and may be of a mapping that the device did not write.
     Type(u32),
-    /// Nobody has tried the driver of this device type with a region, and parameter `types` does
-    /// not name it.
+    /// The driver of this device type was not tried with a region, and parameter `types` does not
+    /// list the type.
     Untried(u32),
     /// VIRTIO_F_DMB is offered without VIRTIO_F_ACCESS_PLATFORM (R30).
     NoAccessPlatform,
-    /// There is a region without the bit, and parameter `hint` is not this.
+    /// There is a region without the bit, which is used only with this value of `hint`.
     HintOff(Hint),
-    /// What is named as the region is not usable (R14, R31, R34).
+    /// The named region is not usable (R14, R31, R34).
     Malformed(Fault),
-    /// A block, or what else a request carries whole, has `bytes` bytes, and no request in the
-    /// region carries so many: a region of `needed` bytes is needed.
+    /// A block, or another unit that no request divides, is too long for a request in the region.
     Unit {
-        /// Length of the block.
+        /// Length of the block, in bytes.
         bytes: u32,
-        /// Length of the smallest region that will do; a power of two.
+        /// Length of the smallest region for such requests, in bytes; a power of two.
         needed: usize,
     },
     /// The region could not be claimed: something else uses its addresses.
     Claimed,
     /// Other devices have the whole shared pool.
     PoolTaken,
-    /// The host could not be given access to the shared pool, in a guest whose memory is encrypted
-    /// (R38).
+    /// The shared pool could not be shared with the host, in a guest with encrypted memory (R38).
     Encrypted,
     /// The region could not be mapped, or there was no memory for the pool's records.
     NoMemory,
-    /// The region is not where it was when the driver was bound (R19).
+    /// The region has moved since the driver was bound (R19).
     Moved,
-    /// The driver was bound before the module came.
+    /// The driver was bound before the module was loaded.
     NotTakenOver,
-    /// The driver that was bounced is gone.
+    /// The driver of a bounced device was unbound.
     NoDriver,
     /// The module is being unloaded.
     Unloading,
-    /// No shared pool is named, and the transport has no other way to name a region (virtio-mmio
-    /// has none: R27), or keeps its devices in another way than the others.
+    /// No shared pool is named, and the transport cannot name a region (virtio-mmio: R27), or its
+    /// parent device does not lead to the virtio device.
     Transport,
 }
 
@@ -182,7 +178,7 @@ fn type_name(kind: u32) -> &'static str {
     }
 }
 
-/// What is done with a device.
+/// What the module does with a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
     /// Bounced through this region, and the bit of its dialect is accepted.
@@ -191,10 +187,9 @@ pub enum Decision {
     Hint(Extent),
     /// The bit is not accepted, though it was offered. The driver may bind.
     Decline(Reason),
-    /// The driver may not bind: confinement was asked for and cannot be had.
+    /// The driver may not bind: the device offers the bit, and cannot be bounced.
     Refuse(Reason),
-    /// The driver may not bind: the guest requires confinement, which the device does not ask for,
-    /// or which cannot be had.
+    /// The driver may not bind: the guest requires confinement, and the device is not bounced.
     Bar(Reason),
     /// Left alone.
     Ignore(Reason),
@@ -240,7 +235,8 @@ impl Decision {
         }
     }
 
-    /// The bit that the device is told is accepted, none if there is none. VIRTIO_F_DMB is `dmb`.
+    /// The accepted bit of the dialect, which the device is told; none if there is none. `dmb` is
+    /// VIRTIO_F_DMB.
     pub fn accepted(&self, dmb: Features) -> Features {
         match self {
             Self::Accept(extent) => match extent.form {
@@ -251,9 +247,8 @@ impl Decision {
         }
     }
 
-    /// What becomes of the decision when bouncing turned out to be impossible: with the bit
-    /// offered the device stays unbound, a mere hint is forgone (R7), unless the guest has
-    /// `required` confinement.
+    /// The decision after bouncing has failed. With the bit the driver is refused. A hint is
+    /// ignored (R7), unless the guest has `required` confinement.
     pub fn failed(self, reason: Reason, required: bool) -> Self {
         match self {
             Self::Accept(_) => Self::Refuse(reason),
@@ -262,8 +257,8 @@ impl Decision {
         }
     }
 
-    /// The decision in a guest that has `required` confinement of the device: no driver is bound
-    /// unless the device is bounced (R40).
+    /// The decision in a guest that may have `required` confinement: then no driver is bound unless
+    /// the device is bounced (R40).
     fn enforced(self, required: bool) -> Self {
         match self {
             Self::Decline(reason) | Self::Ignore(reason) if required => Self::Bar(reason),
@@ -272,26 +267,25 @@ impl Decision {
     }
 }
 
-/// Whether a device offers VIRTIO_F_DMB on the modern interface, which is the bit `dmb`, or none.
+/// Whether a device offers VIRTIO_F_DMB on the modern interface. `dmb` is that bit, or none.
 pub fn offers_dmb(offered: Features, dmb: Features) -> bool {
     dmb != Features(0) && offered.has(Features::VERSION_1.with(dmb))
 }
 
-/// Whether a device has anything to do with this module: it offers the bit of a dialect on the
-/// modern interface, or something is named as its region. All others are left exactly as they were
-/// (R24).
+/// Whether a device concerns the module: it offers the bit of a dialect on the modern interface, or
+/// a region is named for it. All others stay unchanged (R24).
 pub fn is_relevant(offered: Features, dmb: Features, found: Findings) -> bool {
     let asks = offered.has(Features::SWIOTLB) || offers_dmb(offered, dmb);
     let named = [found.swiotlb, found.shared_pool] != [Finding::Absent; 2];
     offered.has(Features::VERSION_1) && (asks || named)
 }
 
-/// Decides what is done with a device.
+/// Decides on a device.
 pub fn decide(facts: &Facts) -> Decision {
     decide_by_offer(facts).enforced(facts.required)
 }
 
-/// Decides what is done with a device in a guest that does not require confinement.
+/// Decides on a device in a guest that does not require confinement.
 fn decide_by_offer(facts: &Facts) -> Decision {
     let swiotlb = facts.offered.has(Features::SWIOTLB);
     let dmb = offers_dmb(facts.offered, facts.dmb);
@@ -302,7 +296,7 @@ fn decide_by_offer(facts: &Facts) -> Decision {
     if !is_relevant(facts.offered, facts.dmb, facts.found) {
         return Decision::Ignore(Reason::NotConcerned);
     }
-    // Without a bit nothing may fail because of a region (R7).
+    // Without a bit, a driver must not fail because of a region (R7).
     let give_up = |reason| match asked {
         true => Decision::Decline(reason),
         false => Decision::Ignore(reason),
@@ -320,8 +314,8 @@ fn decide_by_offer(facts: &Facts) -> Decision {
     if !facts.tried {
         return give_up_closed(Reason::Untried(facts.device_type));
     }
-    // A region of the device's own before a shared pool, VIRTIO_F_SWIOTLB before VIRTIO_F_DMB, and
-    // one of them (R32).
+    // The device's own region comes before a shared pool, and VIRTIO_F_SWIOTLB before VIRTIO_F_DMB.
+    // One of them is accepted (R32).
     let found = &facts.found;
     match (found.swiotlb, found.dmb) {
         (Finding::Usable(extent), _) if swiotlb => return Decision::Accept(extent),
@@ -342,7 +336,7 @@ fn decide_by_offer(facts: &Facts) -> Decision {
         Finding::Malformed(fault) if swiotlb => return Decision::Refuse(Reason::Malformed(fault)),
         _ => {}
     }
-    // A region in a dialect that is not offered is not the one that is asked for.
+    // A region in a dialect that is not offered does not count for the bit.
     if asked {
         return Decision::Decline(match facts.names_regions {
             true => Reason::NoRegion,
@@ -361,12 +355,12 @@ fn decide_by_offer(facts: &Facts) -> Decision {
     }
 }
 
-/// Whether all that a driver of this type tells its device are buffers that can be copied.
+/// Whether drivers of this type pass only buffers to their device, which can be copied.
 ///
-/// Balloon passes page frame numbers and gives pages away to be discarded, gpu maps through the
-/// DMA API of its parent, and the addresses of mem, pmem and iommu name guest memory itself. Linux
-/// has no drivers for video, media, camera, dmabuf and RDMA; those that others have put addresses
-/// of pages into their requests, or register memory.
+/// Balloon passes page frame numbers, and pages that the device discards. Gpu maps through the DMA
+/// API of its parent. The addresses of mem, pmem and iommu name guest memory itself. Linux has no
+/// drivers for video, media, camera, dmabuf and RDMA. Drivers elsewhere put addresses of pages into
+/// their requests, or register memory.
 pub fn can_bounce(kind: u32) -> bool {
     !matches!(
         kind,

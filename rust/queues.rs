@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shortens a device's queues before the driver makes them.
+//! Shortens the queues of a virtio-pci device before the driver makes them.
 //!
-//! The core makes a ring as long as the device says that the queue is. A driver may write a lower
-//! number there, "to reduce memory requirements" (virtio 1.4, 4.1.4.3), which is then what the
-//! device says until it is reset. The drivers do not; it is done for them.
+//! The core makes a ring as long as the register `queue_size` of the device. A driver may write a
+//! lower number to the register, "to reduce memory requirements" (virtio 1.4, 4.1.4.3). The device
+//! then reports that number until it is reset. Linux drivers do not write it, so the module does.
 //!
-//! This is for virtio-pci. What virtio-mmio says cannot be changed (virtio 1.4, 4.2.2): there
-//! `Bounce::alloc()` refuses rings that are too long, and the core halves them.
+//! The register of virtio-mmio cannot be changed (virtio 1.4, 4.2.2). There `Bounce::alloc()`
+//! refuses rings that are too long, and the core halves them.
 
 use super::{
     region::CommonConfig,
@@ -20,11 +20,11 @@ use super::{
 };
 use core::ops::Range;
 
-/// A device's common configuration up to what is used here.
+/// The common configuration up to the registers that this file uses.
 type Common = CommonConfig<COMMON_BYTES>;
 
-/// The fewest entries of those of `queues` that the device has; `None` if that cannot be known. May
-/// sleep; none of the queues may exist yet, and nobody else may drive the device.
+/// The fewest entries of a queue among `queues`; `None` if the registers cannot be read. May sleep.
+/// None of the queues may exist yet, and no other task may drive the device.
 pub(crate) fn shortest(dev: &Device, queues: Range<u32>) -> Option<u16> {
     #[cfg(CONFIG_KUNIT = "y")]
     if let Some(fake) = crate::tests::fake::Region::of(dev) {
@@ -36,14 +36,14 @@ pub(crate) fn shortest(dev: &Device, queues: Range<u32>) -> Option<u16> {
             common.write::<COMMON_QUEUE_SELECT>(index as u16);
             common.read::<COMMON_QUEUE_SIZE>()
         })
-        // There is no such queue.
+        // The device does not have the queue.
         .filter(|entries| *entries != 0)
         .min()
 }
 
-/// Makes those of the first `count` queues shorter that have more entries than `longest` says, and
-/// returns how many were, and the fewest entries that one has now. May sleep; none of the queues
-/// may exist yet, and no other task may drive the device.
+/// Shortens those of the first `count` queues that have more entries than `longest` allows. Returns
+/// the number of shortened queues, and the fewest entries of one. May sleep. None of the queues may
+/// exist yet, and no other task may drive the device.
 pub(crate) fn shorten(
     dev: &Device,
     count: u32,

@@ -53,7 +53,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Calls `f` with the source of regions of `dev`'s own, if its transport has one.
+/// Calls `f` with the source of `dev`'s own regions, if its transport has one.
 fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
     #[cfg(CONFIG_KUNIT = "y")]
     if let Some(fake) = crate::tests::fake::Region::of(dev) {
@@ -62,8 +62,8 @@ fn with_source<R>(dev: &Device, f: impl FnOnce(&dyn Source) -> R) -> Option<R> {
     Some(f(&Pci::of(dev)?))
 }
 
-/// What the device says of a region of its own. Configuration space is read once, the registers of
-/// VIRTIO_F_DMB only if the device `offers_dmb`.
+/// Finds the region that the device itself names. Reads configuration space once, and the registers
+/// of VIRTIO_F_DMB only if the device `offers_dmb`.
 fn find_in(source: &dyn Source, dev: &Device, offers_dmb: bool) -> Findings {
     let (bytes, bars) = (source.config_space(), source.bars());
     let config_space = ConfigSpace::new(&bytes);
@@ -100,12 +100,12 @@ fn address_in_bar(source: &dyn Source, form: AddressForm, bar: u8, offset: u64) 
     }
 }
 
-/// What the driver of `dev` may fill of a region.
+/// The room that the driver of `dev` has in a region.
 pub(crate) fn room(dev: &Device, extent: &Extent) -> Room {
     Room::new(extent.bytes as usize, PAGE_SIZE).with_fixed_queues(has_fixed_queues(dev))
 }
 
-/// Whether the transport has no way to make queues shorter: virtio-pci has.
+/// Whether the transport cannot shorten queues. Virtio-pci can.
 fn has_fixed_queues(dev: &Device) -> bool {
     #[cfg(CONFIG_KUNIT = "y")]
     if let Some(fake) = crate::tests::fake::Region::of(dev) {
@@ -119,8 +119,8 @@ pub(crate) fn can_be_named(dev: &Device) -> bool {
     with_source(dev, |_| ()).is_some()
 }
 
-/// What is named as the region of `dev`. The registers of VIRTIO_F_DMB are read only if it
-/// `offers_dmb`. May sleep.
+/// Finds what is named as the region of `dev`. Reads the registers of VIRTIO_F_DMB only if the
+/// device `offers_dmb`. May sleep.
 pub(crate) fn find(dev: &Device, offers_dmb: bool, parameters: &Parameters) -> Findings {
     let own = with_source(dev, |source| find_in(source, dev, offers_dmb));
     Findings {
@@ -129,11 +129,10 @@ pub(crate) fn find(dev: &Device, offers_dmb: bool, parameters: &Parameters) -> F
     }
 }
 
-/// A device's region, mapped. It is claimed (/proc/iomem) or leased, and mapped, until this is
-/// dropped.
+/// A device's region. It is claimed in /proc/iomem or leased, and mapped, until this is dropped.
 ///
-/// The device sees and changes all of it at any moment: nothing here makes a reference to its
-/// bytes, they are copied by pointer only.
+/// The device can read and write all of it at any moment. So no code makes a reference to its
+/// bytes: they are copied by pointer only.
 pub(crate) struct Region {
     extent: Extent,
     room: Room,
@@ -143,7 +142,7 @@ pub(crate) struct Region {
     _holds: Holds,
 }
 
-/// What keeps the bytes of a region where they are.
+/// Keeps the bytes of a region mapped.
 #[expect(dead_code, reason = "held until it is dropped")]
 enum Holds {
     Bar(Memory),
@@ -156,8 +155,8 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Claims and maps a region that [`find`] found, or leases a part of the shared pool that it
-    /// found, which is one of `pools` if others have parts of it. May sleep.
+    /// Claims and maps a region that [`find`] returned, or leases a part of the shared pool that it
+    /// returned. `pools` are the pools in use. May sleep.
     ///
     /// # Errors
     ///
@@ -202,7 +201,7 @@ impl Region {
         Ok(region)
     }
 
-    /// Says so if the region is not mapped write-back.
+    /// Logs a message if the region is not mapped write-back.
     fn report_cache_mode(&self, dev: &Device) {
         if self.cache_mode == c"wb" {
             return;
@@ -221,10 +220,10 @@ impl Region {
         );
     }
 
-    /// Whether it is still where it was, for the guest and for the device. May sleep.
+    /// Whether guest and device still have the region at the same addresses. May sleep.
     pub(crate) fn is_in_place(&self, dev: &Device) -> bool {
         let At::Bar { bar, offset, .. } = self.extent.at else {
-            // Memory of the host does not go with a device.
+            // A shared pool does not move with a device.
             return true;
         };
         let has_offsets = self.extent.form != AddressForm::Bus;
@@ -240,12 +239,12 @@ impl Region {
         with_source(dev, unmoved).unwrap_or(false)
     }
 
-    /// Where it is.
+    /// The range of the region.
     pub(crate) fn extent(&self) -> &Extent {
         &self.extent
     }
 
-    /// What a driver may fill.
+    /// The room that a driver has.
     pub(crate) fn room(&self) -> Room {
         self.room
     }

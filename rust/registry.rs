@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All devices that the module knows, kept up to date by events of the virtio bus, and the files
-//! that speak of all devices.
+//! The list of relevant devices, kept by events of the virtio bus, and the files about all devices.
 //!
-//! All of it may sleep.
+//! All functions may sleep.
 
 use super::{
     bounce::{
@@ -63,18 +62,18 @@ struct Entry {
     id: DeviceId,
     device: Arc<Device>,
     ops: Override,
-    /// Dropped without [`Registry::entries`] held: waits for readers.
+    /// Drop it without [`Registry::entries`] held: the drop waits for readers.
     _files: debugfs::DeviceFiles,
 }
 
 /// All devices that are relevant.
 #[pin_data]
 pub(crate) struct Registry {
-    /// What all devices have in common.
+    /// State that all devices share.
     pub(crate) common: Arc<Common>,
     root: debugfs::Root,
     unloading: Atomic<bool>,
-    /// Devices that were ever in the list.
+    /// Devices that were added to the list since load.
     seen: Atomic<u64>,
     #[pin]
     entries: Mutex<KVec<Arc<Entry>>>,
@@ -95,7 +94,7 @@ impl Registry {
         })
     }
 
-    /// Calls `f` for every device, in the order in which they came.
+    /// Calls `f` for every device, in the order of the list.
     ///
     /// # Errors
     ///
@@ -107,7 +106,7 @@ impl Registry {
     /// Counters of all devices since load, and how full their pools are.
     pub(crate) fn totals(&self) -> (Counters, Usage) {
         let mut usage = Usage::default();
-        // The lock order allows it, and keeps a binding from being counted twice or not at all.
+        // With this lock held each binding is counted once.
         let entries = self.entries.lock();
         let mut counters = Counters::default();
         for entry in &*entries {
@@ -121,7 +120,7 @@ impl Registry {
         (counters, usage)
     }
 
-    /// Reports in the log what was decided while the module was loaded.
+    /// Logs the decisions that were made at load.
     pub(crate) fn report_load(&self) {
         let outcomes = &self.common.outcomes;
         pr_info!(
@@ -143,7 +142,8 @@ impl Registry {
         entries.iter().find(|e| e.id == id).cloned()
     }
 
-    /// The entry of `dev`, new if it has none; `None` if the module is being unloaded.
+    /// Returns the entry of `dev`, a new one if there is none; `None` if the module is being
+    /// unloaded.
     fn enter(&self, dev: &Locked) -> Result<Option<Arc<Entry>>> {
         if let Some(entry) = self.find(dev.id()) {
             return Ok(Some(entry));
@@ -163,8 +163,8 @@ impl Registry {
             GFP_KERNEL,
         )?;
         let mut entries = self.entries.lock();
-        // `stop()` was called with this lock held: the unload visits the devices that are listed
-        // by then, and waits for the lock of each.
+        // `stop()` sets the flag with this lock held. The unload then visits all listed devices,
+        // and waits for the lock of each.
         if self.unloading.load(Relaxed) {
             return Ok(None);
         }
@@ -173,9 +173,9 @@ impl Registry {
         Ok(Some(entry))
     }
 
-    /// Handles a device that was there before the module.
+    /// Handles a device that was on the bus before the module was loaded.
     pub(crate) fn late(&self, dev: &Locked) -> Then {
-        // The device, or its driver, came after the notifier was registered.
+        // The notifier has handled the device already.
         if self.knows(dev) {
             return Then::Nothing;
         }
@@ -188,11 +188,11 @@ impl Registry {
         if !relevant && (!required || dev.driver_name().is_none()) {
             return Then::Nothing;
         }
-        // The refusal of an earlier driver sticks to the device's status.
+        // The status of the device still has the refusal of an earlier driver.
         if dev.start_over() {
             return Then::Bind;
         }
-        // What is bound keeps working, unless it is to be taken over and can be.
+        // A bound driver keeps working, unless `takeover` is set and the device can be bounced.
         let reason = match decide(dev, offered, found, &parameters) {
             Decision::Accept(_) | Decision::Hint(_) => {
                 (!parameters.takeover).then_some(Reason::NotTakenOver)
@@ -228,13 +228,12 @@ impl Registry {
         self.find(dev.id()).is_some()
     }
 
-    /// Whether the unload has to see `dev`: it is listed, or a driver is just being kept from it
-    /// without an entry in the list.
+    /// Whether the unload has to visit `dev`: it is listed, or it is barred without an entry.
     pub(crate) fn is_concerned(&self, dev: &virtio::Device) -> bool {
         self.common.parameters(dev).require || self.knows(dev)
     }
 
-    /// Takes the override from a device for good: the module is being unloaded.
+    /// Removes the override of a device, as the module is being unloaded.
     pub(crate) fn release(&self, dev: &Locked) -> Then {
         if let Some(entry) = self.find(dev.id()) {
             entry.ops.remove(dev);
@@ -259,14 +258,14 @@ impl bus::Events for Registry {
         let offered = Features(dev.offered_features());
         let parameters = self.common.parameters(dev);
         let required = parameters.requires(dev.device_type());
-        // The registers of VIRTIO_F_DMB do not matter yet: a device that offers it is relevant.
+        // The registers of VIRTIO_F_DMB need not be read: a device that offers the bit is relevant.
         let found = region::find(dev, false, &parameters);
         if !required && !policy::is_relevant(offered, parameters.dmb, found) {
-            // If the device was relevant once, nothing of that holds for this driver.
+            // The device was relevant for an earlier driver only.
             if let Some(entry) = self.find(dev.id()) {
                 let decision = Decision::Ignore(Reason::NotConcerned);
                 entry.device.leave_alone(dev, offered, decision);
-                // With CONFIG_DEBUG_TEST_DRIVER_REMOVE the core does not notify of the end of the
+                // With CONFIG_DEBUG_TEST_DRIVER_REMOVE the core does not report the unbind of the
                 // last driver.
                 entry.ops.remove(dev);
             }
@@ -303,12 +302,12 @@ impl bus::Events for Registry {
             let at = entries.iter().position(|e| e.id == dev.id());
             at.and_then(|at| entries.remove(at).ok())
         };
-        // Its files wait for readers, who may want the lock.
+        // Dropping the files waits for readers, which may wait for the lock.
         drop(gone);
     }
 }
 
-/// The files that speak of all devices.
+/// The files about all devices.
 pub(crate) struct Files {
     _devices: File<Registry>,
     _pools: File<Registry>,

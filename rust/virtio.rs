@@ -3,9 +3,9 @@
 //! Safe layer over the C side of virtio: the bus, a device's configuration operations, and its
 //! mapping operations.
 //!
-//! It knows nothing of what it is used for here and could stand in the kernel crate. Each part is
-//! a value that hooks something when it is made or installed, and unhooks it when it is dropped
-//! (the first) or removed (the others):
+//! It has no knowledge of swiotlb and could be part of the kernel crate. Each part is a value that
+//! installs a hook when it is made or installed, and removes the hook when it is dropped (the
+//! first) or removed (the others):
 //!
 //! - [`bus::Registration`]: notifies of drivers that are bound and unbound;
 //! - [`config::ConfigOverride`]: a device's own copy of its configuration operations;
@@ -60,7 +60,7 @@ pub(crate) struct Device(Opaque<bindings::virtio_device>);
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Makes a reference of a pointer that the virtio core handed out.
+    /// Makes a reference of a pointer from the virtio core.
     ///
     /// # Safety
     ///
@@ -80,7 +80,7 @@ impl Device {
         unsafe { Self::from_raw(kernel::container_of!(dev, bindings::virtio_device, dev)) }
     }
 
-    /// The features that core and driver agreed on so far. They change in a negotiation only.
+    /// The features that core and driver agreed on so far. They change only in a negotiation.
     fn agreed_features(&self) -> [u64; FEATURES_U64S] {
         // SAFETY: By the type invariant; both views of the union are plain integers.
         unsafe { *(*self.as_raw()).__bindgen_anon_1.features_array }
@@ -118,8 +118,8 @@ impl Device {
         unsafe { &raw mut (*self.as_raw()).dev }
     }
 
-    /// The device of the transport, to which the virtio device belongs, if the transport keeps
-    /// its devices as the module documentation says. (vDPA names a device behind its own.)
+    /// The transport's device, if its driver data are the virtio device, as [`map`] describes.
+    /// (vDPA names another device.)
     pub(crate) fn parent(&self) -> Option<NonNull<kernel::bindings::device>> {
         // SAFETY: By the type invariant; a registered device keeps its parent, and a reference to
         // it, until it is unregistered.
@@ -141,9 +141,9 @@ impl Device {
         Some(unsafe { kernel::container_of!(parent, kernel::bindings::pci_dev, dev) })
     }
 
-    /// Ends the use of the device's rings: nothing is put into them any more, and nothing taken
-    /// out, until the driver is bound anew. Returns whether all of them had been broken before, and
-    /// are split rings. May be called in any context.
+    /// Marks the device's rings broken: the core adds nothing to them and takes nothing out, until
+    /// the driver is bound again. Returns whether all of them were broken before, and are split
+    /// rings. May be called in any context.
     ///
     /// # Safety
     ///
@@ -164,7 +164,7 @@ impl Device {
     pub(crate) fn attach(&self) {
         // SAFETY: By the type invariant.
         let found = unsafe { kernel::bindings::device_attach(self.raw_device()) };
-        // Whether a driver was found, and could be bound, is told by the notifier.
+        // The notifier reports whether a driver was bound.
         let _ = found;
     }
 
@@ -185,7 +185,7 @@ impl Device {
         unsafe { &*ptr::from_ref(self).cast() }
     }
 
-    /// Takes the device lock, unless a signal comes first. May sleep.
+    /// Takes the device lock, unless a signal interrupts the wait. May sleep.
     ///
     /// # Errors
     ///
@@ -214,7 +214,7 @@ impl Locked {
         if driver.is_null() {
             return None;
         }
-        // SAFETY: Nobody else unbinds the driver, and drivers have names.
+        // SAFETY: No other task unbinds the driver, and drivers have names.
         Some(unsafe { CStr::from_char_ptr((*driver).name) })
     }
 
@@ -224,7 +224,7 @@ impl Locked {
         unsafe { !(*self.as_raw()).map.is_null() }
     }
 
-    /// Asks the device what it offers, the first 64 features. May sleep.
+    /// Reads the features that the device offers, the first 64. May sleep.
     pub(crate) fn offered_features(&self) -> u64 {
         // SAFETY: By the type invariant; `config` is set before the device is registered.
         let ops = unsafe { &*(*self.as_raw()).config };
@@ -242,7 +242,7 @@ impl Locked {
         }
     }
 
-    /// The device's status, as the device says. May sleep.
+    /// The status that the device reports. May sleep.
     pub(crate) fn status(&self) -> u8 {
         // SAFETY: By the type invariant; `config` is set before the device is registered.
         let get = unsafe { (*(*self.as_raw()).config).get_status };
@@ -250,15 +250,15 @@ impl Locked {
         get.map_or(0, |get| unsafe { get(self.as_raw()) })
     }
 
-    /// Brings a device without a driver back to where one can be tried, whatever came of an earlier
-    /// one; returns whether it has none. May sleep.
+    /// Resets a device that has no driver, so that a driver can be tried. Returns whether the
+    /// device has no driver. May sleep.
     pub(crate) fn start_over(&self) -> bool {
         const ACKNOWLEDGE: u32 = 1;
         if self.driver_name().is_some() {
             return false;
         }
-        // SAFETY: By the type invariant, and nobody drives the device. What was agreed on with an
-        // earlier driver does not count any more: a transport would look for queues of its own.
+        // SAFETY: By the type invariant, and no driver is bound. Features of an earlier driver are
+        // cleared: a transport would look for queues of its own.
         unsafe {
             *(*self.as_raw()).__bindgen_anon_1.features = 0;
             bindings::virtio_reset_device(self.as_raw());
@@ -276,7 +276,7 @@ impl Deref for Locked {
     }
 }
 
-/// Identifies a device as long as it is registered; says nothing afterwards.
+/// Identifies a device as long as it is registered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeviceId(usize);
 
@@ -317,12 +317,12 @@ impl Drop for ModuleReference {
     }
 }
 
-/// Waits until no task uses an override that was taken from its device before this call. May sleep.
+/// Waits until no task uses an override that was removed before this call. May sleep.
 ///
-/// sysfs reads `vdev->config` without a lock, and may be preempted between the load of the
-/// pointer and its use. Such a task has not gone to sleep by itself, which is what the tasks
-/// flavour of RCU waits for. Operations that may sleep are called under a lock, and the caller that
-/// removes an override holds that lock, too.
+/// sysfs reads `vdev->config` without a lock, and may be preempted between the load of the pointer
+/// and its use. Such a task has not gone to sleep by itself, so the tasks flavour of RCU waits for
+/// it. Operations that may sleep are called under a lock, and the caller that removes an override
+/// holds that lock, too.
 pub(crate) fn synchronize_hooks() {
     // SAFETY: No requirements; the callers may sleep.
     unsafe { bindings::virtio_swiotlb_synchronize_rcu_tasks() };

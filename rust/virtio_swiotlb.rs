@@ -2,9 +2,9 @@
 
 //! virtio_swiotlb: a virtio device works without any access to guest memory.
 //!
-//! A device that may not touch guest memory offers VIRTIO_F_SWIOTLB and brings a memory region of
-//! its own. With this module every unmodified driver keeps its rings and buffers for that device
-//! inside the region. Documentation/design.rst tells how.
+//! A device that must not access guest memory offers VIRTIO_F_SWIOTLB and brings a memory region.
+//! This module keeps the rings and buffers of every unmodified driver for that device inside the
+//! region. Documentation/design.rst describes the design.
 //!
 //! Imports go only to files that stand above in this table.
 //!
@@ -59,7 +59,7 @@ module! {
     authors: ["The virtio_swiotlb authors"],
     description: "VIRTIO_F_SWIOTLB: bounce buffers in a region that the device brings",
     license: "GPL",
-    // A shared pool that ACPI describes is a device, which nothing else drives.
+    // A shared pool that ACPI describes is a device without another driver.
     alias: ["of:N*T*Crestricted-dma-pool", "of:N*T*Crestricted-dma-poolC*"],
 }
 
@@ -91,7 +91,7 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
                 |dev| this.registry.late(dev),
             );
             if visited.is_err() {
-                // What is bounced by now needs the module.
+                // Load nevertheless: devices that are bounced by now need the module.
                 pr_warn!("interrupted: not all devices were seen; unbind and bind their drivers\n");
             }
             this.registry.report_load();
@@ -103,10 +103,10 @@ impl kernel::InPlaceModule for VirtioSwiotlb {
 #[pinned_drop]
 impl PinnedDrop for VirtioSwiotlb {
     fn drop(self: Pin<&mut Self>) {
-        // No device is bounced: each would hold the module. Those that are being bound, or were
-        // not bounced, may still be hooked.
+        // No device is bounced: each bounced device holds the module. Devices that are being bound,
+        // or were not bounced, may still have an override.
         self.registry.stop();
-        // A lock that is waited for in this way cannot fail to be taken.
+        // `lock()` cannot fail, unlike `lock_interruptible()`.
         let _ = self.registration.for_each(
             |dev| Ok(self.registry.is_concerned(dev).then(|| dev.lock())),
             |dev| self.registry.release(dev),

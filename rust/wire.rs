@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Numbers on the wire, and the facts that are read from it.
+//! Numbers on the wire, and types for what a device names.
 //!
 //! Sources: the VIRTIO_F_SWIOTLB RFC series (virtio-comment, April 2025) for the feature bit; the
 //! VIRTIO_F_DMB series (virtio-comment, August 2026) for that dialect; virtio 1.4 for everything
 //! else. The committee has assigned neither the bits, nor the type of the capability, nor the
-//! registers: this file and [`capabilities`] are the only place that has their numbers. The rules
-//! R1, R2... are those of the wire format document.
+//! registers: only this file and [`capabilities`] have their numbers. The rules R1, R2... are those
+//! of the wire format document.
 //!
 //! Pure: may be called in any context.
 
@@ -20,22 +20,22 @@ use core::fmt;
 
 /// A set of virtio feature bits, the first 64.
 ///
-/// The successors of the numbers here are expected below 64 as well. Of the others only those of
+/// Successors of these bits are expected below 64 as well. Of the bits from 64 on only those of
 /// [`beyond`] matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Features(pub u64);
 
 /// Bits of the features from 64 to 127.
 pub mod beyond {
-    /// Of network devices: tunnelled packets of several segments come, whole (UDP_TUNNEL_GSO and
-    /// its checksums, linux/virtio_net.h).
+    /// Network devices: tunnelled packets of several segments are received whole (UDP_TUNNEL_GSO
+    /// and its checksums, linux/virtio_net.h).
     pub const NET_GUEST_TUNNELS: u64 = (1 << 1) | (1 << 2);
     /// ... and go, whole.
     pub const NET_HOST_TUNNELS: u64 = (1 << 3) | (1 << 4);
 }
 
 impl Features {
-    /// The device brings a region and wants every transfer to go through it (RFC patch 1).
+    /// The device brings a region, and every transfer has to go through it (RFC patch 1).
     pub const SWIOTLB: Self = Self(1 << 27);
     /// The device follows virtio 1.0 or later (virtio 1.4, 6). Without it, bit 27 is the legacy
     /// VIRTIO_F_ANY_LAYOUT and means nothing here.
@@ -49,9 +49,9 @@ impl Features {
     /// A chain of descriptors takes one entry of its ring (virtio 1.4, 2.7.5.3).
     pub const INDIRECT_DESC: Self = Self(1 << 28);
 
-    /// What may be told to a bounced device: all bits of device types (0 to 23, 50 to 63), and of
+    /// Bits that a bounced device may be told: all bits of device types (0 to 23, 50 to 63), and of
     /// the reserved ones (virtio 1.4, 6) those that neither name memory in another way nor change
-    /// what an address means. A later bit is not told before it is known here.
+    /// the meaning of an address. Later reserved bits are masked until this set has them.
     pub const KNOWN: Self = Self(!0)
         .without(Self(((1 << 50) - 1) & !((1 << 24) - 1)))
         .with(Self::SWIOTLB)
@@ -63,8 +63,8 @@ impl Features {
         // RING_RESET, ADMIN_VQ.
         .with(Self((1 << 29) | (0x3f << 35) | (1 << 41)));
 
-    /// Of network devices (virtio 1.4, 5.1.3): packets of several segments come, whole (TSO, ECN,
-    /// UFO, USO, and what needs these).
+    /// Network devices (virtio 1.4, 5.1.3): packets of several segments are received whole (TSO,
+    /// ECN, UFO, USO, and features that need these).
     pub const NET_GUEST_GSO: Self =
         Self((1 << 7) | (1 << 8) | (1 << 9) | (1 << 10) | (1 << 54) | (1 << 55) | (1 << 61));
     /// ... and go, whole.
@@ -76,11 +76,11 @@ impl Features {
     /// ... there are several pairs of queues, and ways to spread packets over them.
     pub const NET_PAIRS: Self = Self((1 << 22) | (1 << 57) | (1 << 60));
 
-    /// Of block devices (virtio 1.4, 5.2.3): the device says how many segments a request has.
+    /// Block devices (virtio 1.4, 5.2.3): the device bounds the segments of a request.
     pub const BLK_SEG_MAX: Self = Self(1 << 2);
     /// ... there are several queues.
     pub const BLK_MQ: Self = Self(1 << 12);
-    /// Of SCSI hosts (virtio 1.4, 5.6.3): requests have protection information beside their data.
+    /// SCSI hosts (virtio 1.4, 5.6.3): requests have protection information beside their data.
     pub const SCSI_T10_PI: Self = Self(1 << 3);
 
     /// Whether all of `other` is in the set.
@@ -93,7 +93,7 @@ impl Features {
         Self(self.0 | other.0)
     }
 
-    /// What is in the set and in `other`.
+    /// The bits that are in the set and in `other`.
     pub const fn only(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
@@ -112,14 +112,14 @@ pub const BARS: usize = 6;
 /// driver.
 pub const MIN_REGION_PAGES: usize = 16;
 
-/// What a base address register decodes, as the guest's PCI core sees it.
+/// What a base address register decodes, as the guest's PCI core has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bar {
     /// The device does not implement it (or it is the upper half of a 64-bit one).
     Absent,
     /// I/O ports.
     Io,
-    /// Memory that was given no address.
+    /// Memory without an address.
     Unassigned,
     /// Memory at CPU physical address `start`, `bytes` long.
     Memory {
@@ -160,12 +160,12 @@ pub enum At {
     Bar {
         /// Its index, 0 to 5.
         bar: u8,
-        /// Distance of the region's start from the BAR's, in bytes.
+        /// Offset of the region's start in the BAR, in bytes.
         offset: u64,
-        /// Whether the BAR holds a structure as well that the transport's driver claims it for.
+        /// Whether the BAR also holds a structure for which the transport's driver claims it.
         shared: bool,
     },
-    /// A shared pool: memory of the host that several devices may use.
+    /// A shared pool: guest memory that several devices may use.
     SharedPool {
         /// What names it.
         by: NamedBy,
@@ -174,7 +174,7 @@ pub enum At {
     },
 }
 
-/// A region, checked: whole pages inside a BAR or a shared pool that overlap nothing else.
+/// A checked region: whole pages inside a BAR or a shared pool, without overlap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
     /// CPU physical address of the region's start, aligned to the guest's page.
@@ -183,11 +183,11 @@ pub struct Extent {
     pub bytes: u64,
     /// What it lies in.
     pub at: At,
-    /// What addresses in it look like to the device.
+    /// The form of its addresses for the device.
     pub form: AddressForm,
 }
 
-/// What lies where a region may not.
+/// A structure that a region must not overlap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Structure {
     /// VIRTIO_PCI_CAP_COMMON_CFG.
@@ -207,7 +207,7 @@ pub enum Structure {
 }
 
 impl Structure {
-    /// Whether the transport's driver claims the BAR in which it is (`vp_modern_probe()`).
+    /// Whether the transport's driver claims the BAR of this structure (`vp_modern_probe()`).
     fn is_driven(self) -> bool {
         matches!(self, Self::Common | Self::Notify | Self::Isr | Self::Device)
     }
@@ -227,7 +227,7 @@ impl fmt::Display for Structure {
     }
 }
 
-/// Whether devices of type `kind` have a use of their own for shared memory `id`.
+/// Whether the device type `kind` defines shared memory `id`.
 ///
 /// Source: virtio 1.4, 2.10. These are the DAX window of file systems (5.11), memory of GPUs that
 /// the host sees (5.7), and the memory of pmem devices (5.19).
@@ -238,7 +238,7 @@ pub fn uses_shared_memory(kind: u32, id: u8) -> bool {
     )
 }
 
-/// What a device says in the registers of VIRTIO_F_DMB, at the end of its common configuration.
+/// The registers of VIRTIO_F_DMB, at the end of the common configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DmbRegisters {
     /// `dmb_shm_id`: the id of the shared memory that is the region, 8 bits in 16.
@@ -252,7 +252,7 @@ impl DmbRegisters {
     pub const COHERENT: u16 = 1;
 }
 
-/// Why no usable region is named for a device, though one is named (R14, R31, R34).
+/// Why the region that is named for a device is not usable (R14, R31, R34).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// The capability is shorter than its structure, or runs out of configuration space.
@@ -275,9 +275,9 @@ pub enum Fault {
     Overlaps(Structure),
     /// The region has too few bytes in whole pages of the guest.
     TooSmall {
-        /// What it has.
+        /// Its length in bytes.
         bytes: u64,
-        /// What is needed.
+        /// The least length in bytes.
         needed: u64,
     },
     /// This BAR may not be cached.
@@ -288,7 +288,7 @@ pub enum Fault {
     NoRegisters,
     /// Both sides would have to maintain caches for memory of this type.
     NotCoherent(u16),
-    /// The device type has a use of its own for the shared memory with this id.
+    /// The device type defines the shared memory with this id.
     SecondUse(u16),
     /// There is no shared memory with this id.
     NoSharedMemory(u16),
@@ -304,7 +304,7 @@ pub enum Fault {
     PoolInRam,
     /// The shared pool overlaps a BAR, or the window of a bridge.
     PoolOverlapsBar,
-    /// An IOMMU translates what the device accesses, and does not know of the shared pool.
+    /// An IOMMU translates the device's accesses, and does not map the shared pool.
     PoolBehindIommu,
     /// The device's bus has no addresses for the shared pool.
     PoolUnreachable,
@@ -381,18 +381,18 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What is named as a device's region in one way.
+/// The result of one way to look for a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finding {
     /// Nothing.
     Absent,
-    /// A usable region: of capabilities, the first that names one (R13); all of a shared pool.
+    /// A usable region: the first of several capabilities (R13), or all of a shared pool.
     Usable(Extent),
-    /// There are capabilities, none is usable, and this is wrong with the first; or with the pool.
+    /// No capability is usable, and this is the fault of the first; or the fault of the pool.
     Malformed(Fault),
 }
 
-/// What is named as a device's region in each way.
+/// The results of all ways to look for a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Findings {
     /// By the SWIOTLB capability.
@@ -413,7 +413,7 @@ impl Findings {
     };
 }
 
-/// What a field of a device's configuration says of the requests that its driver builds.
+/// The meaning of a configuration field that bounds the requests of a driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bound {
     /// The most queues that take requests.
@@ -424,11 +424,11 @@ pub enum Bound {
     Sectors,
 }
 
-/// Where `struct virtio_blk_config` has `seg_max` (virtio 1.4, 5.2.4).
+/// Offset of `seg_max` in `struct virtio_blk_config` (virtio 1.4, 5.2.4).
 pub const BLK_SEG_MAX: u32 = 12;
 
-/// Where the configuration of a device type has such fields: their offset and length in bytes.
-/// They are little-endian.
+/// The fields of a device type that bound requests: offset and length in bytes. They are
+/// little-endian.
 pub fn bounds(kind: u32) -> &'static [(u32, usize, Bound)] {
     match kind {
         // struct virtio_blk_config (virtio 1.4, 5.2.4): seg_max, num_queues.
@@ -443,8 +443,8 @@ pub fn bounds(kind: u32) -> &'static [(u32, usize, Bound)] {
     }
 }
 
-/// Where the configuration of a device type has lengths in bytes of what a request carries whole or
-/// not at all, as le32, and the features without which these fields mean nothing.
+/// The fields of a device type with the length in bytes of a unit that no request divides: their
+/// offset (le32), and the features without which the fields have no meaning.
 pub fn units(kind: u32) -> &'static [(u32, Features)] {
     match kind {
         // struct virtio_blk_config (virtio 1.4, 5.2.4): blk_size, zoned.write_granularity;
@@ -454,7 +454,7 @@ pub fn units(kind: u32) -> &'static [(u32, Features)] {
     }
 }
 
-/// Device types that are told apart here (virtio 1.4, 5).
+/// Device types that the module distinguishes (virtio 1.4, 5).
 pub mod device_type {
     #![allow(missing_docs)]
     pub const NET: u32 = 1;

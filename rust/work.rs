@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is done soon, in process context, and never after its owner is gone.
+//! Deferred work that never runs after its owner was dropped.
 //!
-//! The kernel crate's work items are owned by the queue while they wait, and can neither be
-//! cancelled nor waited for: one of a module could still be waiting when the module's code is gone.
+//! A work item of the kernel crate belongs to the queue while it waits, and can neither be
+//! cancelled nor waited for. An item of a module could still wait when the module is unloaded.
 
 use core::ops::Deref;
 use kernel::{
@@ -13,19 +13,19 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What there is to do.
+/// The work itself.
 pub(crate) trait Task: Send + Sync + 'static {
-    /// Does it. Called in process context, may sleep; never by two at a time.
+    /// Does the work. Called in process context, may sleep. Calls never overlap.
     fn run(&self);
 }
 
-/// A task that can be asked for in any context but NMI.
+/// A task that can be queued in any context but NMI.
 ///
-/// Dropping it waits until the task is not running and will not: that may sleep.
+/// Dropping it cancels the task, and waits while it runs. The drop may sleep.
 #[pin_data(PinnedDrop)]
 #[repr(C)]
 pub(crate) struct Work<T: Task> {
-    // First, so that its address is that of the whole.
+    // First, so that its address is that of `Self`.
     #[pin]
     raw: Opaque<bindings::work_struct>,
     task: T,
@@ -37,7 +37,7 @@ unsafe impl<T: Task> Send for Work<T> {}
 unsafe impl<T: Task> Sync for Work<T> {}
 
 impl<T: Task> Work<T> {
-    /// Makes `task` one that can be asked for.
+    /// Makes `task` ready to be queued.
     pub(crate) fn new(
         task: T,
         name: &'static CStr,
@@ -60,7 +60,7 @@ impl<T: Task> Work<T> {
         })
     }
 
-    /// Asks for the task to be run; if that was asked for and has not begun, once is enough.
+    /// Queues the task. A task that is queued and has not begun runs once.
     pub(crate) fn queue(&self) {
         // SAFETY: The system's queues are always there. `drop()` waits for what is queued.
         unsafe {

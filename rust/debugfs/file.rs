@@ -4,17 +4,16 @@
 //!
 //! This is not [`kernel::debugfs`]: that leaves `owner` of its `struct file_operations` unset. The
 //! module can then be unloaded while a file is open, and closing the file makes
-//! `full_proxy_release()` read the file operations of a module that is gone. Here files have
-//! `struct debugfs_short_fops`, of which debugfs calls nothing once a file is removed:
+//! `full_proxy_release()` read the file operations of an unloaded module. Here files have `struct
+//! debugfs_short_fops`. Debugfs calls none of their functions once a file is removed:
 //!
-//! - An open file holds neither the module nor anything of a device. Opening and closing it runs
-//!   code of the kernel only (`simple_open()`, and no `release`).
-//! - Dropping a [`File`] removes it: `debugfs_remove()` waits for reads and writes that are under
-//!   way. Only then is what the file tells of dropped, and can the module's code go.
-//! - From then on reads, writes and seeks of files that are still open fail with `EIO`.
+//! - An open file holds neither the module nor a device. Opening and closing it runs code of the
+//!   kernel only (`simple_open()`, and no `release`).
+//! - Dropping a [`File`] removes it: `debugfs_remove()` waits for reads and writes in progress.
+//!   Then the data of the file is dropped, and the module can be unloaded.
+//! - Afterwards reads, writes and seeks of files that are still open fail with `EIO`.
 //!
-//! Nothing is kept from one read to the next, as there would be nobody to free it: each read
-//! makes the text anew.
+//! Each read makes the text anew. A text that were kept between reads could not be freed.
 
 use core::{
     fmt::Write,
@@ -34,7 +33,7 @@ use kernel::{
 
 /// A file to read.
 pub(crate) trait Text {
-    /// What the file tells of.
+    /// The data that the file shows.
     type Of: Send + Sync + 'static;
 
     /// The name of the file.
@@ -58,7 +57,7 @@ pub(crate) trait Command {
     ///
     /// # Errors
     ///
-    /// The writer gets them.
+    /// They are returned to the writer.
     fn run(of: &Self::Of, data: &mut UserSliceReader) -> Result;
 }
 
@@ -94,8 +93,8 @@ struct DirEntry {
 impl Dir {
     /// Makes a directory in `parent`, or in the root of debugfs. May sleep.
     ///
-    /// If there is no debugfs, or if the name is taken, the result stands for no directory, and no
-    /// files are made in it.
+    /// Without debugfs, or if the name is taken, the result is an empty directory handle: no files
+    /// are made in it.
     ///
     /// # Errors
     ///
@@ -118,7 +117,7 @@ impl Dir {
     }
 }
 
-/// A file. Dropping it waits for reads and writes that are under way.
+/// A file. Dropping it waits for reads and writes in progress.
 pub(crate) struct File<T> {
     // Dropped in this order: nothing reads `of` once `entry` is removed.
     _entry: Entry,
@@ -210,13 +209,13 @@ impl<F: Text> TextOps<F> {
         position: &mut bindings::loff_t,
     ) -> Result<usize> {
         let begin = usize::try_from(*position)?;
-        // Made large enough before the text is written: that is done with locks held, under which
-        // memory must not be waited for.
+        // Allocated before the text is written: `show` takes locks under which an allocation must
+        // not sleep.
         let mut room = bytes.min(kernel::page::PAGE_SIZE);
         loop {
             let mut buffer = KVVec::from_elem(0, room, GFP_KERNEL)?;
             let mut window = Window::new(&mut buffer, begin);
-            // A text that ends early is shown as far as it goes.
+            // A text that ends with an error is shown up to the error.
             let _ = window.write_fmt(fmt!("{}", Shown::<F>(of)));
             if window.is_cut && room < bytes {
                 room = bytes.min(2 * room);
@@ -239,9 +238,9 @@ impl<F: Text> fmt::Display for Shown<'_, F> {
     }
 }
 
-/// A part of a text that is written into it as a whole.
+/// A buffer that takes a part of the text written into it.
 struct Window<'a> {
-    /// Bytes of the text that are yet to pass before the part begins.
+    /// Bytes of the text to skip before the part begins.
     before: usize,
     buffer: &'a mut [u8],
     bytes: usize,
@@ -260,7 +259,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// What was written of the part.
+    /// The bytes of the part so far.
     fn text(&self) -> &[u8] {
         &self.buffer[..self.bytes]
     }

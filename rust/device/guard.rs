@@ -50,10 +50,10 @@ impl Status {
         self.set.store(status.into(), Relaxed);
     }
 
-    /// What the core is told of a device that reports `status`.
+    /// The status for the core of a device that reports `status`.
     pub(super) fn filter(&self, status: u8) -> u8 {
         match self.set.load(Relaxed) as u8 {
-            // A device that was reset has no driver that NEEDS_RESET could tell anything.
+            // A device that was reset has no driver, and NEEDS_RESET has no meaning.
             0 => 0,
             set => (set & !FEATURES_OK) | status & (set & FEATURES_OK | NEEDS_RESET),
         }
@@ -69,7 +69,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// More than there are changes of a configuration in the time of so many reads.
+    /// More changes than a configuration has in the time of as many reads.
     const MOST_CHANGES: u32 = 100;
 
     /// A generation that has not changed.
@@ -85,9 +85,9 @@ impl Generation {
         self.changes.store(0, Relaxed);
     }
 
-    /// Returns what the core is told of a device that reports `generation`, and whether the device
-    /// is ignored from now on. It is ignored until a driver is bound anew: a device that pauses
-    /// while nobody reads would otherwise go on for ever.
+    /// Returns the generation for the core of a device that reports `generation`, and whether the
+    /// device is ignored from now on. It is ignored until a driver is bound again. Otherwise a
+    /// device that pauses between two reads could start over for ever.
     pub(super) fn filter(&self, generation: u32) -> (u32, bool) {
         let before = self.changes.load(Relaxed);
         if before == Self::MOST_CHANGES {

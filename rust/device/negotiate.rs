@@ -67,7 +67,7 @@ use kernel::{
     }, //
 };
 
-/// What the policy decides on a device as it is now. May sleep.
+/// Collects the facts of a device and decides. May sleep.
 pub(crate) fn decide(
     dev: &Locked,
     offered: Features,
@@ -87,8 +87,8 @@ pub(crate) fn decide(
     })
 }
 
-/// The most segments of a request that the queues of `dev` can hold, whose region is `room`. May
-/// sleep; none of the queues may exist yet.
+/// The most segments of a request that the queues of `dev` can hold in `room`. May sleep. None of
+/// the queues may exist yet.
 fn most_segments(dev: &virtio::Device, features: Features, room: Room) -> u32 {
     let cpus = kernel::cpu::nr_cpu_ids();
     limits::most_segments(dev.device_type(), features, cpus, room, |queues| {
@@ -102,7 +102,7 @@ pub(crate) type Override = ConfigOverride<Arc<Device>>;
 static IDENTITY: Identity<Arc<Device>> = Identity::new();
 
 impl Device {
-    /// Decides in the first negotiation of a probe, and makes what is needed.
+    /// Decides in the first negotiation of a probe, and carries out the decision.
     fn negotiate(self: &Arc<Self>, first: &First<'_>) -> Result {
         let dev = first.locked();
         let parameters = self.common.parameters(dev);
@@ -134,8 +134,8 @@ impl Device {
                 self.tell_without(first)
             }
             Decision::Refuse(_) | Decision::Bar(_) => {
-                // A transport would act on features that were never agreed on: look for an admin
-                // queue, at hibernation or at a reset of the function.
+                // Otherwise the transport acts on features that were never agreed on: it looks for
+                // an admin queue, at hibernation or at a reset of the function.
                 first.set_features(0);
                 first.set_features_beyond(0);
                 Err(ENODEV)
@@ -143,7 +143,8 @@ impl Device {
         }
     }
 
-    /// Whether a request in `room` carries a block of the device, or what else it takes whole.
+    /// Checks that a request in `room` can carry a block of the device, or another unit that is not
+    /// divided.
     fn carries_units(&self, first: &First<'_>, room: Room) -> Result<(), Reason> {
         let agreed = Features(first.features());
         for &(at, feature) in wire::units(self.device_type) {
@@ -165,7 +166,7 @@ impl Device {
         Ok(())
     }
 
-    /// Opens the region, makes the pool, and gives the device its mapping operations.
+    /// Maps the region, makes the pool, and installs the mapping operations.
     fn bounce(
         self: &Arc<Self>,
         first: &First<'_>,
@@ -196,7 +197,7 @@ impl Device {
         }
     }
 
-    /// Negotiates once more: decides nothing.
+    /// Handles a later negotiation, which decides nothing.
     fn negotiate_again(&self, again: &Again<'_>) -> Result {
         let mut binding = self.binding.lock();
         let decision = match &mut binding.state {
@@ -213,11 +214,12 @@ impl Device {
                     return Err(ENODEV);
                 }
                 // The core has reset the device. Drivers of sound, input, scsi and vsock devices
-                // delete their queues at suspend with buffers posted, which nobody else ends.
+                // delete their queues at suspend with buffers posted. Only the module knows of
+                // these buffers.
                 bounced.bounce.inner().end_orphans();
                 bounced.decision
             }
-            // The override was taken away while the core called it.
+            // The override was removed while the core called it.
             State::LeftAlone(_) => {
                 drop(binding);
                 return self.tell_without(again);
@@ -237,7 +239,7 @@ impl Device {
         negotiation.finalize_features()
     }
 
-    /// Tells a bounced device its features, and the core what it has to see.
+    /// Tells a bounced device its features, and sets those that the core needs.
     fn tell(&self, negotiation: &Again<'_>, decision: &Decision) -> Result {
         let dev = negotiation.dev();
         let Some(extent) = decision.extent() else {
@@ -258,7 +260,8 @@ impl Device {
         negotiation.set_features(plan.told.0);
         let finalized = negotiation.finalize_features();
         let kept = Features(negotiation.features());
-        // Also if the transport failed: after a suspend there may be rings, which are freed by it.
+        // Also after an error of the transport: after a suspend there may be rings, and the core
+        // needs the bit to free them.
         negotiation.set_features(Plan::for_core(kept).0);
         finalized?;
         if !plan.is_kept(kept) {
@@ -295,7 +298,7 @@ impl Hooks for Arc<Device> {
     }
 
     fn offered(&self, _dev: &virtio::Device, offered: u64) {
-        // What counts is what the core was told, and it asks once in a binding.
+        // The features that the core was told count. The core reads them once in a binding.
         self.offered.store(offered, Relaxed);
     }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Messages about a device: what was decided, why, and what an administrator can do.
+//! Messages about a device: the decision, the reason, and the remedy.
 //!
-//! All of it may sleep.
+//! All functions may sleep.
 
 use super::super::{
     policy::{
@@ -126,7 +126,7 @@ pub(super) fn dropped(dev: &virtio::Device) {
     );
 }
 
-/// Reports queues that were made shorter, and the fewest entries of one.
+/// Reports the number of shortened queues, and the fewest entries of one.
 pub(super) fn shortened(dev: &virtio::Device, queues: usize, entries: u16, bytes: usize) {
     dev_info!(
         dev.as_device(),
@@ -184,7 +184,7 @@ pub(crate) fn not_listed(dev: &virtio::Device) {
     );
 }
 
-// The pure files have no other traits than those of core.
+// The pure files implement traits of core only.
 impl kernel::fmt::Display for Reason {
     fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
         core::fmt::Display::fmt(self, f)

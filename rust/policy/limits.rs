@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a driver may ask of a region of so many bytes: which features, how long the queues, how
-//! large the requests.
+//! Limits of a driver in a region: features, lengths of queues, sizes of requests.
 //!
 //! Pure: may be called in any context.
 
@@ -16,24 +15,23 @@ use super::super::wire::{
 
 use core::ops::Range;
 
-/// A region, or the pool in it, as what drivers ask is counted: rings take whole pages of the
-/// guest, and drivers make their buffers of such pages.
+/// The length of a region, or of the pool in it, in pages of the guest. Rings take whole pages of
+/// the guest, and drivers make their buffers of such pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Room {
     /// Length in bytes.
     pub bytes: usize,
     /// The guest's page size in bytes is 2 to the power of this.
     page_log2: u32,
-    /// Whether the transport has no way to make a queue shorter than the device says it is, and
-    /// rings are those of virtio-mmio.
+    /// Whether the transport cannot shorten queues. Rings then have the layout of virtio-mmio.
     pub fixed_queues: bool,
 }
 
 impl Room {
-    /// Regions of fewer pages are full as a matter of course when a device is busy (4 MiB with
-    /// pages of 4 KiB).
+    /// Regions of fewer pages fill up in normal operation of a busy device (4 MiB with pages of 4
+    /// KiB).
     const SMALL_PAGES: usize = 1024;
-    /// Regions of fewer pages have no room for packets of 64 KiB among others, nor for many rings
+    /// Regions of fewer pages have no room for packets of 64 KiB beside others, nor for many rings
     /// (1 MiB with pages of 4 KiB).
     pub const TINY_PAGES: usize = 256;
 
@@ -46,7 +44,7 @@ impl Room {
         }
     }
 
-    /// The same on a transport where queues cannot be made shorter if they are `fixed`.
+    /// The same on a transport that cannot shorten queues, if they are `fixed`.
     pub const fn with_fixed_queues(self, fixed: bool) -> Self {
         Self {
             fixed_queues: fixed,
@@ -87,8 +85,8 @@ impl Room {
     }
 }
 
-/// The bytes of a split ring of `entries` entries as virtio-mmio has it (`vring_size()`): the used
-/// ring begins a page of its own.
+/// The bytes of a split ring of `entries` entries on virtio-mmio (`vring_size()`): the used ring
+/// begins a page of its own.
 fn mmio_ring_bytes(entries: usize, room: Room) -> usize {
     // A descriptor; the head of either ring, and an entry of it (virtio 1.4, 2.7).
     const DESCRIPTOR: usize = 16;
@@ -105,9 +103,9 @@ fn mmio_ring_bytes(entries: usize, room: Room) -> usize {
 pub enum Split {
     /// The region is too small: a packed ring takes three pages at least, a split ring one.
     TooSmall,
-    /// The device is a disk, and packed rings were not asked for.
+    /// The device is a disk, and `packed_disks` is not set.
     Disk,
-    /// The transport has no way to make a queue shorter, and the core shortens split rings only.
+    /// The transport cannot shorten queues, and the core shortens split rings only.
     Transport,
 }
 
@@ -117,7 +115,7 @@ pub enum Split {
 /// error: `virtqueue_add_packed()` returns -EIO where the split variant returns -ENOMEM, and disks
 /// fail the request. One request may take a quarter of any pool, so a few of the longest requests
 /// fill a pool of any size. Disks get split rings, unless `packed_disks` accepts such errors. A
-/// small region is full as a matter of course, so that there is no choice.
+/// small region fills up in normal operation, so it always gets split rings.
 pub fn split(kind: u32, room: Room, packed_disks: bool) -> Option<Split> {
     if room.fixed_queues {
         // R37.
@@ -138,7 +136,7 @@ pub fn split(kind: u32, room: Room, packed_disks: bool) -> Option<Split> {
 /// ([`longest_queue`]).
 ///
 /// virtiofs: without indirect tables a request takes one entry of its queue for each of its
-/// pieces, and few requests fit the short queue.
+/// segments, and few requests fit the short queue.
 pub fn features_to_mask(kind: u32, features: Features, room: Room) -> Features {
     let (if_small, if_tiny) = match kind {
         device_type::NET => (
@@ -186,7 +184,7 @@ pub fn features_to_mask_beyond(kind: u32, beyond: u64, room: Room) -> u64 {
 /// virtiofs waits for room in its queue. A request for which the pool has no room fails, and so
 /// does the application's call (`virtio_fs_send_req()`). A request has as many pages as the queue
 /// has entries, less four, and 256 at most (FUSE_MAX_MAX_PAGES). Only the length of the queue
-/// bounds how many requests are under way: virtiofsd allows 65535. All of them together get half
+/// bounds the number of requests in progress: virtiofsd allows 65535. All of them together get half
 /// the pool.
 pub fn longest_queue(
     kind: u32,
@@ -195,7 +193,7 @@ pub fn longest_queue(
     index: u32,
     room: Room,
 ) -> Option<u16> {
-    // A descriptor, its entries in both rings, and what stands before those.
+    // A descriptor, its entries in both rings, and a share of their headers.
     const SPLIT_BYTES: usize = 32;
     const PACKED_BYTES: usize = 16;
     const FUSE_HEADERS: usize = 4;
@@ -231,7 +229,7 @@ pub fn longest_queue(
         device_type::NET if receives => {
             let large = !features.has(Features::NET_MERGEABLE)
                 && features.only(Features::NET_GUEST_GSO.with(Features::NET_MTU)) != Features(0);
-            // In less there is an MTU at most that makes them large: of up to 48 KiB.
+            // In less only an MTU makes packets large, of up to 48 KiB.
             let one = match room.is_tiny() {
                 true => 16,
                 false => LARGE_PIECES.next_power_of_two(),
@@ -260,19 +258,18 @@ pub fn longest_queue(
         _ => usize::MAX,
     };
     let entries = filled.min(ring).max(2);
-    // The next lower power of two, of what a queue can have.
+    // The next lower power of two, within the limits of a queue.
     (entries < 1 << 15).then(|| 1 << entries.ilog2())
 }
 
-/// The most bytes of ring `index` of the `queues` of a driver, where queues cannot be made shorter:
-/// the core then halves a split ring until there is memory for it. See [`longest_queue`].
+/// The most bytes of ring `index` of the `queues` of a driver, where the transport cannot shorten
+/// queues. The core then halves a split ring until it is granted. See [`longest_queue`].
 pub fn longest_ring(kind: u32, features: Features, queues: u32, index: u32, room: Room) -> usize {
     longest_queue(kind, features, queues, index, room)
         .map_or(usize::MAX, |entries| mmio_ring_bytes(entries.into(), room))
 }
 
-/// Which queues of a disk take requests at most, if there are `cpus` CPUs. The driver makes no more
-/// of them than that.
+/// The queues of a disk that can take requests, with `cpus` CPUs. The driver makes no others.
 pub fn request_queues(kind: u32, features: Features, cpus: u32, room: Room) -> Range<u32> {
     let queues = match kind {
         device_type::BLK if !features.has(Features::BLK_MQ) => 1,
@@ -282,16 +279,16 @@ pub fn request_queues(kind: u32, features: Features, cpus: u32, room: Room) -> R
     others..others + queues
 }
 
-/// The most segments of a disk's request that its queue can hold, if there are `cpus` CPUs.
-/// `shortest` returns the fewest entries that the device has for one of these queues, `None` if
-/// that is not known. It is called only if the answer depends on it.
+/// The most segments of a disk's request that its queue can hold, with `cpus` CPUs. `shortest`
+/// returns the fewest entries that the device has for one of these queues, `None` if that is
+/// unknown. It is called only if the result depends on it.
 ///
 /// Without indirect tables a request takes an entry for each segment, one for its header and one
-/// for its status. If there are not so many at all, the core warns, and the driver puts the request
-/// back without end. The module itself shortens queues ([`longest_queue`]), and the more so the
-/// more of them there are.
+/// for its status. If the queue has fewer entries, the core warns, and the driver requeues the
+/// request without end. The module itself shortens queues ([`longest_queue`]): the more queues, the
+/// shorter.
 ///
-/// A request with protection information has as many segments of that as of data at most.
+/// A request with protection information has at most as many segments of it as of data.
 ///
 /// One segment is always allowed, though a queue of two entries cannot hold it.
 pub fn most_segments(
@@ -335,11 +332,10 @@ fn smallest_region(kind: u32, page_log2: u32, unit: u32, segments: u32) -> Optio
 
 /// Whether a request carries `unit` bytes in a region that is `room`.
 ///
-/// A block that is longer than a page lies in pages that have nothing to do with each other, and
-/// begins within the first of them if it is an application's (O_DIRECT). A device that takes fewer
-/// segments than that gets blocks that lie in one piece.
+/// A block that is longer than a page is in scattered pages, and may begin within the first of them
+/// (O_DIRECT). A device that takes fewer segments than that gets contiguous blocks.
 fn carries(kind: u32, room: Room, unit: u32, segments: u32) -> bool {
-    // As the pool has it: lengths are 32-bit numbers.
+    // As in the pool, lengths are 32-bit numbers.
     let largest = (room.bytes / 4).min(u32::MAX as usize & !(room.page() - 1));
     let limits = Limits::new(kind, room, largest, segments);
     let pages = room.pages_for(unit as usize) as u32 + 1;
@@ -347,9 +343,9 @@ fn carries(kind: u32, room: Room, unit: u32, segments: u32) -> bool {
         && u64::from(limits.max_segments) * limits.max_mapping as u64 >= u64::from(unit)
 }
 
-/// The bytes of the region that is needed for a disk whose requests carry `unit` bytes whole or not
-/// at all, and have up to `segments` segments. `None` if `room` is enough, or if no region is: the
-/// driver refuses a disk whose blocks are that long by itself.
+/// The bytes of the region that a disk needs whose requests do not divide `unit` bytes, and have up
+/// to `segments` segments. `None` if `room` is enough, or if no region is: the driver itself
+/// refuses a disk with such long blocks.
 pub fn needed(kind: u32, room: Room, unit: u32, segments: u32) -> Option<usize> {
     match bounds(kind).is_empty() || carries(kind, room, unit, segments) {
         true => None,
@@ -362,7 +358,7 @@ pub fn needed(kind: u32, room: Room, unit: u32, segments: u32) -> Option<usize> 
 /// virtio-blk and virtio-scsi requeue a request that could not be mapped, without end. The data of
 /// one request get a quarter of the pool. Rings take up to a third, and each direction leaves the
 /// other a 32nd, three pages at least (`pool.rs`). The rest, four pages of the smallest pool, holds
-/// what else belongs to a request: its header, its status, its table of descriptors.
+/// the header, the status and the table of descriptors of a request.
 ///
 /// A ring takes a page at least, and all rings get a quarter of the pool ([`longest_queue`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -378,15 +374,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What a segment may cost beside its bytes: it keeps its place within a granule, and may so
-    /// need one page of the pool more.
+    /// What a segment may cost beside its bytes: it keeps its position within a granule, so that it
+    /// may need one more page of the pool.
     const SEGMENT_OVERHEAD: usize = 4096;
 
-    /// Limits for a pool that is `room` and whose longest single mapping is `largest`, and a driver
-    /// of device type `kind` that was told by its device to build requests of up to `segments`
-    /// segments (of one, as long as it was told nothing).
+    /// Limits for a driver of device type `kind` in the pool `room`, whose longest single mapping
+    /// is `largest`. The device allows requests of up to `segments` segments (of one, before it has
+    /// reported a number).
     ///
-    /// A segment may have a page of the guest at least: the block layer makes them of such pages.
+    /// A segment has at least a page of the guest: the block layer makes segments of such pages.
     pub fn new(kind: u32, room: Room, largest: usize, segments: u32) -> Self {
         if bounds(kind).is_empty() {
             return Self {
@@ -423,7 +419,7 @@ impl Limits {
         rings.saturating_sub(Self::other_queues(kind)).max(1)
     }
 
-    /// What the driver reads instead of `value`.
+    /// The value for the driver in place of `value`.
     pub fn clamp(&self, bound: Bound, value: u32) -> u32 {
         match bound {
             Bound::Queues => value.min(self.max_queues),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Plans what a bounced device is told of features, and what the core keeps.
+//! Plans the features that a bounced device is told, and those that the core keeps.
 //!
 //! Pure: may be called in any context.
 
@@ -15,18 +15,18 @@ use super::{
     }, //
 };
 
-/// What the plan for a bounced device depends on.
+/// Input of the plan for a bounced device.
 #[derive(Clone, Copy, Debug)]
 pub struct Agreement {
     /// Device type (virtio 1.4, 5).
     pub device_type: u32,
     /// The region.
     pub room: Room,
-    /// The bit that the device is told is accepted; none for a mere hint (R6).
+    /// The accepted bit of the dialect, which the device is told; none for a hint (R6).
     pub accepts: Features,
-    /// What the device offered when it was last asked, the first 64 features.
+    /// The features that the device offered when they were last read, the first 64.
     pub offered: Features,
-    /// What core and driver agreed on, the first 64 features.
+    /// The features that core and driver agreed on, the first 64.
     pub agreed: Features,
     /// As `agreed`, the features from 64 on.
     pub agreed_beyond: u64,
@@ -37,7 +37,7 @@ pub struct Agreement {
 /// The features of a bounced device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// What the device is told, the first 64 features.
+    /// The features that the device is told, the first 64.
     pub told: Features,
     /// As `told`, the features from 64 on.
     pub told_beyond: u64,
@@ -52,10 +52,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans for what core and driver agreed on.
+    /// Plans for the features that core and driver agreed on.
     ///
-    /// The core may ask again in one probe, on resume and after a reset of the function. It then
-    /// shows what an earlier plan left, so a plan for the result of a plan is the same.
+    /// The core may negotiate again in one probe, on resume and after a reset of the function. Its
+    /// features are then the result of an earlier plan. The plan for such features is the same
+    /// plan.
     pub fn new(agreement: &Agreement) -> Self {
         let room = agreement.room;
         let kind = agreement.device_type;
@@ -95,15 +96,15 @@ impl Plan {
         }
     }
 
-    /// What the core has to see once the transport kept `kept` of what the device was told.
-    /// ACCESS_PLATFORM makes the core map rings and buffers at all, and has to stay until they are
-    /// freed, whether the device was told of it or not.
+    /// The features for the core, after the transport has kept `kept`. ACCESS_PLATFORM makes the
+    /// core map rings and buffers at all. It has to stay until they are freed, whether the device
+    /// was told of it or not.
     pub fn for_core(kept: Features) -> Features {
         kept.with(Features::ACCESS_PLATFORM)
     }
 
-    /// Whether the transport kept the features that confine the device. A transport drops what it
-    /// does not know.
+    /// Whether the transport kept the features that confine the device. A transport drops unknown
+    /// features.
     pub fn is_kept(&self, kept: Features) -> bool {
         kept.has(self.confining)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sets of device types, as a parameter lists them, and those that are bounced without one.
+//! Sets of device types: those of a parameter, and those that are bounced by default.
 //!
 //! Pure: may be called in any context.
 
@@ -79,7 +79,7 @@ impl Types {
         Ok(types)
     }
 
-    /// Whether `kind` is one of them.
+    /// Whether `kind` is in the set.
     pub fn has(&self, kind: u32) -> bool {
         let word = self.0.get((kind / 64) as usize);
         word.is_some_and(|word| word & (1 << (kind % 64)) != 0)
@@ -104,7 +104,7 @@ impl fmt::Display for Names {
     }
 }
 
-/// How a parameter names this device type: by its name, or by its number if it has none.
+/// The name of this device type in a parameter, or its number if it has no name.
 pub struct Name(pub u32);
 
 impl fmt::Display for Name {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which shared pool is named for a device: by its own node in devicetree or ACPI, by that of its
-//! host bridge, or by the parameter `pool`.
+//! Finds the shared pool that is named for a device: by its own node in devicetree or ACPI, by the
+//! node of its host bridge, or by the parameter `pool`.
 
 use super::super::{
     bindings,
@@ -25,8 +25,9 @@ use kernel::{
     prelude::*, //
 };
 
-/// The shared pool for `dev`, if one is named. The first counts of: what its own node names, what
-/// the node of its host bridge names, and `parameter` (wire format, R33). May sleep.
+/// The shared pool for `dev`, if one is named. The first counts of: the pool that its own node
+/// names, the pool that the node of its host bridge names, and `parameter` (wire format, R33). May
+/// sleep.
 pub(super) fn find(dev: &Device, parameter: Option<Named>) -> Finding {
     let Some(transport) = dev.parent() else {
         return Finding::Absent;
@@ -36,7 +37,7 @@ pub(super) fn find(dev: &Device, parameter: Option<Named>) -> Finding {
         NonNull::new(unsafe { bindings::virtio_swiotlb_host_bridge(pci) })
     });
     // The device that a bridge was made for, where the bridge itself has no node.
-    // SAFETY: A bridge is there as long as what is behind it, and keeps its parent.
+    // SAFETY: A bridge lives as long as the devices behind it, and keeps its parent.
     let above = bridge.and_then(|bridge| NonNull::new(unsafe { (*bridge.as_ptr()).parent }));
     let nodes = [Some(transport), bridge, above];
     let by_firmware = nodes.into_iter().flatten().find_map(named_by);
@@ -70,7 +71,7 @@ fn named_by(device: NonNull<core_bindings::device>) -> Option<Result<Named, Faul
     Some(Ok(Named { by, start, bytes }))
 }
 
-/// What there is at the range of a pool, which is one, for a device of `transport`.
+/// Collects what else is at the range of a pool, for a device of `transport`.
 fn around(transport: NonNull<core_bindings::device>, named: &Named) -> Surroundings {
     let &Named { start, bytes, .. } = named;
     let bus_address = |address| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bytes of a region or of a shared pool: claims the range of physical addresses, maps it, and
-//! where guest memory is encrypted, shares it with the host.
+//! The bytes of a region or of a shared pool: claims the range of physical addresses and maps it.
+//! Where guest memory is encrypted, shares it with the host.
 
 use super::super::{
     bindings,
@@ -19,7 +19,7 @@ use kernel::{
     str::CString, //
 };
 
-/// The bytes of a region or of a shared pool, reachable for the CPU as long as this lives.
+/// The bytes of a region or of a shared pool, mapped until this is dropped.
 pub(crate) struct Memory {
     base: NonNull<u8>,
     // Dropped before the mapping.
@@ -41,13 +41,13 @@ impl Memory {
     pub(super) fn of_bar(dev: &Device, extent: &Extent) -> Result<Self, Reason> {
         let name = CString::try_from_fmt(fmt!("virtio{} swiotlb", dev.index()));
         let claim = match Claim::new(extent, name) {
-            // The transport driver claims whole BARs that hold its structures: then the claim
-            // against everybody else is there already.
+            // The transport driver claims whole BARs that hold its structures. That claim protects
+            // the region as well.
             Err(Reason::Claimed) if matches!(extent.at, At::Bar { shared: true, .. }) => None,
             claim => Some(claim?),
         };
         let mut flags = core_bindings::MEMREMAP_WB;
-        // What the device reads must not be encrypted with the guest's key.
+        // The device cannot read bytes that are encrypted with the guest's key.
         if is_encrypted() {
             flags |= core_bindings::MEMREMAP_DEC;
         }
@@ -72,11 +72,11 @@ impl Memory {
                 ..
             }
         );
-        // Only the pages of the linear map can be made accessible.
+        // Only pages of the linear map can be shared with the host.
         if !in_linear_map && is_encrypted() {
             return Err(Reason::Encrypted);
         }
-        // What the kernel has reserved at boot is claimed, by the kernel.
+        // The kernel itself has claimed memory that it reserved at boot.
         let claim = match in_linear_map {
             true => None,
             false => Some(Claim::new(
@@ -132,7 +132,7 @@ fn is_encrypted() -> bool {
 ///
 /// # Invariants
 ///
-/// The pages are nobody else's, and have been shared.
+/// The pages have no other user, and have been shared.
 struct Shared {
     base: NonNull<u8>,
     bytes: u64,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a PCI device says of its region, and its common configuration.
+//! Reads a PCI device's configuration space, BARs and common configuration.
 
 use super::{
     super::{
@@ -50,7 +50,7 @@ impl Source for Pci {
         let mut bytes = [0; CONFIG_SPACE_BYTES];
         for (i, word) in bytes.chunks_exact_mut(4).enumerate() {
             let mut value = 0;
-            // A device that is gone reads as all ones, which is no capability list.
+            // A removed device reads as all ones, which is no capability list.
             // SAFETY: By the type invariant.
             unsafe { core_bindings::pci_read_config_dword(self.0, 4 * i as c_int, &mut value) };
             word.copy_from_slice(&value.to_le_bytes());
@@ -84,7 +84,7 @@ impl Source for Pci {
     }
 }
 
-/// What a resource of the PCI core says of a BAR.
+/// Converts a resource of the PCI core to a BAR.
 fn bar(resource: &core_bindings::resource) -> Bar {
     let flags = resource.flags;
     let has = |flag: u32| flags & flag as c_ulong != 0;
@@ -114,14 +114,14 @@ fn bar(resource: &core_bindings::resource) -> Bar {
 pub(crate) struct CommonConfig<const BYTES: usize>(NonNull<c_void>);
 
 impl<const BYTES: usize> CommonConfig<BYTES> {
-    /// Maps the registers; `None` if the device has not so many, or they are not in the memory of a
-    /// PCI device. May sleep.
+    /// Maps the registers; `None` if the device has fewer, or they are not in the memory of a PCI
+    /// device. May sleep.
     pub(crate) fn new(dev: &Device) -> Option<Self> {
         let pci = Pci::of(dev)?;
         Self::at(ConfigSpace::new(&pci.config_space()).common(&pci.bars(), BYTES)?)
     }
 
-    /// Maps the registers at a CPU physical address that [`ConfigSpace::common`] gave.
+    /// Maps the registers at a CPU physical address that [`ConfigSpace::common`] returned.
     fn at(start: u64) -> Option<Self> {
         // SAFETY: These registers are the device's, and in one of its BARs.
         let mapped = unsafe { core_bindings::ioremap(start, BYTES) };

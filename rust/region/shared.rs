@@ -2,11 +2,11 @@
 
 //! The shared pools that are in use, and the parts of them that devices lease.
 //!
-//! A pool is claimed and mapped for its first lease, and let go after its last. What a device
-//! leaves in its part is wiped before another device can have it. Between devices that are there at
-//! the same time it hides nothing: the host may have given each of them the whole pool.
+//! A pool is claimed and mapped for its first lease, and released after its last. A lease is wiped
+//! when it ends, before another device can have the part. Devices with leases at the same time can
+//! see each other's parts if the host has given each of them the whole pool.
 //!
-//! All of it may sleep. The lock is taken after all others.
+//! All functions may sleep. The lock is taken after all others.
 
 use super::{
     super::{
@@ -50,7 +50,7 @@ struct SharedPool {
     leases: KVec<Leased>,
 }
 
-/// A part of a pool, and whose it is.
+/// A part of a pool, and its holder.
 struct Leased {
     part: Part,
     /// The number in the device's name: 3 for virtio3.
@@ -58,9 +58,9 @@ struct Leased {
 }
 
 impl SharedPool {
-    /// Adds a lease of `holder`, and says what it has.
+    /// Adds a lease of `holder`, and returns its part.
     fn lease(&mut self, holder: u32) -> Result<Part, Reason> {
-        // In less a driver with many rings might not work, which does without a pool.
+        // With less, a driver with many rings might not work, though it works without a pool.
         let smallest = (Room::TINY_PAGES * PAGE_SIZE) as u64;
         let smallest = smallest.min(self.extent.bytes);
         let leased = self.leases.iter().map(|lease| lease.part);
@@ -98,9 +98,9 @@ impl SharedPools {
     ///
     /// # Errors
     ///
-    /// [`Reason::PoolTaken`] if other devices have all of it, [`Reason::Claimed`] if something else
-    /// uses its addresses, [`Reason::NoMemory`] if it cannot be mapped, [`Reason::Encrypted`] if
-    /// the host cannot be given access to it.
+    /// [`Reason::PoolTaken`] if other devices have all of the pool, [`Reason::Claimed`] if
+    /// something else uses its addresses, [`Reason::NoMemory`] if it cannot be mapped,
+    /// [`Reason::Encrypted`] if it cannot be shared with the host.
     pub(super) fn lease(self: &Arc<Self>, extent: &Extent, holder: u32) -> Result<Lease, Reason> {
         let mut open = self.open.lock();
         let index = match open.iter().position(|pool| pool.overlaps(extent)) {
@@ -116,7 +116,7 @@ impl SharedPools {
             }
         };
         let pool = &mut open[index];
-        // What names a pool may differ; where it begins and ends may not.
+        // Several names may refer to one pool, if they agree on its range.
         if (pool.extent.start, pool.extent.bytes) != (extent.start, extent.bytes) {
             return Err(Reason::Claimed);
         }
@@ -136,7 +136,7 @@ impl SharedPools {
         })
     }
 
-    /// Writes who has what: a line for each pool, and one for each lease below it.
+    /// Writes a line for each pool, and below it a line for each lease.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for pool in &*self.open.lock() {
             let Extent { start, bytes, .. } = pool.extent;
@@ -153,7 +153,7 @@ impl SharedPools {
 
 /// A part of a shared pool, until this is dropped.
 pub(super) struct Lease {
-    /// Where the pool begins, which stays open.
+    /// Start of the pool, which stays mapped.
     pool: u64,
     part: Part,
     base: NonNull<u8>,
@@ -184,7 +184,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // The next holder is not shown what this one left. Its device was reset.
+        // The next holder must not see the bytes of this one, whose device was reset.
         // SAFETY: The part is mapped as long as the lease is listed.
         unsafe { bindings::virtio_swiotlb_wipe(self.base.as_ptr().cast(), self.part.bytes) };
         let mut open = self.pools.open.lock();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device says of its region, and how the region's bytes are reached.
+//! Trait for the access to a device that names a region, and to the bytes of that region.
 
 use super::{
     super::{
@@ -17,12 +17,12 @@ use super::{
     memory::Memory, //
 };
 
-/// Where a region of a device's own is looked for.
+/// A device that may name a region of its own.
 pub(crate) trait Source {
     /// Reads configuration space. May sleep.
     fn config_space(&self) -> [u8; CONFIG_SPACE_BYTES];
 
-    /// The BARs as the guest's PCI core sees them; never what the device says of them now.
+    /// The BARs as the guest's PCI core has them, not as the device reports them now.
     fn bars(&self) -> [Bar; BARS];
 
     /// Reads the registers of VIRTIO_F_DMB in the common configuration, which begins at the CPU
@@ -32,7 +32,7 @@ pub(crate) trait Source {
     /// The address of byte `offset` of a BAR on the device's bus.
     fn bus_address(&self, bar: u8, offset: u64) -> u64;
 
-    /// Makes the bytes of a region in a BAR reachable. May sleep.
+    /// Claims and maps the bytes of a region in a BAR. May sleep.
     ///
     /// # Errors
     ///

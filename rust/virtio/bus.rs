@@ -40,7 +40,7 @@ pub(crate) enum Then {
 }
 
 impl Then {
-    /// Does it. May sleep; not under the device lock.
+    /// Carries it out. May sleep; not under the device lock.
     pub(crate) fn carry_out(self, dev: &Device) {
         match self {
             Then::Nothing => return,
@@ -51,7 +51,7 @@ impl Then {
     }
 }
 
-/// Calls [`Events`] for what happens on the virtio bus, as long as it lives.
+/// Calls [`Events`] for events of the virtio bus, until it is dropped.
 ///
 /// # Invariants
 ///
@@ -98,9 +98,9 @@ impl<T: Events> Registration<T> {
         })
     }
 
-    /// Visits the devices of the bus: calls `f` with the device lock held, and does what it says.
-    /// May sleep, and so may `lock` and `f`. `lock` takes the lock, or says that the device is not
-    /// to be visited: a task that binds a driver holds the lock for as long as that takes.
+    /// Visits the devices of the bus: calls `f` with the device lock held, and carries out its
+    /// result. May sleep, and so may `lock` and `f`. `lock` takes the lock, or returns that the
+    /// device is not to be visited. A task that binds a driver holds the lock meanwhile.
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl<T: Events> Registration<T> {
     ///
     /// A device that is leaving the bus is not visited. One that is being visited does not leave:
     /// `bus_remove_device()` takes it from the bus's list, and then takes the device lock to
-    /// release a driver, before anything of it is let go.
+    /// release a driver, before anything of it is freed.
     pub(crate) fn for_each<L, F>(&self, lock: L, f: F) -> Result
     where
         L: FnMut(&Device) -> Result<Option<Guard<'_>>>,
@@ -150,7 +150,7 @@ impl<T: Events> Registration<T> {
         })
     }
 
-    /// Whether `dev` is on the bus. Stays so while the device lock is held.
+    /// Whether `dev` is on the bus. That does not change while the device lock is held.
     fn has(&self, dev: &Device) -> bool {
         /// # Safety
         ///
@@ -184,7 +184,7 @@ impl<T: Events> Registration<T> {
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(block), Self, block) };
         // SAFETY: The chain is called with a device of the virtio bus.
         let dev = unsafe { Device::from_device(data.cast()) };
-        // SAFETY: Only for what the chain tells under the device lock.
+        // SAFETY: Only for events that the chain reports under the device lock.
         let locked = || unsafe { dev.assume_locked() };
         match action as u32 {
             core_bindings::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER => {
@@ -206,13 +206,13 @@ impl<T: Events> Registration<T> {
 #[pinned_drop]
 impl<T: Events> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // Waits for calls that are under way. Harmless if registering failed.
+        // Waits for calls in progress. Harmless if registering failed.
         // SAFETY: By the type invariant.
         unsafe { core_bindings::bus_unregister_notifier(self.bus, self.block.get()) };
     }
 }
 
-/// The virtio bus is not exported; a driver that is registered for a moment learns its address.
+/// Finds the virtio bus, which is not exported, by registering a driver for a moment.
 fn find_bus(module: &'static ThisModule) -> Result<*const core_bindings::bus_type> {
     /// One all-zero entry ends the table: the driver matches no device.
     struct NoIds(bindings::virtio_device_id);
@@ -224,7 +224,7 @@ fn find_bus(module: &'static ThisModule) -> Result<*const core_bindings::bus_typ
     });
 
     let mut driver = KBox::new(
-        // SAFETY: All-zero is what C code leaves of the members that it does not name.
+        // SAFETY: C code leaves members that it does not name all-zero.
         unsafe { core::mem::zeroed::<bindings::virtio_driver>() },
         GFP_KERNEL,
     )?;

@@ -2,8 +2,8 @@
 
 //! Overrides a device's configuration operations.
 //!
-//! `struct virtio_config_ops` is constant and shared by all devices of a transport. To see one
-//! device's negotiation, that device alone is given a copy with some operations replaced.
+//! `struct virtio_config_ops` is constant and shared by all devices of a transport. An override
+//! gives one device a copy with some operations replaced.
 
 use super::{
     bindings,
@@ -37,7 +37,7 @@ use kernel::{
     task::Task, //
 };
 
-/// What is done around a device's configuration operations.
+/// Functions that an override calls around a device's configuration operations.
 ///
 /// [`Hooks::finalize`] and [`Hooks::queues`] may sleep, and [`Hooks::read`] where the driver may.
 /// The others may not: a reader of a file in sysfs holds no lock that keeps the hooks, and
@@ -46,11 +46,11 @@ pub(crate) trait Hooks: Send + Sync + Sized + 'static {
     /// The one [`Identity`] of overrides with these hooks: a static.
     fn identity() -> &'static Identity<Self>;
 
-    /// The core has asked the device what it offers, and got the first 64 features in `offered`.
-    /// A reader of a file in sysfs can cause that at any time.
+    /// The core has read the features that the device offers; the first 64 are in `offered`. A
+    /// reader of a file in sysfs can cause that at any time.
     fn offered(&self, dev: &Device, offered: u64);
 
-    /// The core tells the device what driver and core agreed on; `negotiation` does it.
+    /// The core tells the device the agreed features, through `negotiation`.
     ///
     /// # Errors
     ///
@@ -66,10 +66,10 @@ pub(crate) trait Hooks: Send + Sync + Sized + 'static {
     /// The core sets the device's status.
     fn set_status(&self, dev: &Device, status: u8);
 
-    /// The device reports `status`. Returns what the core is told.
+    /// The device reports `status`. Returns the status for the core.
     fn status(&self, dev: &Device, status: u8) -> u8;
 
-    /// The device reports `generation` of its configuration. Returns what the core is told.
+    /// The device reports `generation` of its configuration. Returns the generation for the core.
     fn generation(&self, dev: &Device, generation: u32) -> u32;
 
     /// The driver, which agreed on `features`, has read `bytes` of the configuration at byte
@@ -80,11 +80,11 @@ pub(crate) trait Hooks: Send + Sync + Sized + 'static {
 /// The type of `finalize_features` in `struct virtio_config_ops`.
 type FinalizeFeatures = unsafe extern "C" fn(*mut bindings::virtio_device) -> c_int;
 
-/// Tells the operations of an override from those of a transport.
+/// Distinguishes the operations of an override from those of a transport.
 ///
-/// The value is stored in each override, and read back for comparison. An address that is taken
-/// twice in the code would not do: Rust promises neither that a function has one address, nor that
-/// two functions differ.
+/// The value is stored in each override, and read back for comparison. Rust guarantees neither that
+/// a function has one address, nor that the addresses of two functions differ. So the code must not
+/// take the address twice.
 pub(crate) struct Identity<T: Hooks>(FinalizeFeatures, PhantomData<fn(T)>);
 
 impl<T: Hooks> Identity<T> {
@@ -94,14 +94,14 @@ impl<T: Hooks> Identity<T> {
     }
 }
 
-/// What is done when a device has no driver any more.
+/// Function that is called after a device's driver was unbound.
 pub(crate) trait Unbound: Send + Sync + 'static {
-    /// The driver of `dev` is gone, or was not bound after all, with all that was its own. May
+    /// The driver of `dev` was unbound, or failed to be bound, and its resources are released. May
     /// sleep.
     fn unbound(&self, dev: &Locked);
 }
 
-/// The core is in the device's negotiation. All of it may sleep.
+/// A negotiation of the core with a device. All functions may sleep.
 pub(crate) enum Negotiation<'a> {
     /// The first one of a probe.
     First(First<'a>),
@@ -137,9 +137,9 @@ impl<'a> First<'a> {
         self.dev
     }
 
-    /// Calls `what` when the device has no driver any more, and then puts `module`. That is after
-    /// the core has released what the driver left to devres, such as its rings. (The bus notifies
-    /// of a driver that failed to be bound before that.)
+    /// Calls `what` after the device's driver was unbound, and then puts `module`. The core has
+    /// then released what the driver left to devres, such as its rings. (The bus reports a failed
+    /// bind before that.)
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl<'a> First<'a> {
             let dev = unsafe { Device::from_raw(vdev).assume_locked() };
             what.unbound(dev);
             drop(what);
-            // Nothing of this module runs after this but the return.
+            // No code of this module runs after this but the return.
             drop(module);
         }
 
@@ -175,7 +175,7 @@ impl<'a> First<'a> {
             core_bindings::devm_add_action(self.dev.raw_device(), Some(call::<T>), action.cast())
         };
         to_result(ret).inspect_err(|_| {
-            // SAFETY: Nobody else took it.
+            // SAFETY: Devres did not take it.
             drop(unsafe { KBox::from_raw(action) });
         })
     }
@@ -215,7 +215,7 @@ impl<'a> Again<'a> {
         unsafe { (*(*self.dev.as_raw()).__bindgen_anon_1.features_array)[1] = features };
     }
 
-    /// What the device itself says in the le32 at byte `offset` of its configuration, which must
+    /// The le32 that the device itself reports at byte `offset` of its configuration, which must
     /// have such a field.
     pub(crate) fn read_le32(&self, offset: u32) -> u32 {
         let mut field = [0; 4];
@@ -244,18 +244,18 @@ fn operations(dev: &Device) -> *const bindings::virtio_config_ops {
     unsafe { atomic_load(&raw mut (*dev.as_raw()).config, Relaxed) }
 }
 
-/// Gives `dev` other operations. A reader that sees the pointer sees what it points to.
+/// Gives `dev` other operations, and orders their content before the pointer.
 ///
 /// # Safety
 ///
-/// `ops` must be valid for as long as anybody can read it: see [`ConfigOverride::install`].
+/// `ops` must be valid for as long as a reader can use it: see [`ConfigOverride::install`].
 unsafe fn set_operations(dev: &Locked, ops: *const bindings::virtio_config_ops) {
     // SAFETY: A device is valid; its readers load the pointer in one go.
     unsafe { atomic_store(&raw mut (*dev.as_raw()).config, ops, Release) };
 }
 
-/// Operations of a device to which no driver can be bound. They are for one that is about to be
-/// bound, when there is no memory for a copy of the device's own operations.
+/// Operations of a device to which no driver can be bound. They are used if there is no memory for
+/// a copy of the device's own operations.
 ///
 /// The core calls these only until `finalize_features` fails, and sysfs calls `get_status`.
 struct Barred(bindings::virtio_config_ops);
@@ -276,7 +276,7 @@ static BARRED: Barred = {
         ENODEV.to_errno()
     }
 
-    // SAFETY: All-zero is what C code leaves of the members that it does not name.
+    // SAFETY: C code leaves members that it does not name all-zero.
     let mut ops = unsafe { core::mem::zeroed::<bindings::virtio_config_ops>() };
     ops.get_status = Some(get_status);
     ops.set_status = Some(set_status);
@@ -287,8 +287,8 @@ static BARRED: Barred = {
 };
 
 impl Locked {
-    /// Keeps the driver that is about to be bound from it, without any memory. The caller must
-    /// undo that with [`Locked::unbar`] when binding has failed, and before the module is unloaded.
+    /// Makes the bind in progress fail, without allocating memory. The caller must undo that with
+    /// [`Locked::unbar`] when binding has failed, and before the module is unloaded.
     pub(crate) fn bar(&self) {
         let original = operations(self);
         if ptr::eq(original, &raw const BARRED.0) {
@@ -297,7 +297,7 @@ impl Locked {
         // SAFETY: A device is valid. `priv` belongs to the driver, whose probe is not called; it is
         // where the original operations are until then.
         unsafe { (*self.as_raw()).priv_ = original.cast_mut().cast() };
-        // SAFETY: A static lives as long as the module, which takes it from the device.
+        // SAFETY: A static lives as long as the module, which removes it from the device.
         unsafe { set_operations(self, &raw const BARRED.0) };
     }
 
@@ -329,7 +329,7 @@ impl Locked {
 /// of `Self` only. Its `finalize_features` is that of [`Hooks::identity`].
 #[repr(C)]
 pub(crate) struct ConfigOverride<T: Hooks> {
-    // First, so that the address of the operations is that of the whole.
+    // First, so that the address of the operations is that of `Self`.
     ops: bindings::virtio_config_ops,
     original: *const bindings::virtio_config_ops,
     /// The task that is binding a driver and has not negotiated yet. It holds the device lock.
@@ -348,7 +348,7 @@ impl<T: Hooks> ConfigOverride<T> {
         let original = operations(dev);
         // SAFETY: The lock keeps the pointer, and the operations are valid as long as it.
         let mut ops = unsafe { *original };
-        // A transport has some of these only, and the core looks at which.
+        // A transport has only some of these, and the core checks which.
         if ops.get.is_some() {
             ops.get = Some(Self::get);
         }
@@ -419,8 +419,8 @@ impl<T: Hooks> ConfigOverride<T> {
         binds
     }
 
-    /// The transport's operations, and the copy, unless it was taken from the device since the
-    /// caller found it: sysfs has no lock.
+    /// The transport's operations, and the copy, unless it was removed since the caller read the
+    /// pointer: sysfs takes no lock.
     ///
     /// # Safety
     ///
@@ -434,11 +434,11 @@ impl<T: Hooks> ConfigOverride<T> {
     ) {
         // SAFETY: By the safety requirements.
         let dev = unsafe { Device::from_raw(vdev) };
-        // Looked at once: what is there the next time may be something else.
+        // Read once: the next read may return another pointer.
         let ops = operations(dev);
         // SAFETY: Both the copy and the transport's operations are valid here.
         let finalize = unsafe { (*ops).finalize_features };
-        // No transport can do without this operation, so every override has its own.
+        // Every transport has this operation, so every override replaces it.
         if finalize.is_some_and(|finalize| ptr::fn_addr_eq(finalize, T::identity().0)) {
             // SAFETY: A copy, hence the first field of a `repr(C)` `Self` that is live.
             let this = unsafe { &*ops.cast::<Self>() };
@@ -602,7 +602,7 @@ impl<T: Hooks> ConfigOverride<T> {
         // SAFETY: This function is reached through the copy of a live `Self`.
         let (ops, copy) = unsafe { Self::of(vdev) };
         from_result(|| {
-            // An override that is taken away meanwhile has no driver to negotiate for.
+            // An override that was removed meanwhile has no driver to negotiate for.
             let (this, dev) = copy.ok_or(ENODEV)?;
             let again = Again { ops, dev };
             this.hooks.finalize(if this.begins() {

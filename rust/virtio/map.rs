@@ -2,11 +2,12 @@
 
 //! Mapping operations for a device's rings and buffers, `struct virtio_map_ops`.
 //!
-//! The core hands its callbacks a token, not the device. For the transports that have no mapping
-//! of their own the token is the transport's device, `vdev->dev.parent`, whose driver data is the
-//! `struct virtio_device` itself (virtio-pci and virtio-mmio keep it as the first member of
-//! theirs). So the way back is token, driver data, `vdev->map`, [`Mapper`]: four loads, no look-up
-//! and no limit on the number of devices. [`Mapper::install`] checks that it leads back.
+//! The core passes a token to its callbacks, not the device. For transports without a mapping of
+//! their own the token is the transport's device, `vdev->dev.parent`. Its driver data is the
+//! `struct virtio_device` itself: virtio-pci and virtio-mmio have it as the first member of their
+//! structure. So the path is token, driver data, `vdev->map`, [`Mapper`]: four loads, no look-up
+//! and no limit on the number of devices. [`Mapper::install`] checks that the path leads to the
+//! device.
 
 use super::{
     bindings,
@@ -27,7 +28,7 @@ use kernel::{
 /// The address of a mapping as the device is told, in bytes.
 pub(crate) type Handle = u64;
 
-/// Which way the bytes of a mapping go.
+/// Direction of the bytes of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Direction {
@@ -40,7 +41,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// `DMA_NONE` is a driver's mistake, taken for the cautious both.
+    /// `DMA_NONE` is a driver's mistake. Treat it as both directions.
     #[inline(always)]
     fn from_raw(dir: core_bindings::dma_data_direction) -> Self {
         // A table costs less than two comparisons.
@@ -57,24 +58,25 @@ impl Direction {
 /// Maps the rings and buffers of one device.
 ///
 /// `map`, `unmap`, `end_chains` and the syncs may be called in any context but NMI (virtio-input
-/// puts buffers back in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
+/// posts buffers in its interrupt); `alloc`, `free` and `max_mapping` in task context only.
 pub(crate) trait Map: Send + Sync + 'static {
-    /// Maps `len` bytes of guest memory at physical address `phys`. `None` if there is no room:
-    /// the driver will come again.
+    /// Maps `len` bytes of guest memory at physical address `phys`. `None` if there is no room: the
+    /// driver repeats the request.
     ///
     /// # Safety
     ///
     /// Until they are unmapped the bytes must be in the kernel's linear map, and be used by
     /// no other user where `direction` says that the device writes.
     unsafe fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
-    /// Undoes `map`. With `discard` the buffer keeps what it has, whatever the device wrote.
-    /// `false` if nothing is mapped so: then the core has lost track of its rings.
+    /// Undoes `map`. With `discard` nothing is copied out. `false` if there is no such mapping: the
+    /// core has then lost track of its rings.
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool;
-    /// Ends all chains of descriptors in split rings, of which the core uses none any more.
+    /// Clears the NEXT flags of all descriptors in split rings, which the core does not use any
+    /// more.
     fn end_chains(&self);
-    /// Lets the CPU see what the device wrote to part of a mapping.
+    /// Copies out the bytes that the device wrote to part of a mapping.
     fn sync_for_cpu(&self, handle: Handle, len: usize, direction: Direction);
-    /// Lets the device see what the CPU wrote to part of a mapping.
+    /// Copies in the bytes that the CPU wrote to part of a mapping.
     fn sync_for_device(&self, handle: Handle, len: usize, direction: Direction);
     /// Allocates `len` zeroed bytes of page-aligned memory that CPU and device share.
     fn alloc(&self, len: usize) -> Option<(NonNull<c_void>, Handle)>;
@@ -84,13 +86,13 @@ pub(crate) trait Map: Send + Sync + 'static {
     fn max_mapping(&self) -> usize;
 }
 
-/// What `dma_mapping_error()` takes for a failure, `DMA_MAPPING_ERROR`.
+/// `DMA_MAPPING_ERROR`, which `dma_mapping_error()` recognises.
 const MAPPING_ERROR: Handle = !0;
 
 /// The mapping operations of one device.
 #[repr(C)]
 pub(crate) struct Mapper<T: Map> {
-    // First, so that the address of the operations is that of the whole.
+    // First, so that the address of the operations is that of `Self`.
     ops: bindings::virtio_map_ops,
     inner: T,
 }
@@ -126,8 +128,8 @@ impl<T: Map> Mapper<T> {
     ///
     /// # Errors
     ///
-    /// `EBUSY` if the device has mapping operations, `ENXIO` if its transport keeps
-    /// its devices in another way than the module documentation says.
+    /// `EBUSY` if the device has mapping operations, `ENXIO` if the driver data of its parent are
+    /// not the device.
     ///
     /// # Safety
     ///
@@ -178,8 +180,7 @@ impl<T: Map> Mapper<T> {
         // SAFETY: The caller gives a valid page.
         let phys = unsafe { bindings::virtio_swiotlb_page_to_phys(page) } + offset as u64;
         let dir = Direction::from_raw(dir);
-        // SAFETY: The caller lends the device a buffer of its own, and the linear map has all of
-        // memory (Kconfig).
+        // SAFETY: The caller owns the buffer, and the linear map has all of memory (Kconfig).
         unsafe { this.inner.map(phys, len, dir) }.unwrap_or(MAPPING_ERROR)
     }
 
@@ -203,10 +204,10 @@ impl<T: Map> Mapper<T> {
         // SAFETY: The token's driver data is the device, as in `of()`; what is unmapped was
         // mapped for a driver, whose rings exist.
         let broken = unsafe { Device::from_raw((*token.dma_dev).driver_data.cast()).break_rings() };
-        // The core takes the chains of a split ring apart by the NEXT flags in shared memory, and
-        // would follow them for ever if the device sets them all. So the second time the chains
-        // are ended. Not the first time: the core counts their links once more if the driver takes
-        // back what is in them, and dies if there are fewer than there were.
+        // The core follows the NEXT flags of a split ring in shared memory, and never stops if the
+        // device sets them all. So the second time the module clears the flags. Not the first time:
+        // the core counts the links again if the driver detaches unused buffers, and hits a BUG_ON
+        // if there are fewer than before.
         if broken {
             this.inner.end_chains();
         }
@@ -306,16 +307,16 @@ impl<T: Map> Mapper<T> {
 }
 
 impl<T: Map> Installed<T> {
-    /// What does the work.
+    /// The implementation.
     pub(crate) fn inner(&self) -> &T {
         &self.0.inner
     }
 
-    /// Takes the operations from the device again.
+    /// Removes the operations from the device.
     ///
     /// # Safety
     ///
-    /// `dev` must be the device that has them, and its driver gone with all rings and buffers.
+    /// `dev` must be the device that has them, without a driver, rings or buffers.
     pub(crate) unsafe fn remove(self, dev: &Locked) {
         let vdev = dev.as_raw();
         // SAFETY: `vdev` is valid, and the core has no use for the fields without a driver.

@@ -3,7 +3,7 @@
 //! Parses PCI configuration space: which region a device names, and where its common
 //! configuration lies.
 //!
-//! The device is not trusted. The bytes are read once, and what is checked is what is used.
+//! The device is not trusted. The bytes are read once, and the checked bytes are used.
 //!
 //! Sources: the VIRTIO_F_SWIOTLB RFC series for the capability; the VIRTIO_F_DMB series for the
 //! registers behind the common configuration; virtio 1.4, section 4.1.4, for the other PCI
@@ -30,7 +30,7 @@ const STATUS: usize = 0x06;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 const CAPABILITY_POINTER: usize = 0x34;
 const FIRST_CAPABILITY: u8 = 0x40;
-/// How many four-byte aligned capabilities fit behind the header: no list is longer.
+/// The most four-byte aligned capabilities that fit behind the header.
 const MOST_CAPABILITIES: usize = (CONFIG_SPACE_BYTES - FIRST_CAPABILITY as usize) / 4;
 
 const ID_VENDOR: u8 = 0x09;
@@ -44,26 +44,26 @@ const TYPE_DEVICE: u8 = 4;
 const TYPE_SHARED_MEMORY: u8 = 8;
 const TYPE_SWIOTLB: u8 = 10;
 
-/// How much there is of `struct virtio_pci_common_cfg` up to the size of a queue, in bytes.
+/// Length of `struct virtio_pci_common_cfg` up to and with the size of a queue, in bytes.
 pub const COMMON_BYTES: usize = COMMON_QUEUE_SIZE + 2;
-/// Where a queue is chosen there, and where its size is.
+/// Offset of the queue selector there. The size of the selected queue follows.
 pub const COMMON_QUEUE_SELECT: usize = 22;
 /// See [`COMMON_QUEUE_SELECT`].
 pub const COMMON_QUEUE_SIZE: usize = 24;
-/// How much there is of it up to the registers of VIRTIO_F_DMB, in bytes.
+/// Length of the structure up to and with the registers of VIRTIO_F_DMB, in bytes.
 pub const COMMON_DMB_BYTES: usize = COMMON_DMB_MEMORY_TYPE + 2;
-/// Where [`DmbRegisters::shm_id`] is.
+/// Offset of [`DmbRegisters::shm_id`].
 pub const COMMON_DMB_SHM_ID: usize = 0x40;
-/// Where [`DmbRegisters::memory_type`] is.
+/// Offset of [`DmbRegisters::memory_type`].
 pub const COMMON_DMB_MEMORY_TYPE: usize = 0x42;
 
 /// Length of `struct virtio_pci_cap` and of `struct virtio_pci_cap64`, in bytes.
 const CAP_BYTES: usize = 16;
 const CAP64_BYTES: usize = 24;
-/// Where in a BAR shared memory begins that is a region, in bytes.
+/// Alignment in its BAR of shared memory that is a region, in bytes.
 const SHARED_MEMORY_ALIGNMENT: u64 = 4096;
 
-/// What a search for a region depends on, beside configuration space.
+/// Input of a search for a region, beside configuration space.
 #[derive(Clone, Copy)]
 pub struct Search<'a> {
     /// The device's BARs, in their order.
@@ -83,10 +83,10 @@ enum Named {
     BySharedMemory,
 }
 
-/// Bytes of a device's configuration space, as read once: what is checked is what is used.
+/// Bytes of a device's configuration space, read once: the checked bytes are used.
 pub struct ConfigSpace<'a>(&'a [u8; CONFIG_SPACE_BYTES]);
 
-/// One capability: where it stands, and its PCI capability ID.
+/// One capability: its offset, and its PCI capability ID.
 #[derive(Clone, Copy)]
 struct Capability {
     at: usize,
@@ -102,7 +102,7 @@ struct Window {
 }
 
 impl Window {
-    /// Whether there are bytes that both have.
+    /// Whether the windows share a byte.
     fn overlaps(&self, other: &Self) -> bool {
         self.bar == other.bar
             && self.bytes.min(other.bytes) != 0
@@ -139,7 +139,7 @@ impl<'a> ConfigSpace<'a> {
         } else {
             0
         };
-        // More steps than there is room for capabilities are steps in a circle.
+        // A list with more steps than there is room for capabilities loops.
         (0..MOST_CAPABILITIES).map_while(move |_| {
             let at = usize::from(next & !3);
             if at < usize::from(FIRST_CAPABILITY) {
@@ -164,7 +164,7 @@ impl<'a> ConfigSpace<'a> {
         self.u8(cap.at + 5)
     }
 
-    /// Whether a virtio capability says that it has so many bytes (`cap_len`).
+    /// Whether `cap_len` of a virtio capability is at least `bytes`.
     fn has_bytes(&self, cap: Capability, bytes: usize) -> bool {
         self.u8(cap.at + 2)
             .is_some_and(|said| usize::from(said) >= bytes)
@@ -185,7 +185,7 @@ impl<'a> ConfigSpace<'a> {
         })
     }
 
-    /// The first of what else the device keeps in its BARs that `matches`.
+    /// The first other structure in the device's BARs that `matches`.
     fn structure(&self, matches: impl Fn(Structure, &Window) -> bool) -> Option<Structure> {
         for cap in self.capabilities() {
             let found = match (cap.id, self.virtio_type(cap)) {
@@ -214,7 +214,7 @@ impl<'a> ConfigSpace<'a> {
             TYPE_SHARED_MEMORY => Structure::SharedMemory(self.shared_memory_id(cap)?),
             _ => return None,
         };
-        // The core goes by the length of these alone.
+        // The core checks the length of these only.
         let wide = kind == TYPE_SHARED_MEMORY;
         if wide && !self.has_bytes(cap, CAP64_BYTES) {
             return None;
@@ -263,7 +263,7 @@ impl<'a> ConfigSpace<'a> {
         if window.bytes == 0 {
             return Err(Fault::Empty);
         }
-        // Offsets have to be aligned as the parts of a ring are.
+        // The parts of a ring have to be aligned as offsets, too.
         if wide && window.offset % SHARED_MEMORY_ALIGNMENT != 0 {
             return Err(Fault::Unaligned);
         }
@@ -283,13 +283,13 @@ impl<'a> ConfigSpace<'a> {
         {
             return Err(Fault::Overlaps(structure));
         }
-        // Offset 0 is no address, so that the first page is left out (R29).
+        // Offset 0 is no address, so the first page is left out (R29).
         let left_out = match named {
             Named::BySwiotlb => 0,
             Named::BySharedMemory => page,
         };
         let window_start = bar_start + window.offset;
-        // A page that is only partly the region's is not given to the pool.
+        // The pool gets whole pages only.
         let start = window_start
             .checked_add(left_out)
             .and_then(|start| start.checked_next_multiple_of(page))
@@ -381,7 +381,7 @@ impl<'a> ConfigSpace<'a> {
         }
     }
 
-    /// The first of the capabilities that `is_one` picks which names a usable region.
+    /// The first capability that `is_one` accepts and that names a usable region.
     fn first_usable(
         &self,
         is_one: impl Fn(Capability) -> bool,

@@ -2,11 +2,10 @@
 
 //! Checks a shared pool that firmware or the administrator names.
 //!
-//! A shared pool is memory that the guest has set aside, which the host gives to devices: the
+//! A shared pool is memory that the guest has set aside, and that the host gives to devices: the
 //! "restricted-dma-pool" of the devicetree bindings (reserved-memory/shared-dma-pool.yaml), also
-//! described by ACPI (a device PRP0001 of that compatible), or parameter `pool`. Who names it is
-//! trusted not to lie, but may be mistaken: a pool that is in use for anything else would be
-//! overwritten.
+//! described by ACPI (a device PRP0001 of that compatible), or parameter `pool`. Firmware and
+//! administrator are trusted, and may be mistaken: devices would overwrite memory that is in use.
 //!
 //! Pure: may be called in any context.
 
@@ -42,23 +41,23 @@ pub struct Named {
     pub bytes: u64,
 }
 
-/// What guest and device have at such a range.
+/// What else is at the range of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings {
     /// What the kernel uses it for.
     pub ram: Ram,
-    /// Whether a BAR of some PCI device lies in it, or the window of a bridge.
+    /// Whether it overlaps a BAR of a PCI device, or the window of a bridge.
     pub overlaps_bar: bool,
-    /// Whether an IOMMU translates what the device accesses.
+    /// Whether an IOMMU translates the device's accesses.
     pub behind_iommu: bool,
-    /// Whether the device's bus has addresses for it, side by side.
+    /// Whether the device's bus has contiguous addresses for it.
     pub reachable: bool,
 }
 
-/// Checks a shared pool in a guest with pages of `page` bytes (wire format, R34, R41), and `around`
-/// it if it has whole pages.
+/// Checks a shared pool in a guest with pages of `page` bytes (wire format, R34, R41). Calls
+/// `around` only if the pool has whole pages.
 ///
-/// Nothing is trimmed: what is not as it should be may be a mistake as a whole.
+/// Nothing is trimmed: a range with a wrong end may be wrong as a whole.
 pub fn check(named: &Named, page: u64, around: impl FnOnce() -> Surroundings) -> Finding {
     let &Named { by, start, bytes } = named;
     let needed = MIN_REGION_PAGES as u64 * page;
@@ -71,7 +70,7 @@ pub fn check(named: &Named, page: u64, around: impl FnOnce() -> Surroundings) ->
     } else {
         let around = around();
         let in_linear_map = around.ram == Ram::Reserved;
-        // Only the devicetree reserves what it names, and says so.
+        // Only the devicetree reserves the RAM that it names.
         if around.ram == Ram::Used || (in_linear_map && by != NamedBy::Devicetree) {
             Fault::PoolInRam
         } else if around.overlaps_bar {
@@ -92,8 +91,7 @@ pub fn check(named: &Named, page: u64, around: impl FnOnce() -> Surroundings) ->
     Finding::Malformed(fault)
 }
 
-/// The range that `START+LENGTH` says: numbers are decimal, or hexadecimal with 0x, and may end
-/// with K, M or G.
+/// Parses `START+LENGTH`: numbers are decimal, or hexadecimal with 0x, and may end with K, M or G.
 pub fn parse(text: &str) -> Option<Named> {
     let (start, bytes) = text.split_once('+')?;
     Some(Named {
