@@ -31,7 +31,7 @@ pub(crate) struct Work<T: Task> {
     task: T,
 }
 
-// SAFETY: A `work_struct` may be queued by anybody, and `Task` is `Send` and `Sync`.
+// SAFETY: A `work_struct` may be queued by any task, and `Task` is `Send` and `Sync`.
 unsafe impl<T: Task> Send for Work<T> {}
 // SAFETY: As above.
 unsafe impl<T: Task> Sync for Work<T> {}

@@ -48,7 +48,7 @@ class TestInput:
 @pytest.mark.driver("i2c-virtio (built from source)", backend="of our own")
 class TestI2c:
     def test_transfers(self, boot: Boot) -> None:
-        """a memory written and read, an address where nobody is"""
+        """a memory written and read, an address without a device"""
         passed(boot, "i2c-write", "i2c-read", "i2c-byte")
         assert boot.fact("i2c-read").split() == ["0x03", "0x04", "0x05", "0x06"]
         assert boot.fact("i2c-byte") == "0xa5"

@@ -192,7 +192,7 @@ impl<F: Text> TextOps<F> {
         // SAFETY: The private data is what the file was made with, an `F::Of`. It is there:
         // removing the file waits for this read.
         let of = unsafe { &*(*file).private_data.cast::<F::Of>() };
-        // SAFETY: The position is the caller's, and nobody else's for now.
+        // SAFETY: The position is the caller's, and has no other user during the call.
         let position = unsafe { &mut *position };
         let to = UserPtr::from_ptr(to.cast());
         match Self::copy(of, to, bytes, position) {

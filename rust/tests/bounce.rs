@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `bounce.rs` does with bytes, on the memory of a fake device that no driver is bound to.
+//! Tests of the copies of `bounce.rs`, on the memory of a fake device without a driver.
 
 use super::fake::{
     self,
@@ -30,10 +30,10 @@ use kernel::{
     prelude::*, //
 };
 
-/// What the guest keeps around a buffer: neither copied nor overwritten.
+/// The guest's bytes around a buffer, which are neither copied nor overwritten.
 const AROUND: u8 = 0x5a;
 
-/// Bounce buffers, and the device that looks at them. In the order in which they have to go.
+/// Bounce buffers, and the device that reads and writes them. Fields are dropped in this order.
 struct Bench {
     bounce: Bounce,
     fake: Fake,
@@ -64,7 +64,7 @@ impl Bench {
         unsafe { self.bounce.map(phys, buffer.len(), direction) }.ok_or(ENOMEM)
     }
 
-    /// What the device has at `handle`; `EFAULT` if that is not in the region.
+    /// Reads the device's bytes at `handle`; `EFAULT` if they are not in the region.
     fn device_reads(&self, handle: Handle, len: usize) -> Result<KVec<u8>> {
         let mut all = KVec::new();
         self.fake
@@ -79,7 +79,7 @@ impl Bench {
             .ok_or(EFAULT)
     }
 
-    /// How many bytes of the BAR are not as the device was made.
+    /// The number of bytes of the BAR that have changed since the device was made.
     fn touched(&self) -> usize {
         self.fake
             .with_bar(|bar| bar.iter().filter(|b| **b != FILL).count())
@@ -111,8 +111,8 @@ fn patterned(len: usize, seed: usize) -> Result<KVec<u8>> {
     Ok(bytes)
 }
 
-/// Maps `len` bytes at `shift` of a larger buffer and looks at every byte there is: whether
-/// exactly those were placed in the region, and whether exactly those came back.
+/// Maps `len` bytes at `shift` of a larger buffer. Returns whether exactly these were copied into
+/// the region, and exactly these were copied out.
 fn exact(bench: &Bench, shift: usize, len: usize, direction: Direction) -> Result<bool> {
     let mut whole = KVec::from_elem(AROUND, shift + len + 128, GFP_KERNEL)?;
     pattern(&mut whole[shift..shift + len], 0);
@@ -137,7 +137,7 @@ fn exact(bench: &Bench, shift: usize, len: usize, direction: Direction) -> Resul
 
 fn all_exact(direction: Direction) -> Result<bool> {
     let bench = Bench::new(1 << 20)?;
-    // The last two are copied in pieces.
+    // The last two are copied in chunks.
     for len in [
         1, 2, 12, 16, 63, 64, 65, 127, 1500, 4095, 4096, 4097, 20000, 65536, 65537, 200_000,
     ] {
@@ -151,7 +151,7 @@ fn all_exact(direction: Direction) -> Result<bool> {
     Ok(bench.bad_handles() == 0)
 }
 
-/// Whether `unmap` of what is not mapped so is refused, counted, and leaves all bytes alone.
+/// Whether an `unmap` of a wrong mapping is refused and counted, and changes no byte.
 fn unmap_refused(bench: &Bench, buffer: &[u8], handle: Handle, len: usize) -> Result<bool> {
     let before = bench.bounce.counters();
     let live = bench.bounce.live();
@@ -183,14 +183,14 @@ fn sync_refused(bench: &Bench, buffer: &[u8], handle: Handle, len: usize) -> Res
         && *copy == *buffer)
 }
 
-/// What a buffer of a length, [`patterned`] with a seed before, has where the device did not write.
+/// The bytes of a buffer, [`patterned`] before, where the device did not write, by length and seed.
 type Untouched = fn(usize, usize) -> Result<KVec<u8>>;
 
 fn zeroes(len: usize, _seed: usize) -> Result<KVec<u8>> {
     Ok(KVec::from_elem(0, len, GFP_KERNEL)?)
 }
 
-/// Whether a device that writes some bytes of a buffer gives them back, and the rest as it is
+/// Whether the bytes that a device writes to part of a buffer are copied out, and the rest is as
 /// `expected`.
 fn partial_write(bench: &Bench, expected: Untouched) -> Result<bool> {
     let mut buffer = patterned(1000, 0)?;
@@ -204,8 +204,8 @@ fn partial_write(bench: &Bench, expected: Untouched) -> Result<bool> {
     Ok(*buffer == *expected)
 }
 
-/// Whether a device that writes nothing gives back what is `expected`, in a region all of which has
-/// held somebody else's bytes.
+/// Whether a buffer that the device does not write is as `expected`, in a region full of stale
+/// bytes.
 fn no_stale_byte(bench: &Bench, expected: Untouched) -> Result<bool> {
     let mut secret = KVec::from_elem(0xcc, 4096, GFP_KERNEL)?;
     let mut handles = KVec::new();
@@ -544,7 +544,7 @@ mod cases {
     #[test]
     fn what_was_lent_for_reading_is_not_written() -> Result {
         // The core goes by what is in a ring when it unmaps: the device could have it believe
-        // that this buffer was lent for writing.
+        // that this buffer was mapped for writing.
         let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(1000, 0)?;
         let sent = patterned(1000, 0)?;
@@ -761,7 +761,7 @@ mod cases {
         Ok(())
     }
 
-    // With PREEMPT_RT they may not: spin locks sleep there, and so nobody tries.
+    // With PREEMPT_RT they may not: spin locks sleep there.
     #[cfg(not(CONFIG_PREEMPT_RT))]
     #[test]
     fn interrupts_may_be_off() -> Result {

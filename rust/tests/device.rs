@@ -2,8 +2,8 @@
 
 //! The device's side of a virtqueue (virtio 1.4, 2.7 and 2.8), as far as the suites need it.
 //!
-//! It knows the addresses that the device was told, and reaches nothing but the region: what
-//! lies elsewhere is `EFAULT`, and is what the suites are there to find.
+//! It has the addresses that the device was told, and can access the region only. An address
+//! elsewhere is `EFAULT`, and fails the suite.
 
 use super::fake::{
     Fake,
@@ -29,20 +29,20 @@ struct Desc {
     id: u16,
 }
 
-/// What the driver made available at once.
+/// A request: one chain of descriptors.
 pub(crate) struct Request {
     id: u16,
     /// How many entries of the ring it takes.
     entries: u16,
     /// Whether it came in an indirect table.
     pub(crate) indirect: bool,
-    /// What the device may read, address and length in bytes.
+    /// Buffers that the device may read: address and length in bytes.
     pub(crate) readable: KVec<(u64, usize)>,
-    /// What the device may write.
+    /// Buffers that the device may write.
     pub(crate) writable: KVec<(u64, usize)>,
 }
 
-/// One queue of a device, as the device sees it from its start.
+/// One queue of a device, on the device's side.
 pub(crate) struct Queue<'a> {
     fake: &'a Fake,
     packed: bool,
@@ -115,7 +115,7 @@ impl<'a> Queue<'a> {
     ///
     /// # Errors
     ///
-    /// `EFAULT` if any of the ring, of an indirect table or of a buffer is not in the region.
+    /// `EFAULT` if a part of the ring, of an indirect table or of a buffer is not in the region.
     pub(crate) fn pop(&self) -> Result<Option<Request>> {
         let mut request = Request {
             id: 0,
@@ -192,7 +192,7 @@ impl<'a> Queue<'a> {
         Ok(list.push(buffer, GFP_KERNEL)?)
     }
 
-    /// The device is done with a request, and has written `len` bytes.
+    /// Completes a request, of which the device has written `len` bytes.
     ///
     /// # Errors
     ///
@@ -222,7 +222,7 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// Makes every descriptor of a split ring say that another follows.
+    /// Sets the NEXT flag of every descriptor of a split ring.
     ///
     /// # Errors
     ///
@@ -235,7 +235,7 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// Whether a descriptor says that there is another (split rings).
+    /// Whether a descriptor has the NEXT flag (split rings).
     ///
     /// # Errors
     ///
@@ -249,12 +249,12 @@ impl<'a> Queue<'a> {
         Ok(false)
     }
 
-    /// One more request was seen to by somebody else (split rings).
+    /// Skips one request, which another party has completed (split rings).
     pub(crate) fn skip(&mut self) {
         self.next = self.next.wrapping_add(1);
     }
 
-    /// What the driver sent in a request.
+    /// Reads the bytes that the driver sent in a request.
     ///
     /// # Errors
     ///
@@ -271,7 +271,7 @@ impl<'a> Queue<'a> {
         Ok(all)
     }
 
-    /// Writes the first `len` bytes of what the driver lent in a request.
+    /// Writes the first `len` bytes of the writable buffers of a request.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of a device that speaks the dialect of VIRTIO_F_DMB, or both.
+//! Tests of devices with the dialect of VIRTIO_F_DMB, or with both.
 //!
 //! R29, R30... are the rules of Documentation/wire-format.rst.
 
@@ -34,10 +34,10 @@ use kernel::{
 
 const MODERN: Features = Features::VERSION_1;
 const PLATFORM: Features = Features::ACCESS_PLATFORM;
-/// What such a device offers at least.
+/// The least offer of such a device.
 const OFFER: Features = MODERN.with(DMB).with(PLATFORM);
 
-/// A device that speaks this dialect only. Of its region the first page is left out.
+/// A device with this dialect only. The first page of its region is left out.
 const SHARED: Plan = Plan {
     offered: OFFER,
     region_bytes: PLAN.region_bytes + PAGE_SIZE,
@@ -46,7 +46,7 @@ const SHARED: Plan = Plan {
     ..PLAN
 };
 
-/// A device that speaks both dialects.
+/// A device with both dialects.
 const BOTH: Plan = Plan {
     offered: OFFER.with(Features::SWIOTLB),
     capability: true,
@@ -56,7 +56,7 @@ const BOTH: Plan = Plan {
 /// A change of a device.
 type Change = fn(&mut Setup);
 
-/// Whether no driver was bound, for this reason, and the device was told nothing.
+/// Whether no driver was bound, for this reason, and the device was told no features.
 fn refused(fake: &Fake, reason: Reason) -> bool {
     fake.bind() == Err(ENODEV)
         && !fake.is_bound()

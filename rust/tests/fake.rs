@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that exists for KUnit only: the safe face of `transport.c`, where the transport and
-//! a driver are.
+//! A device for KUnit: the safe layer over `transport.c`, which has the transport and a driver.
 //!
-//! The region has three addresses that have nothing in common: that of the bytes, that in guest
-//! physical memory, and that on the bus. A mix-up leads nowhere.
+//! The region has three unrelated addresses: that of the bytes, that in guest physical memory, and
+//! that on the bus. A mix-up fails the test.
 
 use crate::{
     bindings,
@@ -66,7 +65,7 @@ pub(crate) use bindings::{
     virtio_swiotlb_fake_sight as Sight, //
 };
 
-/// The only feature that the driver has beside those of rings and transports.
+/// The only feature of the driver beside those of rings and transports.
 pub(crate) const DRIVER_FEATURE: Features = Features(1 << bindings::VIRTIO_SWIOTLB_FAKE_FEATURE);
 /// VIRTIO_F_DMB, as the parameter names it for fake devices.
 pub(crate) const DMB: Features = Features(1 << 44);
@@ -77,24 +76,24 @@ pub(crate) const INDIRECT: Features = Features(1 << 28);
 /// VIRTIO_F_RING_PACKED (virtio 1.4, 6).
 pub(crate) const PACKED: Features = Features(1 << 34);
 
-/// The device type that no other driver takes.
+/// A device type without another driver.
 pub(crate) const TYPE: u32 = 0xf0;
 /// The BAR of the region.
 const BAR: u8 = 2;
-/// What the region leaves of its BAR on both sides, in bytes.
+/// The bytes of the BAR before the region, and behind it.
 pub(crate) const MARGIN: usize = 2 * PAGE_SIZE;
 
 /// The bytes of the smallest region.
 pub(crate) const SMALLEST: usize = MIN_REGION_PAGES * PAGE_SIZE;
-/// What the margins and the untouched region are filled with.
+/// The first content of the margins and of the region.
 pub(crate) const FILL: u8 = 0xa5;
 
-/// How a device is made.
+/// The configuration of a device.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     /// The device type.
     pub(crate) kind: u32,
-    /// What it offers.
+    /// The features that it offers.
     pub(crate) offered: Features,
     /// Length of the region in bytes.
     pub(crate) region_bytes: usize,
@@ -119,7 +118,7 @@ pub(crate) const PLAN: Plan = Plan {
     queues: 1,
 };
 
-/// A registered device. It goes with this, or with its test if that fails.
+/// A registered device. It is unregistered when this is dropped, or when its test fails.
 pub(crate) struct Fake(NonNull<bindings::virtio_swiotlb_fake>);
 
 impl Fake {
@@ -158,14 +157,14 @@ impl Fake {
         Ok(fake)
     }
 
-    /// The device, as the module sees it.
+    /// The module's view of the device.
     pub(crate) fn device(&self) -> &Device {
         // SAFETY: The device is registered as long as `self`; `Device` is transparent, and the
         // virtio device is the first member.
         unsafe { self.0.cast().as_ref() }
     }
 
-    /// Lets device and driver do something else from now on.
+    /// Changes the behaviour of device and driver.
     pub(crate) fn change(&self, f: impl FnOnce(&mut Setup)) {
         // SAFETY: Plain data of a live fake, read by this thread only.
         let setup = unsafe { &raw mut (*self.0.as_ptr()).setup };
@@ -183,24 +182,24 @@ impl Fake {
         self.change(|setup| setup.config_space = capabilities.space);
     }
 
-    /// What the device saw.
+    /// The device's record of events.
     pub(crate) fn log(&self) -> Log {
         // SAFETY: Plain data of a live fake, written by this thread only.
         unsafe { (&raw const (*self.0.as_ptr()).log).read() }
     }
 
-    /// Where the BAR begins for the guest.
+    /// Guest physical address of the BAR.
     pub(crate) fn start(&self) -> u64 {
         // SAFETY: Plain data of a live fake, written by this thread only.
         unsafe { (*self.0.as_ptr()).setup.start }
     }
 
-    /// What the device was told of features since its last reset.
+    /// The features that the device was told since its last reset.
     pub(crate) fn told(&self) -> Features {
         Features(self.log().told)
     }
 
-    /// What the core has in place now.
+    /// The operations that the core has now.
     pub(crate) fn sight(&self) -> Sight {
         // SAFETY: The fake is live, and nothing is being bound.
         unsafe { bindings::virtio_swiotlb_fake_sight(self.0.as_ptr()) }
@@ -228,7 +227,7 @@ impl Fake {
         unsafe { bindings::virtio_swiotlb_fake_bound(self.0.as_ptr()) }
     }
 
-    /// The module sees to the device as to one that was there before it.
+    /// Has the module handle the device as one that was on the bus before load.
     pub(crate) fn late(&self) {
         let then = {
             let device = self.device().lock();
@@ -237,8 +236,8 @@ impl Fake {
         then.carry_out(self.device());
     }
 
-    /// What somebody hears of status and features who has found the operations of `then` at the
-    /// device, and calls them only now.
+    /// Calls the operations of `then`, as a task that has loaded the pointer earlier. Returns
+    /// status and features.
     pub(crate) fn ask(&self, then: &Sight) -> (u8, Features) {
         let fake = self.0.as_ptr();
         // SAFETY: The fake is live, and so are all operations that it has ever had.
@@ -260,14 +259,14 @@ impl Fake {
         to_result(unsafe { bindings::virtio_swiotlb_fake_reset_done(self.0.as_ptr()) })
     }
 
-    /// The machine is suspended.
+    /// Suspends the device.
     #[cfg(CONFIG_PM_SLEEP)]
     pub(crate) fn freeze(&self) -> Result {
         // SAFETY: The fake is live.
         to_result(unsafe { bindings::virtio_swiotlb_fake_freeze(self.0.as_ptr()) })
     }
 
-    /// The machine is resumed.
+    /// Resumes the device.
     #[cfg(CONFIG_PM_SLEEP)]
     pub(crate) fn restore(&self) -> Result {
         // SAFETY: The fake is live.
@@ -286,7 +285,7 @@ impl Fake {
         unsafe { bindings::virtio_swiotlb_fake_read_long(self.0.as_ptr(), at) }
     }
 
-    /// The longest mapping that the driver is told of, in bytes.
+    /// The longest mapping that the driver is told, in bytes.
     pub(crate) fn max_mapping(&self) -> usize {
         // SAFETY: The fake is live.
         unsafe { bindings::virtio_swiotlb_fake_max_mapping(self.0.as_ptr()) }
@@ -312,7 +311,7 @@ impl Fake {
         })
     }
 
-    /// The driver looks for a request that the device is done with: how much was written.
+    /// Takes a completed request, if there is one. Returns the bytes that were written.
     pub(crate) fn get(&self, queue: u32) -> Option<u32> {
         let mut len = 0;
         // SAFETY: The driver is bound.
@@ -320,13 +319,13 @@ impl Fake {
         (!token.is_null()).then_some(len)
     }
 
-    /// Queue `queue` is being reset, or no longer.
+    /// Begins or ends a reset of queue `queue`.
     pub(crate) fn set_resetting(&self, queue: u32, resetting: bool) {
         // SAFETY: The driver is bound, and uses the queue in this thread only.
         unsafe { bindings::virtio_swiotlb_fake_resetting(self.0.as_ptr(), queue, resetting) };
     }
 
-    /// The core gives back `len` bytes at `handle`, which it was never given.
+    /// Has the core unmap `len` bytes at `handle`, which were never mapped.
     pub(crate) fn unmap_unknown(&self, handle: u64, len: usize) {
         // SAFETY: The device is bounced, and what is not mapped is not found.
         unsafe { bindings::virtio_swiotlb_fake_unmap(self.0.as_ptr(), handle, len) };
@@ -345,13 +344,13 @@ impl Fake {
         self.with_bar(|bar| bar[offset..offset + bytes].fill(with));
     }
 
-    /// Looks at the BAR, as the device does.
+    /// Calls a function with the bytes of the BAR, as the device has them.
     pub(crate) fn with_bar<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
         // SAFETY: Everything that uses these bytes runs in this thread, and `f` calls none of it.
         f(unsafe { self.memory().as_mut() })
     }
 
-    /// Looks at the region, as it was when the device was made.
+    /// Calls a function with the bytes of the region, where it was when the device was made.
     pub(crate) fn with_region<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
         self.with_bar(|bar| {
             let end = bar.len() - MARGIN;
@@ -359,7 +358,7 @@ impl Fake {
         })
     }
 
-    /// Whether nobody has written to the BAR beside the region.
+    /// Whether the BAR is unchanged outside the region.
     pub(crate) fn margins_are_clean(&self) -> bool {
         self.with_bar(|bar| {
             let end = bar.len() - MARGIN;
@@ -449,7 +448,7 @@ impl Fake {
             .unwrap_or("unseen")
     }
 
-    /// Why the device is not bounced, if that was decided.
+    /// Why the device is not bounced, if that is the decision.
     pub(crate) fn reason(&self) -> Option<Reason> {
         self.seen(|seen| seen.binding.lock().reason())?
     }
@@ -465,9 +464,9 @@ impl Drop for Fake {
 /// Configuration space with nothing in it but capabilities that name memory in the region's BAR.
 struct Capabilities {
     space: [u8; CONFIG_SPACE_BYTES],
-    /// Where the offset of the next one goes.
+    /// Position of the pointer to the next capability.
     link: usize,
-    /// Where the next one goes.
+    /// Position of the next capability.
     free: usize,
 }
 
@@ -513,7 +512,7 @@ impl Capabilities {
     }
 }
 
-/// The region of a fake device, as `region.rs` sees it.
+/// The region of a fake device, for `region.rs`.
 #[repr(transparent)]
 pub(crate) struct Region(Opaque<bindings::virtio_swiotlb_fake>);
 
@@ -533,7 +532,7 @@ impl Region {
         }
     }
 
-    /// The parameters that hold for the device in a module that was `loaded` with others.
+    /// The parameters for a fake device, in place of those that were `loaded`.
     pub(crate) fn parameters(&self, loaded: Parameters) -> Parameters {
         Parameters {
             hint: Hint::All,
@@ -561,12 +560,12 @@ impl Region {
         }
     }
 
-    /// Whether nobody but the core can make queues shorter.
+    /// Whether only the core can shorten queues.
     pub(crate) fn has_fixed_queues(&self) -> bool {
         self.setup().fixed_queues
     }
 
-    /// The fewest entries of those of `queues` that the device has.
+    /// The fewest entries of a queue among `queues`.
     pub(crate) fn shortest_queue(&self, queues: Range<u32>) -> Option<u16> {
         let sizes = self.setup().queue_sizes;
         queues
@@ -623,19 +622,19 @@ pub(crate) fn phys(byte: *mut u8) -> u64 {
     unsafe { bindings::virtio_swiotlb_fake_phys(byte.cast()) }
 }
 
-/// Has the guest's memory be encrypted until the test ends; giving the host access returns `error`.
+/// Makes guest memory count as encrypted until the test ends. Sharing it returns `error`.
 pub(crate) fn encrypt(error: i32) {
     // SAFETY: Called by a case of KUnit, whose end undoes it.
     unsafe { bindings::virtio_swiotlb_fake_encrypt(error) };
 }
 
-/// What the host has seen since then.
+/// The host's record since then.
 pub(crate) fn host() -> Host {
     // SAFETY: Plain data, written by this thread only.
     unsafe { bindings::virtio_swiotlb_fake_host() }
 }
 
-/// Memory that can be named as a shared pool, filled with [`FILL`]. It goes with its test.
+/// Memory that can be named as a shared pool, filled with [`FILL`]. It is freed with its test.
 #[derive(Clone, Copy)]
 pub(crate) struct Pool {
     first: NonNull<u8>,
@@ -643,7 +642,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool of `bytes` bytes. Its devices are to be made later.
+    /// A pool of `bytes` bytes. Make its devices later.
     ///
     /// # Errors
     ///
@@ -666,7 +665,7 @@ impl Pool {
         })
     }
 
-    /// Firmware names the first `bytes` bytes of the pool for a device.
+    /// Names the first `bytes` bytes of the pool for a device, as firmware does.
     pub(crate) fn name_first(&self, bytes: usize, fake: &Fake) {
         fake.change(|setup| {
             setup.pool = self.first.as_ptr();
@@ -674,17 +673,17 @@ impl Pool {
         });
     }
 
-    /// Firmware names the pool for a device.
+    /// Names the pool for a device, as firmware does.
     pub(crate) fn name(&self, fake: &Fake) {
         self.name_first(self.bytes, fake);
     }
 
-    /// Where it begins for the guest.
+    /// Guest physical address of the pool.
     pub(crate) fn start(&self) -> u64 {
         phys(self.first.as_ptr())
     }
 
-    /// Looks at the pool, as its devices do.
+    /// Calls a function with the bytes of the pool, as its devices have them.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut bytes = NonNull::slice_from_raw_parts(self.first, self.bytes);
         // SAFETY: Everything that uses these bytes runs in this thread, and `f` calls none of it.
@@ -699,7 +698,7 @@ impl Pool {
     }
 }
 
-/// Calls `f` with interrupts off on this CPU. It must come back.
+/// Calls `f` with interrupts off on this CPU. `f` must return.
 #[cfg(not(CONFIG_PREEMPT_RT))]
 pub(crate) fn without_interrupts<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: A case of KUnit is called with interrupts on, and they are on again below.
@@ -710,14 +709,14 @@ pub(crate) fn without_interrupts<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// By how many a bounced device makes [`module_users`] more.
+/// The number of users that a bounced device adds to [`module_users`].
 pub(crate) const DEVICE_USERS: i32 = if cfg!(all(MODULE, CONFIG_MODULE_UNLOAD)) {
     1
 } else {
     0
 };
 
-/// How many have this module in use.
+/// The number of users of this module.
 pub(crate) fn module_users() -> i32 {
     // SAFETY: No requirements.
     unsafe { bindings::virtio_swiotlb_fake_module_users() }
@@ -726,7 +725,7 @@ pub(crate) fn module_users() -> i32 {
 static REQUIRES: Atomic<bool> = Atomic::new(false);
 static WITHOUT_MEMORY: Atomic<bool> = Atomic::new(false);
 
-/// Whether there is to be no memory to record a device.
+/// Whether recording a device fails for lack of memory.
 pub(crate) fn is_without_memory() -> bool {
     WITHOUT_MEMORY.load(Relaxed)
 }
@@ -749,7 +748,7 @@ pub(crate) fn without_memory<R>(f: impl FnOnce() -> R) -> R {
 
 static REGISTRY: Atomic<*const Registry> = Atomic::new(ptr::null());
 
-/// Tells the tests the registry of the module, which keeps it while suites can run.
+/// Sets the registry for the tests. The module keeps it while suites can run.
 pub(crate) fn set_registry(registry: &Arc<Registry>) {
     REGISTRY.store(Arc::as_ptr(registry), Relaxed);
 }

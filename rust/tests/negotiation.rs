@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of a device when the real virtio core binds a driver to it.
+//! Tests of the negotiation when the real virtio core binds a driver to a device.
 //!
 //! R1, R2... are the rules of Documentation/wire-format.rst.
 
@@ -55,25 +55,25 @@ fn offering(offered: Features) -> Plan {
     Plan { offered, ..PLAN }
 }
 
-/// A device whose region is not one.
+/// A device whose region is not usable.
 fn malformed(offered: Features) -> Result<Fake> {
     let fake = Fake::new(&offering(offered))?;
     fake.move_region(MARGIN, 1 << 30);
     Ok(fake)
 }
 
-/// Whether the core has in place what it had: the very same pointers (R24).
+/// Whether the core has the same pointers (R24).
 fn same(one: &Sight, other: &Sight) -> bool {
     core::ptr::eq(one.config, other.config)
         && core::ptr::eq(one.map, other.map)
         && core::ptr::eq(one.token, other.token)
 }
 
-/// One request from the driver to the device and back, with every byte compared on both sides,
-/// and every address that the device meets in the region (R2, R3, R4). Says whether the request
-/// came in an indirect table.
+/// Sends one request from the driver to the device and back. Compares every byte on both sides, and
+/// checks that every address is in the region (R2, R3, R4). Returns whether the request came in an
+/// indirect table.
 fn round_trip(fake: &Fake, index: u32, queue: &mut Queue<'_>) -> Result<bool> {
-    // When this fails the driver still has the buffers: then they are leaked.
+    // If this fails the driver still has the buffers, and they are leaked.
     let mut out = ManuallyDrop::new(KVec::from_elem(0x11_u8, 100, GFP_KERNEL)?);
     let mut into = ManuallyDrop::new(KVec::from_elem(0x77_u8, 50, GFP_KERNEL)?);
     fake.add(index, &mut out, &mut into)?;
@@ -96,7 +96,7 @@ fn round_trip(fake: &Fake, index: u32, queue: &mut Queue<'_>) -> Result<bool> {
     }
 }
 
-/// Several round trips on all queues of a bound device, as many as let the rings wrap.
+/// Sends requests on all queues of a bound device, until the rings wrap.
 pub(super) fn works(fake: &Fake, queues: usize, indirect: bool) -> Result {
     for index in 0..queues {
         let mut queue = Queue::new(fake, index);
@@ -109,7 +109,7 @@ pub(super) fn works(fake: &Fake, queues: usize, indirect: bool) -> Result {
     Ok(())
 }
 
-/// Whether the rings of queue 0 are where the device can reach them.
+/// Whether the rings of queue 0 are in the region.
 pub(super) fn rings_in_region(fake: &Fake) -> bool {
     let log = fake.log();
     let queue = &log.queues[0];
@@ -118,7 +118,7 @@ pub(super) fn rings_in_region(fake: &Fake) -> bool {
         .all(|ring| fake.with_bytes(ring, 4, |_| ()).is_some())
 }
 
-/// Whether a device is as if the module did not exist.
+/// Whether a device is as without the module.
 fn untouched(fake: &Fake, before: &Sight, users: i32) -> bool {
     same(&fake.sight(), before)
         && before.map.is_null()
@@ -126,8 +126,7 @@ fn untouched(fake: &Fake, before: &Sight, users: i32) -> bool {
         && fake::module_users() == users
 }
 
-/// Whether a driver is bound that knows nothing of the module: in the device's own way, at each
-/// of the moments when that could be seen.
+/// Whether a driver is bound as without the module, at each point where a change could show.
 fn bound_without(fake: &Fake, before: &Sight, users: i32) -> bool {
     let log = fake.log();
     fake.is_bound()
@@ -139,7 +138,7 @@ fn bound_without(fake: &Fake, before: &Sight, users: i32) -> bool {
         && fake.sight().features == log.told
 }
 
-/// Whether a driver is bound and the device bounced.
+/// Whether a driver is bound and the device is bounced.
 fn bound_with(fake: &Fake, before: &Sight) -> bool {
     let now = fake.sight();
     let log = fake.log();
@@ -152,7 +151,7 @@ fn bound_with(fake: &Fake, before: &Sight) -> bool {
         && same(&log.at_probe, &now)
         && same(&log.at_finalize, &now)
         && log.at_probe.features == now.features
-        // 33 makes the core map at all; the rest is what the device was told.
+        // Bit 33 makes the core map buffers. The other bits are those that the device was told.
         && features == fake.told().with(PLATFORM)
         && rings_in_region(fake)
         && fake.bounce(|_| ()).is_some()
@@ -572,7 +571,7 @@ mod cases {
         for _ in 0..40 {
             queue.skip();
         }
-        // When this fails the driver still has the buffers: then they are leaked.
+        // If this fails the driver still has the buffers, and they are leaked.
         let mut out = ManuallyDrop::new(KVec::from_elem(0x11_u8, 100, GFP_KERNEL)?);
         let mut into = ManuallyDrop::new(KVec::from_elem(0x77_u8, 50, GFP_KERNEL)?);
         fake.add(0, &mut out, &mut into)?;
@@ -775,7 +774,7 @@ mod cases {
             assert_eq!(fake.mode(), mode);
             works(&fake, 1, false)?;
         }
-        // From modern to legacy, and from nothing to the bit: nobody is fooled into it.
+        // From modern to legacy, and from nothing to the bit: neither bounces the device.
         for (first, then) in [
             (BIT, Features::SWIOTLB),
             (Features::SWIOTLB, BIT),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of devices for which a shared pool is named.
+//! Tests of devices for which a shared pool is named.
 //!
 //! R29, R30... are the rules of Documentation/wire-format.rst.
 
@@ -37,7 +37,7 @@ use kernel::prelude::*;
 
 const MODERN: Features = Features::VERSION_1;
 const BIT: Features = MODERN.with(Features::SWIOTLB);
-/// As long as pages side by side can be had.
+/// As long as contiguous pages can be allocated.
 const POOL_BYTES: usize = 64 * SMALLEST;
 
 /// A device without a region of its own.
@@ -54,12 +54,12 @@ fn device(pool: &Pool, offered: Features) -> Result<Fake> {
     Ok(fake)
 }
 
-/// What a bounced device has of a pool.
+/// The lease of a bounced device in a pool.
 fn lease(fake: &Fake) -> Option<Extent> {
     fake.bounce(|bounce| *bounce.region().extent())
 }
 
-/// Whether the lease of a device lies in the pool.
+/// Whether the lease of a device is in the pool.
 fn lies_in(pool: &Pool, lease: &Extent) -> bool {
     let is_shared = matches!(
         lease.at,
@@ -72,7 +72,7 @@ fn lies_in(pool: &Pool, lease: &Extent) -> bool {
     is_shared && lease.bytes != 0 && offset + lease.bytes <= POOL_BYTES as u64
 }
 
-/// How many pools are in use.
+/// The number of pools in use.
 fn open_pools() -> usize {
     registry().common.shared_pools.open()
 }

@@ -422,7 +422,7 @@ bool virtio_swiotlb_fake_bound(struct virtio_swiotlb_fake *fake)
 	return device_is_bound(&fake->vdev.dev);
 }
 
-/* As somebody who has found @config at the device and calls it only now. */
+/* Calls @config, as a task that has loaded the pointer earlier. */
 u8 virtio_swiotlb_fake_status(struct virtio_swiotlb_fake *fake,
 			      const struct virtio_config_ops *config)
 {

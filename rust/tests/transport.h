@@ -59,7 +59,7 @@ struct virtio_swiotlb_fake_setup {
 	u64 pool_bytes;
 	bool pool_outside;	/* of the linear map, as the module is told */
 
-	/* As with virtio-mmio the core makes queues shorter, and nobody else can. */
+	/* As with virtio-mmio only the core can shorten queues. */
 	bool fixed_queues;
 
 	u32 wanted_queues;
