@@ -2,9 +2,11 @@
 """The files below /sys/kernel/debug/virtio_swiotlb: names, modes and keys are an
 interface, and root's alone."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
+from guestlib.paths import TOP
 from guestlib.result import key_values
 from testlib.harness import REGION_BYTES, Boot, booted, disk, guest_script
 
@@ -18,6 +20,14 @@ COUNTERS = [
     *("pool_bytes", "used_bytes", "hiwater_bytes", "largest_free_bytes"),
 ]
 OUTCOMES = ["seen", "bounced", "hint", "declined", "refused", "unconfined"]
+#: As the kernel's documents describe them, by path below the directory of the module.
+ABI = dict(
+    re.findall(
+        r"^What:\t+/sys/kernel/debug/virtio_swiotlb/(\S+)\n(.*?)^Users:",
+        (TOP / "Documentation/ABI/testing/debugfs-virtio-swiotlb").read_text(),
+        re.M | re.S,
+    )
+)
 
 
 @pytest.fixture(scope="module", params=["test", "stock-arm64"])
@@ -43,6 +53,7 @@ def test_tree(boot: Boot) -> None:
         **{f"{device}/{name}": ["f", "400", "root"] for name in ("state", "counters", "pool")},
         f"{device}/reset_hiwater": ["f", "200", "root"],
     }
+    assert {path.replace("<device>", device) for path in ABI} == set(tree)
 
 
 def test_nobody_else_may_look(boot: Boot) -> None:
@@ -55,6 +66,9 @@ def test_keys(boot: Boot) -> None:
     assert keys(boot.fact("busy-state")) == STATE
     assert keys(boot.fact("busy-counters")) == COUNTERS
     assert keys(boot.fact("totals")) == COUNTERS + OUTCOMES
+    for file, known in (("<device>/state", STATE), ("<device>/counters", COUNTERS)):
+        assert set(known) <= set(re.findall(r"\w+", ABI[file]))
+    assert set(OUTCOMES) <= set(re.findall(r"\w+", ABI["totals"]))
     for line in (boot.fact("busy-counters") + "\n" + boot.fact("totals")).splitlines():
         assert line.split()[1].isdigit() and len(line.split()) == 2, line
 
