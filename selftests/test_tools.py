@@ -592,6 +592,23 @@ def test_documents_name_targets_of_make() -> None:
         assert named - {"menuconfig"} <= targets, path
 
 
+@pytest.mark.parametrize(
+    ("file", "kind", "least"), [("rust/policy.rs", "Reason", 18), ("rust/wire.rs", "Fault", 20)]
+)
+def test_user_guide_has_each_reason(file: str, kind: str, least: int) -> None:
+    """Why a device is not bounced, as the log and debugfs have it."""
+    guide = " ".join((TOP / "Documentation/user-guide.rst").read_text().split())
+    display = rf"^impl fmt::Display for {kind} .*?^}}$"
+    shown = re.search(display, (TOP / file).read_text(), re.M | re.S)
+    assert shown
+    reasons = re.findall(r'"([^"]+)"', shown[0])
+    assert len(reasons) >= least
+    for reason in reasons:
+        # The guide has other words for values.
+        for part in re.split(r"\{[^}]*\}", reason):
+            assert part in guide, reason
+
+
 def test_checklist_names_tests_that_exist() -> None:
     """Device-checklist.rst proves each item by a test, ``file::function``."""
     sources: dict[str, str] = {}
