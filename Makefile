@@ -21,7 +21,7 @@ $(foreach name,CURDIR BUILD KDIR MO DESTDIR INSTALL_MOD_PATH,$(call unfit,$($(na
 
 .DEFAULT_GOAL := modules
 .PHONY: modules help demo ways check test check-full check-kernels shell kunit docs fmt toolbox stock test-kernel \
-	device selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
+	device tools selftest-parts bench bench-check mutants soak load fuzz clean distclean install dkms patches
 
 ## modules: build virtio_swiotlb.ko for the kernel tree KDIR (default: the running kernel's); MO= says where to
 modules:
@@ -137,6 +137,10 @@ fmt: toolbox
 ## toolbox: the Debian root with all tools, without which nothing else works
 toolbox:
 	@scripts/toolbox make
+
+## tools: the program virtio-swiotlb for administrators of guests, into $(BUILD)/target/release
+tools: toolbox
+	@$(TOOLBOX) scripts/build tools
 
 # What the selftests want to be there.
 selftest-parts: toolbox

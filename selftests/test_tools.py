@@ -558,6 +558,7 @@ def test_help(script: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "licence", "source", "allowed"),
     [
+        ("a", "Apache-2.0", "registry+somewhere", True),
         ("a", "MIT", "registry+somewhere", True),
         ("a", "MIT/Apache-2.0", "registry+somewhere", True),
         ("a", "GPL-2.0 OR MIT", "registry+somewhere", True),
@@ -579,7 +580,21 @@ def test_licences(
     package = {"name": name, "version": "1", "id": "a", "license": licence, "source": source}
     metadata = tmp_path / "metadata"
     metadata.write_text(json.dumps({"workspace_members": [], "packages": [package]}))
-    answer = run("bash", "-c", f"scripts/lib/licences-are-allowed <{metadata}")
+    answer = run("bash", "-c", f"scripts/lib/licences-are-allowed device <{metadata}")
+    assert (answer.returncode == 0) == allowed, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("licence", "allowed"), [("MIT OR Apache-2.0", True), ("GPL-2.0", True), ("Apache-2.0", False)]
+)
+def test_licences_of_the_tools(tmp_path: Path, licence: str, allowed: bool) -> None:
+    """They are linked into a program under version 2 of the GPL."""
+    package = {
+        "name": "a", "version": "1", "id": "a", "license": licence, "source": "registry+somewhere"
+    }
+    metadata = tmp_path / "metadata"
+    metadata.write_text(json.dumps({"workspace_members": [], "packages": [package]}))
+    answer = run("bash", "-c", f"scripts/lib/licences-are-allowed tools <{metadata}")
     assert (answer.returncode == 0) == allowed, answer.stdout + answer.stderr
 
 
