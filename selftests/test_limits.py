@@ -3,11 +3,13 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 from guestlib.paths import parse_bytes
+from testlib import products
 from testlib.harness import (
     LARGE_PAGES,
     STAND_STILL,
@@ -73,6 +75,8 @@ class TestQueues:
 
 #: 16 pages of 4 KiB.
 SMALLEST = 64 << 10
+#: The program is built for the architecture of the toolbox.
+administrator = pytest.mark.parametrize("kernel", ["test"], indirect=True, scope="class")
 
 
 class TestSmallestRegion:
@@ -90,7 +94,9 @@ class TestSmallestRegion:
     @pytest.fixture(scope="class")
     def boot(self, kernel: str, smallest: int) -> Iterator[Boot]:
         devices = [disk(region_size=smallest), packed_disk(region_size=smallest)]
-        with booted(kernel, devices, guest_script("limits-smallest"), on=STAND_STILL) as boot:
+        tool = products.tools() if kernel == "test" else ""
+        script = guest_script("limits-smallest", TOOL=tool)
+        with booted(kernel, devices, script, on=STAND_STILL) as boot:
             yield boot
 
     def test_all_requests_are_served(self, boot: Boot) -> None:
@@ -130,6 +136,95 @@ class TestSmallestRegion:
         assert boot.counters("restricted0")["full"] > 0
         (line,) = boot.log("restricted0", f"swiotlb: the region of {smallest} bytes is full: ")
         assert "A larger region, or fewer or shorter queues, make room" in line
+
+
+    # What the administrator of such a guest is told by virtio-swiotlb. tools/ has tests of all
+    # that it may say.
+
+    @administrator
+    def test_status(self, boot: Boot) -> None:
+        """A line for each device, and the same counters as the module's."""
+        rows = [line.split() for line in boot.fact("admin-status").splitlines()]
+        (row,) = [row for row in rows if row[0] == boot.virtio("restricted0")]
+        assert row[1:6] == ["blk", "virtio_blk", "bounced", "64", "KiB"]
+        found = json.loads(boot.fact("admin-json"))
+        assert (found["module"]["loaded"], found["module"]["files"]) == (True, "readable")
+        counters = {device["name"]: device["counters"] for device in found["devices"]}
+        for name in ("restricted0", "restricted1"):
+            assert counters[boot.virtio(name)] == boot.counters(name)
+
+    @administrator
+    def test_check(self, boot: Boot) -> None:
+        """The devices of virtme-ng are not confined: a script sees that."""
+        assert boot.status("admin-check") == 1
+        verdicts = verdicts_of(boot.fact("admin-check"))
+        confined = {boot.virtio("restricted0"), boot.virtio("restricted1")}
+        assert {name for name, verdict in verdicts.items() if verdict == "confined"} == confined
+        assert set(verdicts.values()) == {"confined", "not_confined"}
+        assert boot.status("admin-others") == 0, boot.fact("admin-others")
+        assert boot.fact("admin-others").splitlines()[-1].startswith("confined: ")
+
+    @administrator
+    def test_check_of_another_user(self, boot: Boot) -> None:
+        """Without the module's files the verdicts are the same."""
+        assert boot.status("nobody-check") == 1
+        verdicts = verdicts_of(boot.fact("nobody-check"))
+        assert verdicts == verdicts_of(boot.fact("admin-check"))
+        assert boot.status("nobody-others") == 0, boot.fact("nobody-others")
+
+    @administrator
+    def test_what_another_user_is_told(self, boot: Boot) -> None:
+        assert boot.status("nobody-status") == 0
+        assert "run the command as root" in boot.fact("nobody-status")
+        assert boot.status("nobody-advise") == 2
+        (line,) = boot.fact("nobody-advise").splitlines()
+        assert line.startswith("error: ") and "run the command as root" in line
+
+    @administrator
+    def test_advise(self, boot: Boot, smallest: int) -> None:
+        """After requests that found no room, with what the kernel's log says of the first."""
+        advice = {one["device"]: one for one in json.loads(boot.fact("admin-advise"))}
+        full = advice[boot.virtio("restricted0")]
+        assert (full["verdict"], full["region_bytes"]) == ("larger", smallest)
+        assert full["wanted_bytes"] >= 2 * smallest
+        reasons = "\n".join(full["reasons"])
+        assert f"full {boot.counters('restricted0')['full']}: " in reasons
+        assert re.search(r"^the first of them wanted .* in use and .* free in one", reasons, re.M)
+
+    @administrator
+    def test_metrics(self, boot: Boot) -> None:
+        assert boot.status("admin-metrics") == 0
+        lines = boot.fact("metrics").splitlines()
+        device, counters = boot.virtio("restricted0"), boot.counters("restricted0")
+        for metric, key in (
+            ("full_total", "full"),
+            ("maps_total", "maps"),
+            ("to_device_bytes_total", "bytes_to_device"),
+            ("hiwater_bytes", "hiwater_bytes"),
+        ):
+            assert f'virtio_swiotlb_{metric}{{device="{device}"}} {counters[key]}' in lines
+        assert 'virtio_swiotlb_devices{verdict="confined"} 2' in lines
+
+    @administrator
+    def test_report(self, boot: Boot) -> None:
+        """It has the counters and the module's messages, and the address of no region."""
+        report = boot.fact("admin-report")
+        region = boot.state("restricted0")["region_phys"]
+        assert boot.log("restricted0", region)
+        assert region.removeprefix("0x") not in report
+        assert f"\nfull {boot.counters('restricted0')['full']}\n" in report
+        assert re.search(r" swiotlb: the region of \d+ bytes is full: ", report)
+
+    @administrator
+    def test_plot(self, boot: Boot) -> None:
+        picture = boot.fact("admin-plot")
+        assert picture.startswith("<svg") and picture.endswith("</svg>")
+        assert f"{boot.virtio('restricted0')} high-water mark" in picture
+
+
+def verdicts_of(report: str) -> dict[str, str]:
+    """By device, as `virtio-swiotlb check --json` has them."""
+    return {finding["device"]: finding["verdict"] for finding in json.loads(report)["devices"]}
 
 
 # --- queues, where there is hardly room for rings ---

@@ -66,6 +66,12 @@ def device() -> None:
     _make("build device")
 
 
+def tools() -> Path:
+    """The program virtio-swiotlb, for guests with the architecture of the toolbox."""
+    _make("build tools")
+    return BUILD / "target/release/virtio-swiotlb"
+
+
 def backends() -> None:
     """The backends that no distribution packages."""
     _make("build backends")
