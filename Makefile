@@ -138,9 +138,10 @@ fmt: toolbox
 toolbox:
 	@scripts/toolbox make
 
-## tools: the program virtio-swiotlb for administrators of guests, into $(BUILD)/target/release
+## tools: a Debian package, into $(BUILD), with the program virtio-swiotlb for administrators of guests
 tools: toolbox
 	@$(TOOLBOX) scripts/build tools
+	@$(TOOLBOX) packaging/deb-tools "$(BUILD)/target/release" "$(BUILD)"
 
 # What the selftests want to be there.
 selftest-parts: toolbox

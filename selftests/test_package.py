@@ -3,6 +3,7 @@
 copy of the toolbox, with a DKMS that only remembers what it was asked for; test_debian.py has
 the real one."""
 
+import gzip
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from guestlib.paths import TOP
+from testlib import products
 
 #: What is put in place of DKMS and initramfs-tools, and the kernels that are there.
 PARTS = TOP / "selftests/package"
@@ -26,7 +28,8 @@ class System:
     """A copy of the toolbox's root file system for the length of each call: what is
     changed there is in `files`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *packager: str | Path) -> None:
+        """With the package that the command `packager` makes in the directory after it."""
         self.directory = directory
         self.files = directory / "files"
         for name in ("files", "work", "root"):
@@ -36,7 +39,7 @@ class System:
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PARTS / file.name, file)
         made = subprocess.run(
-            [TOP / "packaging/deb", self.files], cwd=TOP, capture_output=True, text=True, check=True
+            [*packager, self.files], cwd=TOP, capture_output=True, text=True, check=True
         )
         self.deb = Path(made.stdout.strip())
         self.version = self.deb.name.split("_")[1]
@@ -72,7 +75,13 @@ class System:
 
 @pytest.fixture
 def system(tmp_path: Path) -> System:
-    return System(tmp_path)
+    return System(tmp_path, TOP / "packaging/deb")
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> System:
+    """With the package of the tools."""
+    return System(tmp_path, TOP / "packaging/deb-tools", products.tools().parent)
 
 
 class TestInstall:
@@ -190,3 +199,65 @@ class TestSource:
             check=True,
         ).stdout
         assert sourced == "scripts/lib/dkms-build source R, scripts/lib/dkms-build module R\n"
+
+
+class TestTools:
+    """The package of the program virtio-swiotlb."""
+
+    UNIT = "virtio-swiotlb-check.service"
+
+    def test_program_is_that_of_the_package(self, tools: System) -> None:
+        """And it runs without the place where it was built."""
+        assert tools.install().status == 0
+        answer = tools.run("virtio-swiotlb --version")
+        assert answer.output.split() == ["virtio-swiotlb", tools.version.partition("+")[0]]
+        # There is no virtio bus, or one without a module.
+        answer = tools.run("mount -t tmpfs none /sys && virtio-swiotlb check")
+        assert (answer.status, answer.output.count("\n")) == (2, 1)
+        assert answer.output.startswith("error: ") and "mount -t sysfs" in answer.output
+
+    def test_manual_has_each_command(self, tools: System) -> None:
+        """As `--help` lists them. (The toolbox installs no man pages.)"""
+        pages = f"dpkg-deb --fsys-tarfile {tools.deb} | tar --extract --directory {tools.directory}"
+        subprocess.run(["bash", "-c", f"{pages} ./usr/share/man"], check=True)
+        directory = tools.directory / "usr/share/man/man1"
+        found = {
+            page.name.removesuffix(".1.gz"): gzip.decompress(page.read_bytes()).decode()
+            for page in directory.iterdir()
+        }
+        program = products.tools()
+        help = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
+        commands = set(re.findall(r"^  ([a-z]+)  ", help.stdout, re.M)) - {"help"}
+        assert "check" in commands
+        assert set(found) == {program.name, *(f"{program.name}-{name}" for name in commands)}
+        assert r"\-\-except" in found["virtio-swiotlb-check"]
+
+    def test_unit(self, tools: System) -> None:
+        """It is enabled once, and stays disabled over an upgrade; with and without the example
+        systemd accepts it."""
+        def run(script: str) -> Answer:
+            return tools.run(f"mount -t proc proc /proc && {script}")
+
+        assert tools.install().status == 0
+        assert run(f"systemctl is-enabled {self.UNIT}").output == "enabled\n"
+        verify = f"systemd-analyze verify --man=no /usr/lib/systemd/system/{self.UNIT}"
+        answer = run(verify)
+        assert (answer.status, answer.output) == (0, "")
+        example = tools.files / f"etc/systemd/system/{self.UNIT}.d/require-confinement.conf"
+        example.parent.mkdir(parents=True)
+        shutil.copy(TOP / "packaging/tools" / example.name, example)
+        answer = run(verify)
+        assert (answer.status, answer.output) == (0, "")
+        example.unlink()
+        assert run(f"systemctl disable {self.UNIT}").status == 0
+        assert tools.install().status == 0
+        assert run(f"systemctl is-enabled {self.UNIT}").output == "disabled\n"
+
+    def test_purge_leaves_nothing(self, tools: System) -> None:
+        def left() -> str:
+            return tools.run("find /etc /usr /var/lib/systemd -name '*virtio-swiotlb*'").output
+
+        assert tools.install().status == 0
+        assert "/usr/bin/virtio-swiotlb" in left()
+        answer = tools.dpkg("--purge", "virtio-swiotlb-tools")
+        assert (answer.status, left()) == (0, ""), answer.output
