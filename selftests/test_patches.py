@@ -131,6 +131,20 @@ class TestFixes:
             assert re.search(rf"^{number} +\S", said, re.M), number
 
 
+def test_documents_are_whole(patches: list[Path], tmp_path: Path) -> None:
+    """What the export changes in words leaves tables and references valid."""
+    where = "Documentation/driver-api/virtio/swiotlb"
+    assert run("git", "init", "-q", tmp_path).returncode == 0
+    done = run("git", "apply", f"--include={where}/*", patches[-1], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    built = run(
+        *("sphinx-build", "-C", "-D", "root_doc=index", "-W", "--keep-going", "-q", "-b", "html"),
+        *(tmp_path / where, tmp_path / "html"),
+    )
+    assert built.returncode == 0, built.stdout
+    assert (tmp_path / "html/design.html").exists()
+
+
 @pytest.mark.full(minutes=25)
 class TestTree:
     """One tree and one build directory for all of it."""
