@@ -184,7 +184,7 @@ fn judge(snapshot: &Snapshot, device: &Device) -> (Verdict, Option<String>) {
             };
             (Verdict::NotConfined, Some(why.to_owned()))
         }
-        // What follows is true of a device whatever the hidden files say of it.
+        // Files of each user prove the next two, whatever the hidden files have.
         (None, _) if device.region_claimed || device.feature_accepted => (Verdict::Confined, None),
         (None, _) if !device.maps_buffers => {
             let why = "its driver hands out guest addresses (bit 33 is not accepted)";

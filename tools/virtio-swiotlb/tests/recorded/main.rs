@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All commands but the loop of `status`, on trees that were recorded in guests.
+//! All commands on trees that were recorded in guests.
 //!
 //! `disks`: virtio8 has a region of 16 MiB, virtio9 one of 64 KiB that was full, virtio10 is
 //! refused for one of 32 KiB, virtio11 is an ordinary disk, and the others are ordinary as well.
@@ -9,6 +9,7 @@
 //! (a hint). virtio9 is a network interface with a region of 64 KiB.
 
 mod parsers;
+mod program;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -650,6 +651,12 @@ mod log {
             }
         );
         assert_eq!(devices["virtio8"], Refusals::default());
+    }
+
+    #[test]
+    fn lines_that_continue_a_record_have_no_message() {
+        assert_eq!(kernel_log::message("6,1,2,-;a: b; c"), Some("a: b; c"));
+        assert_eq!(kernel_log::message(" DEVICE=a;b"), None);
     }
 
     #[test]
