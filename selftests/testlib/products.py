@@ -90,6 +90,20 @@ def mmio_glue(name: str) -> Path:
     return BUILD / "mmio-glue" / name / "virtio_mmio_glue.ko"
 
 
+def kernel_fixes(name: str) -> Path:
+    """The directory of the reproducers of what patches/fixes corrects, for this kernel."""
+    kernel(name)
+    _make(f"build kernel-fixes {name}")
+    return BUILD / "kernel-fixes" / name
+
+
+def fixed_crypto() -> Path:
+    """virtio_crypto with the series of patches/fixes, for the stock kernel."""
+    kernel("stock")
+    _make("build fixed-crypto")
+    return BUILD / "fixed-crypto/drivers/crypto/virtio/virtio_crypto.ko"
+
+
 def stock_drivers() -> None:
     """Drivers that the stock kernel is built without."""
     kernel("stock")

@@ -400,6 +400,8 @@ class Ordinary:
             device["drive"] = f"{name}-disk"
         elif self.kind == "net":
             device["netdev"] = f"{name}-net"
+        elif self.kind == "crypto":
+            device["cryptodev"] = f"{name}-backend"
         device.update((key.replace("_", "-"), value) for key, value in self.options.items())
         return device
 
@@ -414,6 +416,8 @@ class Ordinary:
             return ["-blockdev", json.dumps(drive)]
         if self.kind == "net":
             return ["-netdev", f"user,id={name}-net,restrict=on"]
+        if self.kind == "crypto":
+            return ["-object", f"cryptodev-backend-builtin,id={name}-backend"]
         return []
 
 
