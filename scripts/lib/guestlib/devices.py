@@ -402,7 +402,9 @@ class Ordinary:
             device["netdev"] = f"{name}-net"
         elif self.kind == "crypto":
             device["cryptodev"] = f"{name}-backend"
-        device.update((key.replace("_", "-"), value) for key, value in self.options.items())
+        for key, value in self.options.items():
+            # The one that QEMU writes with an underscore.
+            device[key if key == "iommu_platform" else key.replace("_", "-")] = value
         return device
 
     def qemu_arguments(self, name: str, image: Path | None) -> list[str]:
