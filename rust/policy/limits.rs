@@ -468,7 +468,7 @@ mod tests {
         // One pair, with a control queue and without.
         assert_eq!(longest(NET, 2, 0, SMALLEST), Some(4));
         assert_eq!(longest(NET, 3, 0, SMALLEST), Some(4));
-        // What is sent is not bounded, and control is not, beyond what rings are.
+        // Sending and control queues are bounded as rings only.
         assert_eq!(longest(NET, 3, 1, SMALLEST), Some(128));
         assert_eq!(longest(NET, 3, 2, SMALLEST), Some(128));
         // Eight pairs share.

@@ -543,8 +543,8 @@ mod cases {
 
     #[test]
     fn what_was_lent_for_reading_is_not_written() -> Result {
-        // The core goes by what is in a ring when it unmaps: the device could have it believe
-        // that this buffer was mapped for writing.
+        // The core follows the ring when it unmaps. A device could make the core pass a wrong
+        // direction for this buffer.
         let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(1000, 0)?;
         let sent = patterned(1000, 0)?;
@@ -663,7 +663,7 @@ mod cases {
         assert_eq!(bench.bounce.live(), 4);
         let usage = bench.bounce.usage();
         assert_eq!(usage.pool_bytes, SMALLEST);
-        // The ring, and what the pool takes for three times 1000 bytes: less than a page each.
+        // The ring, and the room of three mappings of 1000 bytes: less than a page each.
         let ring_bytes = 5000_usize.next_multiple_of(PAGE_SIZE);
         assert!(usage.used_bytes >= 3 * 1000 + ring_bytes);
         assert!(usage.used_bytes < 3 * pool::PAGE + ring_bytes);

@@ -180,7 +180,7 @@ mod cases {
     #[test]
     fn shared_memory_that_moves_under_a_driver_is_refused() -> Result {
         let changes: [Change; 3] = [
-            // The guest has it elsewhere, though offsets stay what they are.
+            // The guest's address changes, and offsets do not.
             |setup| setup.start += 1 << 20,
             |setup| setup.dmb_shm_id += 1,
             |setup| setup.config_space[0x45] = SHM_ID + 1,

@@ -292,7 +292,7 @@ mod cases {
 
     #[test]
     fn required_confinement_bars_all_that_is_not_bounced() -> Result {
-        // R40: also legacy devices, types that cannot be bounced, and what offers nothing.
+        // R40: also legacy devices, types that cannot be bounced, and devices that offer nothing.
         let users = fake::module_users();
         for (kind, offered, capability) in [
             (fake::TYPE, Features(0), false),
@@ -428,15 +428,15 @@ mod cases {
             assert!(fake.bind() == Err(ENODEV));
             assert!(!fake.is_bound());
             assert!(untouched(&fake, &before, users));
-            // The device hears of it by FAILED, not of any features.
+            // The device sees FAILED, and is told no features.
             assert_eq!(fake.log().finalized, 0);
             assert_eq!(fake.log().status & STATUS_FEATURES_OK, 0);
             assert_eq!(fake.log().status & STATUS_FAILED, STATUS_FAILED);
             assert_eq!(fake.mode(), "refused");
-            // The transport would look for what an agreed feature promises, such as a queue.
+            // The transport would look for resources of an agreed feature, such as a queue.
             assert_eq!(fake.sight().features, 0);
         }
-        // And it is not held against the device.
+        // The next binding decides anew.
         fake.move_region(MARGIN, PLAN.region_bytes);
         fake.bind()?;
         assert!(bound_with(&fake, &before));
@@ -578,11 +578,11 @@ mod cases {
         let request = queue.pop()?.ok_or(ENOENT)?;
         queue.link_all()?;
         queue.push(&request, 20)?;
-        // The core follows the links round and round, giving back what it does not have, until
-        // it is stopped.
+        // The core follows the links in a circle, and unmaps buffers that are not mapped, until the
+        // module stops it.
         assert_eq!(fake.get(0), Some(20));
         assert!(fake.bounce(|b| b.counters().bad_handle).unwrap_or(0) > 0);
-        // The ring is not used any more: its list of free descriptors is the device's work now.
+        // The ring is broken: the device has written its list of free descriptors.
         assert!(fake.add(0, &mut out, &mut into) == Err(EIO));
         ManuallyDrop::into_inner(out);
         ManuallyDrop::into_inner(into);
@@ -623,7 +623,7 @@ mod cases {
             queue.link_all()?;
             assert!(queue.is_linked()?);
         }
-        // The core detaches what is left in a ring while that is reset, and follows these links.
+        // The core detaches unused buffers while a ring is reset, and follows these links.
         fake.set_resetting(1, true);
         fake.unmap_unknown(0, 100);
         assert!(queues[0].is_linked()? && queues[1].is_linked()?);
@@ -722,7 +722,7 @@ mod cases {
 
     #[test]
     fn every_binding_negotiates_anew() -> Result {
-        // R18: what counts is what is offered then.
+        // R18: the offer of that time counts.
         let users = fake::module_users();
         let fake = Fake::new(&offering(BIT))?;
         let before = fake.sight();
@@ -757,7 +757,7 @@ mod cases {
 
     #[test]
     fn offer_that_changes_between_two_looks() -> Result {
-        // The module looks first, then the core: what the core was told counts.
+        // The module reads the offer first, then the core. The core's reading counts.
         let users = fake::module_users();
         for (first, then, mode) in [
             (BIT, MODERN, "hint"),
@@ -1031,7 +1031,7 @@ mod cases {
 
     #[test]
     fn block_device_limits() -> Result {
-        // seg_max and num_queues of struct virtio_blk_config, and what is beside them.
+        // seg_max and num_queues of struct virtio_blk_config, and the fields beside them.
         let fake = Fake::new(&Plan {
             kind: device_type::BLK,
             ..offering(BIT)
@@ -1264,7 +1264,7 @@ mod cases {
             }
             let (_, usage) = fake::registry().totals();
             assert!(usage.used_bytes > 0);
-            // Removes what the device has not answered, then the rings.
+            // Detaches the unanswered buffers, then removes the rings.
             fake.unbind();
             assert!(untouched(&fake, &before, users));
             let (_, usage) = fake::registry().totals();
@@ -1432,7 +1432,7 @@ mod cases {
         assert_eq!(fake.log().finalized, 1);
         assert_eq!(fake.mode(), "ignored");
 
-        // Binding it anew is what the message says to do.
+        // The remedy of the message: bind the driver again.
         fake.unbind();
         fake.bind()?;
         assert!(bound_with(&fake, &before));

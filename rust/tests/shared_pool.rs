@@ -190,7 +190,7 @@ mod cases {
         other.bind()?;
         let first = lease(&one).ok_or(EINVAL)?;
         let second = lease(&other).ok_or(EINVAL)?;
-        // The second is not moved; the first comes back to what is longer now.
+        // The second lease does not move. The first device gets the longer part then.
         for _ in 0..10 {
             one.unbind();
             one.bind()?;
@@ -225,7 +225,7 @@ mod cases {
         one.unbind();
         hinted.unbind();
         assert_eq!(open_pools(), 0);
-        // It has to be bound anew, and then has what the other had.
+        // After another bind the device has the lease of the other.
         other.bind()?;
         assert_eq!(other.mode(), "bounced");
         works(&other, 1, false)?;

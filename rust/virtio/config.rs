@@ -395,8 +395,8 @@ impl<T: Hooks> ConfigOverride<T> {
     /// `synchronize_rcu_tasks()` have passed.
     pub(crate) unsafe fn install(&self, dev: &Locked) {
         self.binder.store(Task::current_raw(), Relaxed);
-        // SAFETY: The copy lives by the requirements. The pointer is one to all of `self`, which is
-        // what it becomes again in an operation.
+        // SAFETY: The copy lives by the requirements. The pointer is one to all of `self`, as an
+        // operation casts it back to `Self`.
         unsafe { set_operations(dev, ptr::from_ref(self).cast()) };
     }
 

@@ -142,7 +142,7 @@ impl<T: Map> Mapper<T> {
         let parent = dev.parent().ok_or(ENXIO)?.as_ptr();
         let vdev = dev.as_raw();
         // SAFETY: `vdev` is valid, nothing is mapped by the safety requirements, and the core reads
-        // both fields only in what it does for the driver. `Installed` keeps the operations.
+        // both fields only for the driver. `Installed` keeps the operations.
         unsafe {
             (*vdev).vmap = bindings::virtio_map { dma_dev: parent };
             (*vdev).map = core::ptr::from_ref(&*self).cast();

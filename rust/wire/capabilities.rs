@@ -751,7 +751,7 @@ mod tests {
         }
         device.bytes[last] = first;
         assert!(usable(device.region()).is_some());
-        // And so does the region: what it overlaps is the last of the list.
+        // The region does, too: it overlaps the last structure of the list.
         let mut device = Device::new();
         device.bytes[CAPABILITY_POINTER] = 0;
         device.last = CAPABILITY_POINTER;
