@@ -269,7 +269,7 @@ mod check_devices {
         );
         let report = check::check(&snapshot, &except(&["3", "9p", "virtio11", "virtio8"]));
         assert_eq!((report.status(), report.count(Verdict::Excepted)), (0, 9));
-        // What is confined is confined, excepted or not.
+        // The verdict on a confined device stays.
         assert_eq!(report.count(Verdict::Confined), 2);
     }
 
@@ -397,7 +397,7 @@ mod check_devices {
         );
         let others = except(&["9p", "console", "virtio11"]);
         assert_eq!(check::check(&tree.snapshot(), &others).status(), 2);
-        // Some that are not confined are worse.
+        // A device that is not confined decides.
         assert_eq!(
             check::check(&tree.snapshot(), &except(&["9p", "console"])).status(),
             1
@@ -533,7 +533,7 @@ mod advice_for {
     #[test]
     fn a_region_that_is_much_too_large() {
         let advice = advice(&loaded(1 << 20), "virtio8");
-        // Not below what leaves a disk its whole requests.
+        // With less a disk has smaller requests.
         assert_eq!(
             (advice.verdict, advice.wanted_bytes),
             (advise::Verdict::Smaller, Some(4 << 20))
@@ -746,7 +746,7 @@ mod picture {
         ] {
             assert!(picture.contains(text), "{text}");
         }
-        // A line has the colour of its legend: fill of virtio9, the third.
+        // The levels of two devices. A rate has one point here.
         assert!(picture.matches("<polyline").count() >= 4, "{picture}");
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whatever the files have in them, nothing panics.
+//! Parsers and commands do not panic, for any content of the files.
 
 use crate::tree::Tree;
 use proptest::prelude::*;
