@@ -7,13 +7,15 @@ device in a kernel that has no other module.
 """
 
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 from guestlib import Ordinary, Restricted
+from guestlib.paths import TOP
 from testlib.harness import BOOT_SECONDS, Boot, booted, disk, guest_script, run
-from testlib.products import fixed_crypto, kernel_fixes, new_guest
+from testlib.products import fixed_crypto, kernel_fixes, module, new_guest
 
 BEFORE, AFTER = "test", "test-fixes"
 #: The device reaches all of guest memory.
@@ -134,3 +136,14 @@ def test_crypto_in_pieces(fixed: bool) -> None:
         wrong = "virtio_crypto_aes_cbc encryption test failed (wrong result)" in boot.fact("log")
         assert wrong != fixed, boot.fact("log")
         assert ("selftest     : passed" in boot.fact("algorithms")) == fixed
+
+
+def test_module_of_the_project() -> None:
+    """Its KUnit suites in the kernel with the series. One case ends a chain that the series ends
+    before it."""
+    module(AFTER)
+    command = [TOP / "scripts/kunit", "--kernel", AFTER, "--timeout", "600"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = re.findall(r"\] \[FAILED\] (\w+)$", done.stdout, re.M)
+    assert failed == ["descriptors_that_all_have_another"], done.stdout[-4000:]
+    assert re.fullmatch(r"[1-9]\d\d passed, 1 failed, 0 skipped", done.stdout.splitlines()[-1])
