@@ -204,7 +204,7 @@ impl Bounce {
             pool_bytes: stats.pool_bytes,
             used_bytes: stats.used_bytes,
             hiwater_bytes: stats.hiwater_bytes,
-            largest_free_bytes: stats.largest_free_bytes,
+            largest_free_bytes: self.pool.largest_free(),
         }
     }
 

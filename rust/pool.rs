@@ -157,8 +157,11 @@ pub(crate) use self::{
 /// The least bytes that a pool can be made of.
 pub(crate) const SMALLEST: usize = 16 * PAGE;
 
-/// How many free runs all areas together cache: they are coalesced before a request is refused.
-const CACHED_RUNS: usize = 16;
+/// The most free runs that an area caches: as many buffers as come back in a long burst.
+const CACHED_RUNS: usize = 256;
+
+/// An area caches no more runs than one for so many of its pages.
+const PAGES_FOR_CACHED: usize = 4;
 
 /// The store has a table ready for one page in this many.
 const STORED: usize = 128;
@@ -212,7 +215,7 @@ impl<P: Platform> Pool<P> {
                 area: P::lock(Area::new(
                     pages,
                     pages / 3,
-                    (CACHED_RUNS / placement.areas()).max(1),
+                    (pages / PAGES_FOR_CACHED).min(CACHED_RUNS),
                     store.clone(),
                 )?)?,
                 counters: Counters::new(pages),
@@ -295,7 +298,7 @@ impl<P: Platform> Pool<P> {
         let answer = locked.area.lock().map(&request, &locked.counters);
         match answer {
             Ok(offset) => Ok(locked.base + offset),
-            Err(_) => self.map_elsewhere(home, len, orig, direction),
+            Err(why) => self.map_elsewhere(home, why, len, orig, direction),
         }
     }
 
@@ -327,6 +330,7 @@ impl<P: Platform> Pool<P> {
     fn map_elsewhere(
         &self,
         home: usize,
+        why: AreaError,
         len: usize,
         orig: u64,
         direction: Direction,
@@ -336,30 +340,13 @@ impl<P: Platform> Pool<P> {
             len,
             direction,
         };
-        let mut held_back = false;
-        let mut attempt = |i: usize, close: bool| {
-            let locked = &self.areas[i];
-            let mut area = locked.area.lock();
-            if close {
-                area.coalesce(&locked.counters);
-            }
-            let answer = area.map(&request, &locked.counters);
-            held_back |= matches!(answer, Err(AreaError::HeldBack));
-            answer.map(|offset| locked.base + offset)
-        };
-        // First where a look from outside does not already say that it is hopeless.
+        let mut held_back = why == AreaError::HeldBack;
         for i in self.placement.others(home).filter(|&i| i != home) {
-            let pages = self.areas[i].counters.longest();
-            if request.kind().is_some() || pages >= request.pages() as usize {
-                if let Ok(offset) = attempt(i, false) {
-                    return Ok(offset);
-                }
-            }
-        }
-        // Then everywhere, with cached runs and pages coalesced.
-        for i in self.placement.others(home) {
-            if let Ok(offset) = attempt(i, true) {
-                return Ok(offset);
+            let locked = &self.areas[i];
+            let answer = locked.area.lock().map(&request, &locked.counters);
+            match answer {
+                Ok(offset) => return Ok(locked.base + offset),
+                Err(why) => held_back |= why == AreaError::HeldBack,
             }
         }
         Err(self.refuse(home, held_back))
@@ -585,6 +572,14 @@ impl<P: Platform> Pool<P> {
             stats.add(&locked.counters);
         }
         stats
+    }
+
+    /// The longest free run that lies in one area, bytes, with cached runs coalesced; a page of
+    /// slots that is kept for the next of its kind is not part of it. Locks one area after the
+    /// other.
+    pub(crate) fn largest_free(&self) -> usize {
+        let longest = |locked: &LockedArea<P>| locked.area.lock().runs.longest_joined();
+        self.areas.iter().map(longest).max().unwrap_or(0) as usize * PAGE
     }
 
     /// Lets the high-water mark start again from what is in use now.

@@ -108,6 +108,8 @@ pub(super) struct Area<P: Platform> {
     /// in the list when its last slot is taken, until another slot is wanted: one of its slots may
     /// be released before. So a full page is either the first or in no list.
     pub(super) partial: [PageList; slots::KINDS],
+    /// The kinds of which the first page may be such a one, a bit each.
+    pub(super) empty: u64,
     /// For each page of slots its table; other pages may still have one, of zeroes.
     pub(super) tables: P::List<Option<P::Table>>,
     /// Tables that no page uses; the first `spares` are there.
@@ -142,6 +144,7 @@ impl<P: Platform> Area<P> {
                 cache_room as u32,
             ),
             partial: [PageList::EMPTY; slots::KINDS],
+            empty: 0,
             tables: P::list(pages, |_| Ok(None))?,
             spare: P::list(spares, |_| P::table().map(Some))?,
             spares,
@@ -190,24 +193,47 @@ impl<P: Platform> Area<P> {
         writes: bool,
         tiny: bool,
         counters: &Counters,
-    ) -> Result<u32, AreaError> {
+    ) -> Result<usize, AreaError> {
         let accounted = self.accounted[usize::from(writes)] + pages;
-        if accounted > self.limit[usize::from(tiny)] {
-            return Err(AreaError::HeldBack);
-        }
-        let start = match self.runs.take_cached(pages) {
-            Some(start) => start,
-            None => {
-                let start = self.runs.cut(pages).ok_or(AreaError::Space)?;
-                counters.set_longest(self.runs.longest());
-                start
+        if accounted <= self.limit[usize::from(tiny)] {
+            if let Some(start) = self.runs.take_cached(pages) {
+                self.accounted[usize::from(writes)] = accounted;
+                return Ok(start as usize);
             }
-        };
-        self.accounted[usize::from(writes)] = accounted;
-        Ok(start)
+        }
+        self.cut_run(pages, writes, tiny, counters)
     }
 
-    /// Releases a run of `pages` pages, whose state the caller has made [`State::Inside`].
+    /// Takes a run of `pages` pages where no cached one can be taken as it is.
+    // Returns a `usize`, as wide as the error, so that the result is returned in registers.
+    #[inline(never)]
+    fn cut_run(
+        &mut self,
+        pages: u32,
+        writes: bool,
+        tiny: bool,
+        counters: &Counters,
+    ) -> Result<usize, AreaError> {
+        let direction = usize::from(writes);
+        let limit = self.limit[usize::from(tiny)];
+        if self.accounted[direction] + pages > limit {
+            self.close_empty(counters);
+            if self.accounted[direction] + pages > limit {
+                return Err(AreaError::HeldBack);
+            }
+        }
+        let start = self.runs.cut(pages).or_else(|| {
+            self.close_empty(counters);
+            self.runs.join(pages);
+            self.runs.cut(pages)
+        });
+        counters.set_longest(self.runs.longest());
+        let start = start.ok_or(AreaError::Space)?;
+        self.accounted[direction] += pages;
+        Ok(start as usize)
+    }
+
+    /// Releases a run of `pages` pages, whose state the caller has made [`State::Cached`].
     #[inline(always)]
     pub(super) fn release_run(
         &mut self,
@@ -225,19 +251,19 @@ impl<P: Platform> Area<P> {
     #[inline(always)]
     fn set_mapping(
         &mut self,
-        start: u32,
+        start: usize,
         pages: u32,
         request: &Request,
         counters: &Counters,
     ) -> usize {
-        self.runs.pages[start as usize].state = State::Mapping {
+        self.runs.pages[start].state = State::Mapping {
             orig: request.orig,
             len: request.len as u32,
             pages,
             direction: request.direction,
         };
         counters.mapped(pages as usize * PAGE, request.bytes_in());
-        start as usize * PAGE + request.skew()
+        start * PAGE + request.skew()
     }
 
     #[inline(always)]
@@ -311,7 +337,7 @@ impl<P: Platform> Area<P> {
         counters: &Counters,
     ) -> Result<usize, AreaError> {
         let page = self.take_run(1, is_written(kind.direction()), kind.is_tiny(), counters)?;
-        let table = &mut self.tables[page as usize];
+        let table = &mut self.tables[page];
         if table.is_none() {
             *table = match self.spares.checked_sub(1) {
                 Some(last) => {
@@ -325,7 +351,8 @@ impl<P: Platform> Area<P> {
             // Without memory for a table the mapping has the page for itself.
             return Ok(self.set_mapping(page, 1, request, counters));
         }
-        self.runs.pages[page as usize].state = State::Slots(Slots::new(kind));
+        self.runs.pages[page].state = State::Slots(Slots::new(kind));
+        let page = page as u32;
         self.partial[kind.index()].push(&mut self.runs.pages, page);
         self.fill_slot(page, request, counters)
             .ok_or(AreaError::Space)
@@ -341,14 +368,16 @@ impl<P: Platform> Area<P> {
             *place = self.tables[page as usize].take();
             self.spares += 1;
         }
-        self.runs.pages[page as usize].state = State::Inside;
+        self.runs.pages[page as usize].state = State::Cached { pages: 1 };
         self.release_run(page, 1, is_written(kind.direction()), counters);
     }
 
-    /// Coalesces what is free but cached: some runs of pages, and of each kind at most one page of
-    /// free slots.
-    pub(super) fn coalesce(&mut self, counters: &Counters) {
-        for list in 0..self.partial.len() {
+    /// Makes free pages of the pages of slots that are kept though they are empty.
+    #[inline(never)]
+    fn close_empty(&mut self, counters: &Counters) {
+        while self.empty != 0 {
+            let list = self.empty.trailing_zeros() as usize;
+            self.empty &= self.empty - 1;
             let Some(page) = self.partial[list].first() else {
                 continue;
             };
@@ -358,6 +387,12 @@ impl<P: Platform> Area<P> {
                 }
             }
         }
+    }
+
+    /// Coalesces what is free but cached: runs of pages, and of each kind at most one page of free
+    /// slots.
+    pub(super) fn coalesce(&mut self, counters: &Counters) {
+        self.close_empty(counters);
         self.runs.coalesce_cached();
         counters.set_longest(self.runs.longest());
     }

@@ -9,9 +9,10 @@
 //! that comes back finds free neighbours at once and grows together with them: two free runs never
 //! touch.
 //!
-//! Most runs that are released are wanted again soon, at the same length. So the last few are
-//! cached as they are, in a list for each length, and coalesced with their neighbours only when
-//! there are too many of them, or when a request cannot be served otherwise.
+//! Most runs that are released are wanted again soon, at the same length, often many in a burst. So
+//! they are cached as they are, in a list for each length. They are coalesced with their neighbours
+//! when there are too many of them. When a request cannot be served otherwise, those that together
+//! are long enough for it are coalesced, and no others.
 //!
 //! Runs are cut from the high end of a free run, rings from the low end of the area, so that the
 //! two do not mix.
@@ -80,9 +81,9 @@ impl Page {
 
 /// What a page is.
 ///
-/// [`State::Mapping`], [`State::Unmapping`], [`State::Ring`] and [`State::Slots`] are always true.
-/// The others are true of the first and the last page of a stretch; between them they may be out
-/// of date.
+/// [`State::Mapping`], [`State::Unmapping`], [`State::Ring`], [`State::Slots`] and
+/// [`State::Cached`] are always true. The others are true of the first and the last page of a
+/// stretch; between them they may be out of date.
 #[derive(Clone, Copy)]
 pub(super) enum State {
     /// No beginning of anything, and no end of a free run.
@@ -91,6 +92,8 @@ pub(super) enum State {
     Free { pages: u32 },
     /// The last page of a free run of two pages or more.
     FreeEnd { start: u32 },
+    /// The first page of a cached run.
+    Cached { pages: u32 },
     /// The first page of a mapping.
     Mapping {
         orig: u64,
@@ -224,6 +227,9 @@ pub(super) struct Runs<P: Platform> {
     longest: u32,
     /// How many more runs may be cached.
     cache_room: u32,
+    /// Since a run was last released, a request for so many pages found none that is long enough,
+    /// not even with cached ones coalesced.
+    refused_from: u32,
     /// Which lengths may have a cached run, and which has its turn to lose one.
     cached_lengths: u64,
     turn: u32,
@@ -254,6 +260,7 @@ impl<P: Platform> Runs<P> {
             words: 0,
             longest: 0,
             cache_room,
+            refused_from: NONE,
             cached_lengths: 0,
             turn: 0,
             cached: [Fifo::EMPTY; CACHED_LENGTHS],
@@ -420,9 +427,10 @@ impl<P: Platform> Runs<P> {
     }
 
     /// Releases the run of `pages` pages that begins at `start`, whose state the caller has made
-    /// [`State::Inside`]; returns whether that changed what is free and not cached.
+    /// [`State::Cached`]; returns whether that changed what is free and not cached.
     #[inline(always)]
     pub(super) fn release(&mut self, start: u32, pages: u32) -> bool {
+        self.refused_from = NONE;
         let Some(fifo) = self.cached.get_mut(pages as usize - 1) else {
             self.coalesce(start, pages);
             return true;
@@ -489,7 +497,117 @@ impl<P: Platform> Runs<P> {
         Some(start)
     }
 
-    /// Coalesces the run of `pages` pages that begins at `start` with its free neighbours.
+    /// Makes a free run of at least `pages` pages from cached runs and the free runs beside them,
+    /// if together they are long enough.
+    ///
+    /// Looks at each cached run once, and coalesces only those that become part of the free run.
+    #[inline(never)]
+    pub(super) fn join(&mut self, pages: u32) {
+        if pages >= self.refused_from {
+            return;
+        }
+        let Some((first, mut end)) = self.find_stretch(|len| len >= pages) else {
+            self.refused_from = pages;
+            return;
+        };
+        // Two free runs never touch.
+        if let Some(&State::Free { pages }) = self.pages.get(end as usize).map(|page| &page.state) {
+            end += pages;
+        }
+        let len = end - first;
+        let mut lengths = 0_u64;
+        let mut at = first;
+        while at < end {
+            at += match self.pages[at as usize].state {
+                State::Cached { pages } => {
+                    lengths |= 1 << (pages - 1);
+                    self.cache_room += 1;
+                    if pages > 1 {
+                        self.live.remove(at);
+                    }
+                    *self.state(at) = State::Inside;
+                    pages
+                }
+                State::Free { pages } => {
+                    self.unlink(at, pages);
+                    *self.state(at) = State::Inside;
+                    pages
+                }
+                // There is nothing else in such a stretch.
+                _ => 1,
+            };
+        }
+        while lengths != 0 {
+            let list = lengths.trailing_zeros() as usize;
+            lengths &= lengths - 1;
+            let mut left = core::mem::replace(&mut self.cached[list], Fifo::EMPTY);
+            while let Some(start) = left.pop(&self.pages) {
+                if start.wrapping_sub(first) >= len {
+                    self.cached[list].push(&mut self.pages, start);
+                }
+            }
+        }
+        self.add_free(first, len);
+    }
+
+    /// The longest run that there would be if the cached ones were coalesced, pages.
+    pub(super) fn longest_joined(&self) -> u32 {
+        let mut longest = self.longest;
+        self.find_stretch(|len| {
+            longest = longest.max(len);
+            false
+        });
+        longest
+    }
+
+    /// The first page and the end of cached and free runs, side by side, with a cached one among
+    /// them, whose length together is `enough`.
+    fn find_stretch(&self, mut enough: impl FnMut(u32) -> bool) -> Option<(u32, u32)> {
+        // Long ones first: one of them may do alone.
+        let mut lengths = self.cached_lengths;
+        while let Some(longest) = lengths.checked_ilog2() {
+            lengths &= !(1 << longest);
+            let list = self.cached[longest as usize];
+            let mut next = list.first;
+            while next != NONE {
+                let start = next;
+                next = if start == list.last {
+                    NONE
+                } else {
+                    self.pages[start as usize].next
+                };
+                // A stretch is measured from each cached run in it, except those that follow a
+                // cached page: of many side by side, most are single pages.
+                let first = match self.ends_before(start) {
+                    Some(State::Cached { pages: 1 }) => continue,
+                    Some(State::Free { .. }) => start - 1,
+                    Some(State::FreeEnd { start: free }) => free,
+                    _ => start,
+                };
+                let mut end = start + longest + 1;
+                loop {
+                    if enough(end - first) {
+                        return Some((first, end));
+                    }
+                    end += match self.pages.get(end as usize).map(|page| page.state) {
+                        Some(State::Free { pages } | State::Cached { pages }) => pages,
+                        _ => break,
+                    };
+                }
+            }
+        }
+        None
+    }
+
+    /// The state of the page before `start`.
+    #[inline]
+    fn ends_before(&self, start: u32) -> Option<State> {
+        let last = start.wrapping_sub(1);
+        self.pages.get(last as usize).map(|page| page.state)
+    }
+
+    /// Makes the run of `pages` pages that begins at `start`, whatever its state, a free one, and
+    /// coalesces it with its free neighbours.
     #[inline(never)]
     fn coalesce(&mut self, start: u32, pages: u32) {
         if pages > 1 {
@@ -506,10 +624,9 @@ impl<P: Platform> Runs<P> {
             self.unlink(end, after);
             len += after;
         }
-        let last = start.wrapping_sub(1);
-        let before = match self.pages.get(last as usize).map(|page| &page.state) {
-            Some(&State::FreeEnd { start: first }) => start - first,
-            Some(&State::Free { .. }) => 1,
+        let before = match self.ends_before(start) {
+            Some(State::FreeEnd { start: first }) => start - first,
+            Some(State::Free { .. }) => 1,
             _ => 0,
         };
         if before > 0 {
@@ -518,10 +635,23 @@ impl<P: Platform> Runs<P> {
             first -= before;
             len += before;
             self.resize(first, before, len);
+            self.pull_rings_end(first, len);
         } else {
-            self.mark_free(first, len);
-            self.link(first, len);
+            self.add_free(first, len);
         }
+    }
+
+    /// Makes a free run of `len` pages, which has no free neighbours.
+    #[inline]
+    fn add_free(&mut self, first: u32, len: u32) {
+        self.mark_free(first, len);
+        self.link(first, len);
+        self.pull_rings_end(first, len);
+    }
+
+    /// Lets the next ring go to the beginning of a free run that has grown past where it would go.
+    #[inline]
+    fn pull_rings_end(&mut self, first: u32, len: u32) {
         if self.rings_end.wrapping_sub(first) <= len {
             self.rings_end = first;
         }
@@ -566,7 +696,7 @@ impl<P: Platform> Runs<P> {
 
     /// Releases the run of a ring.
     pub(super) fn release_ring(&mut self, start: u32, pages: u32) {
-        *self.state(start) = State::Inside;
+        self.refused_from = NONE;
         self.coalesce(start, pages);
     }
 

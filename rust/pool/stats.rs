@@ -160,10 +160,9 @@ pub(crate) struct Stats {
     /// keeps its own mark, and this is their sum: exact in a pool of one area; otherwise no less
     /// than the true peak, and more than it if the areas were not at theirs at the same time.
     pub(crate) hiwater_bytes: usize,
-    /// The longest run of free pages, in bytes, that lies in one area. Cached runs, at most 17, and
-    /// a page of each kind of slots are not coalesced until a request needs them: exact after a
-    /// refusal, otherwise what can be had without coalescing. Beyond 64 MiB of free runs longer
-    /// than 2 MiB, one that is longer by less than an eighth may be overlooked.
+    /// The longest run of free pages, in bytes, that lies in one area and can be had without
+    /// coalescing what is cached. Beyond 64 MiB of free runs longer than 2 MiB, one that is longer
+    /// by less than an eighth may be overlooked.
     pub(crate) largest_free_bytes: usize,
     /// Requests refused because they were for no bytes at all.
     pub(crate) refused_empty: usize,

@@ -112,7 +112,7 @@ impl<P: Platform> Area<P> {
             self.copy_next(&mut unmapping, counters, copy);
             return Some(unmapping);
         }
-        *state = State::Inside;
+        *state = State::Cached { pages };
         if wanted {
             copy(&mapping);
         }
@@ -161,8 +161,12 @@ impl<P: Platform> Area<P> {
         if was_full && list.first() != Some(page) {
             list.push(&mut self.runs.pages, page);
         }
-        if empty && !PageList::is_only(&self.runs.pages, page) {
-            self.close(page, kind, counters);
+        if empty {
+            if PageList::is_only(&self.runs.pages, page) {
+                self.empty |= 1 << kind.index();
+            } else {
+                self.close(page, kind, counters);
+            }
         }
         // Last, so that little has to be kept meanwhile; the lock keeps the room.
         let wanted = wanted && is_written(mapping.direction);
@@ -199,12 +203,15 @@ impl<P: Platform> Area<P> {
                 return false;
             }
         }
-        *state = State::Inside;
+        *state = State::Cached {
+            pages: unmapping.pages,
+        };
         self.release(&mapping, unmapping.pages, unmapping.copied, counters);
         true
     }
 
-    /// Releases the room of a mapping that is over.
+    /// Releases the room of a mapping that is over, whose state the caller has made
+    /// [`State::Cached`].
     #[inline(always)]
     fn release(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
         let page = (mapping.offset / PAGE) as u32;
@@ -227,7 +234,7 @@ impl<P: Platform> Area<P> {
                 State::Mapping {
                     pages, direction, ..
                 } => {
-                    at.state = State::Inside;
+                    at.state = State::Cached { pages };
                     self.release_run(page, pages, is_written(direction), counters);
                     counters.unmapped(pages as usize * PAGE, 0);
                     ended += 1;
@@ -237,7 +244,7 @@ impl<P: Platform> Area<P> {
                     ended += self.unmap_slots(page, slots.kind(), counters);
                     1
                 }
-                State::Free { pages } | State::Ring { pages } => pages,
+                State::Free { pages } | State::Cached { pages } | State::Ring { pages } => pages,
                 State::Unmapping { orig, len, .. } => {
                     (orig as usize % GRANULE + len as usize).div_ceil(PAGE) as u32
                 }

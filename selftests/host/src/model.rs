@@ -313,8 +313,8 @@ impl<P: Platform> Model<P> {
             }
         }
         assert_eq!(held_back, why == Refusal::HeldBack);
-        // Nothing is kept apart any more, so this is exact now.
-        assert_eq!(self.pool.stats().largest_free_bytes, longest * PAGE);
+        // No page of free slots is kept any more, so this is exact now.
+        assert_eq!(self.pool.largest_free(), longest * PAGE);
     }
 
     fn unmap(&mut self, i: usize) {

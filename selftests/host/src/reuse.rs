@@ -28,16 +28,16 @@ fn unmap(pool: &Pool<Process>, at: usize, pages: usize) {
     pool.unmap(at, pages * PAGE).unwrap();
 }
 
-/// Maps `runs` runs of 17 pages beside all that is free, gives them back, and returns how many of
-/// them are kept apart.
-fn how_many_are_kept(pool: &Pool<Process>, runs: usize) -> usize {
-    let mut at: Vec<usize> = (0..runs).map(|_| map(pool, 17, FromDevice)).collect();
+/// Maps `runs` pages beside all that is free, gives them back, and returns how many of them are
+/// cached.
+fn how_many_are_cached(pool: &Pool<Process>, runs: usize) -> usize {
+    let mut at: Vec<usize> = (0..runs).map(|_| map(pool, 1, FromDevice)).collect();
     let free = longest_free(pool);
-    // Each that is joined makes the run longer that is before it.
+    // Each that is coalesced makes the run longer that is before it.
     at.sort_unstable();
     at.into_iter()
         .filter(|&at| {
-            unmap(pool, at, 17);
+            unmap(pool, at, 1);
             longest_free(pool) == free
         })
         .count()
@@ -105,41 +105,74 @@ fn long_runs_of_a_large_pool() {
 }
 
 #[test]
-fn as_many_runs_are_kept_however_often_they_come_and_go() {
+fn as_many_runs_are_cached_however_often_they_come_and_go() {
     let pool = Pool::<Process>::new(4 << 20, 1).unwrap();
     for _ in 0..3 {
-        assert_eq!(how_many_are_kept(&pool, 20), 16);
+        assert_eq!(how_many_are_cached(&pool, 300), 256);
     }
-    // A ring makes one again of all that is kept.
+    // They are part of what is free.
+    assert_eq!(pool.largest_free(), 4 << 20);
+    // A ring coalesces all that is cached.
     let ring = pool.alloc(0, PAGE).unwrap();
     assert_eq!(longest_free(&pool), 1024 - 1);
-    assert_eq!(how_many_are_kept(&pool, 20), 16);
+    assert_eq!(how_many_are_cached(&pool, 300), 256);
     assert_eq!(pool.free(ring, PAGE), Ok(()));
 }
 
 #[test]
-fn areas_share_the_number_of_runs_that_are_kept() {
-    // 17 pages are too many for a home: these are kept in the shared area.
-    for (bytes, cpus, kept) in [(500 * PAGE, 2, 5), (8 << 20, 16, 1)] {
-        let pool = Pool::<Process>::new(bytes, cpus).unwrap();
-        assert_eq!(how_many_are_kept(&pool, 7), kept);
-        assert_eq!(how_many_are_kept(&pool, 7), kept);
+fn an_area_caches_one_run_for_four_pages() {
+    for pages in [16, 80, 600] {
+        let pool = Pool::<Process>::new(pages * PAGE, 1).unwrap();
+        for _ in 0..2 {
+            assert_eq!(how_many_are_cached(&pool, pages / 2), pages / 4);
+        }
     }
 }
 
+/// What is cached is no reason to refuse a request, and only what serves it is coalesced.
 #[test]
-fn lengths_take_turns_to_be_joined() {
-    let pool = Pool::<Process>::new(1 << 20, 1).unwrap();
+fn cached_runs_are_joined_for_a_request_that_is_longer() {
+    let pool = Pool::<Process>::new(80 * PAGE, 1).unwrap();
+    let mut at: Vec<usize> = (0..16).map(|_| map(&pool, 1, ToDevice)).collect();
+    let rest: Vec<usize> = (0..4).map(|_| map(&pool, 16, FromDevice)).collect();
+    assert_eq!(longest_free(&pool), 0);
+    // Every second one of the upper half, then all of the lower half: 8 pages side by side.
+    at.sort_unstable();
+    for at in at[9..].iter().step_by(2).chain(&at[..8]) {
+        unmap(&pool, *at, 1);
+    }
+    assert_eq!(longest_free(&pool), 0);
+    assert_eq!(pool.largest_free(), 8 * PAGE);
+    assert_eq!(pool.map(0, 9 * PAGE, 0, ToDevice), Err(Refusal::Full));
+    // Six of the eight: the other two stay cached.
+    let six = pool.map(0, 6 * PAGE, 0, ToDevice);
+    assert_eq!(six, Ok(at[0]));
+    assert_eq!(longest_free(&pool), 0);
+    assert_eq!(pool.largest_free(), 2 * PAGE);
+    unmap(&pool, rest[0], 16);
+    unmap(&pool, rest[1], 16);
+    assert_eq!(pool.largest_free(), 32 * PAGE);
+    assert!(pool.map(0, 20 * PAGE, 0, FromDevice).is_ok());
+    // What is left of the 32 is free, and grows by a cached run beside it.
+    assert_eq!(longest_free(&pool), 12);
+    unmap(&pool, rest[2], 16);
+    assert!(pool.map(0, 18 * PAGE, 0, FromDevice).is_ok());
+    assert_eq!(longest_free(&pool), 12 + 16 - 18);
+}
+
+#[test]
+fn lengths_take_turns_to_be_coalesced() {
+    let pool = Pool::<Process>::new(80 * PAGE, 1).unwrap();
     let mut short = vec![];
     let mut long = vec![];
-    for _ in 0..256 / 7 {
+    for _ in 0..80 / 7 {
         // What is between them stays.
         map(&pool, 1, ToDevice);
         short.push(map(&pool, 2, FromDevice));
         map(&pool, 1, ToDevice);
         long.push(map(&pool, 3, FromDevice));
     }
-    for _ in 0..256 % 7 {
+    for _ in 0..80 % 7 {
         map(&pool, 1, ToDevice);
     }
     let mut give = |long_ones: bool| {
@@ -150,12 +183,12 @@ fn lengths_take_turns_to_be_joined() {
         unmap(&pool, at, pages);
         longest_free(&pool)
     };
-    for i in 0..16 {
-        assert_eq!(give(i < 8), 0);
+    for i in 0..20 {
+        assert_eq!(give(i < 10), 0);
     }
-    // Nothing else is free: the longest that there is was joined.
+    // Nothing else is free: the longest that there is was coalesced.
     assert_eq!(give(false), 2);
-    assert_eq!(give(false), 3);
+    assert_eq!(give(true), 3);
 }
 
 #[test]
