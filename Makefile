@@ -95,8 +95,9 @@ kunit: test-kernel
 ## bench: measure, beside the kernel's swiotlb, bare copies and direct DMA (15 minutes); BENCH_ARGS= as for scripts/bench
 BENCH_ARGS ?=
 bench: test-kernel device
+	@$(TOOLBOX) scripts/kernel stock
 	@$(TOOLBOX) scripts/kernel stock arm64
-	@for kernel in test stock-arm64; do \
+	@for kernel in test stock stock-arm64; do \
 		$(TOOLBOX) scripts/build module $$kernel && $(TOOLBOX) scripts/build bench $$kernel || exit; \
 	done
 	@scripts/bench $(BENCH_ARGS)

@@ -47,7 +47,9 @@
 #define BOUNCE_BAR	4	/* where the reference device has its region */
 #define MAX_DEVICES	4
 #define OUTSTANDING	64
+#define LONGEST_BURST	256
 #define STEPS		2048
+#define REFUSALS	1000
 #define CHURN		20000
 #define GIVE_UP		64	/* refusals in a row that end a fill */
 #define LARGEST		SZ_64K
@@ -232,7 +234,9 @@ struct run {
 	struct held *held;
 	size_t count, max;
 	u64 bytes, full_bytes;
-	/* the dearest calls so far, less their copies, and what for */
+	/* what all calls cost so far, less their copies */
+	s64 spent;
+	/* the dearest of them, and what for */
 	s64 longest_map, longest_unmap, first_refusal;
 	u32 longest_map_len, longest_unmap_len;
 	u64 refused;
@@ -263,6 +267,7 @@ static dma_addr_t watched_map(struct run *run, u32 len, enum dma_data_direction 
 		run->first_refusal = cost;
 		return at;
 	}
+	run->spent += cost;
 	if (cost > run->longest_map) {
 		run->longest_map = cost;
 		run->longest_map_len = len;
@@ -281,6 +286,7 @@ static void watched_unmap(struct run *run, struct held *held)
 	cost += now();
 	local_irq_restore(flags);
 	cost -= clock_cost + unmap_copies(held->len, held->dir);
+	run->spent += cost;
 	if (cost > run->longest_unmap) {
 		run->longest_unmap = cost;
 		run->longest_unmap_len = held->len;
@@ -340,6 +346,7 @@ static void thin(struct run *run, u32 len, u32 percent)
 	}
 	if (!percent)
 		return;
+	run->spent = 0;
 	for (n = 0; n < CHURN; n++) {
 		if (run->count)
 			drop(run, below(run, run->count));
@@ -347,6 +354,9 @@ static void thin(struct run *run, u32 len, u32 percent)
 		if (!(n % 1024))
 			cond_resched();
 	}
+	result_printk("{\"kind\":\"churn\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"len\":%u,\"steps\":%u,\"instructions\":%lld,\"copies\":0}\n",
+		      run->way->name, run->way->pool, len ? "single" : "mixed", percent, len, CHURN,
+		      run->spent);
 }
 
 /* --- one figure --- */
@@ -356,49 +366,78 @@ struct figure {
 	u32 occupancy;
 };
 
-static void measure(struct run *run, const struct figure *figure, u32 len,
+/*
+ * Mappings of one length. `burst` of them come back, the oldest first, and as many are
+ * taken. Nothing is measured if so many do not fit.
+ */
+static void measure(struct run *run, const struct figure *figure, unsigned int burst, u32 len,
 		    enum dma_data_direction dir)
 {
+	static dma_addr_t out[LONGEST_BURST];
+	unsigned int outstanding = max(burst, OUTSTANDING), many = 0, steps = 0;
 	const struct way *way = run->way;
-	dma_addr_t out[OUTSTANDING];
-	u64 total = 0, copies = 0, refused = 0;
-	unsigned int n, many = 0, steps = 0;
-	dma_addr_t *at;
+	u64 total = 0, copies = 0;
 
-	while (many < OUTSTANDING) {
+	while (many < outstanding) {
 		out[many] = map(way, buffer, len, dir);
 		if (out[many] == DMA_MAPPING_ERROR)
 			break;
 		many++;
 	}
-	/* With no room for any, what is measured is the refusal. */
-	many = max(many, 1);
-	while (steps < STEPS) {
+	while (many >= burst && steps < STEPS) {
 		unsigned long flags;
 		u64 begin;
 
 		local_irq_save(flags);
 		begin = now();
-		for (at = out; at < out + many; at++) {
-			if (*at != DMA_MAPPING_ERROR)
-				unmap(way, *at, len, dir);
-			*at = map(way, buffer, len, dir);
-			if (*at == DMA_MAPPING_ERROR)
-				refused++;
+		for (dma_addr_t *at = out; at + burst <= out + many; at += burst) {
+			unsigned int n;
+
+			for (n = 0; n < burst; n++)
+				unmap(way, at[n], len, dir);
+			/* What was there before must fit. */
+			for (n = 0; n < burst; n++)
+				at[n] = map(way, buffer, len, dir);
+			steps += burst;
 		}
 		total += now() - begin - clock_cost;
 		local_irq_restore(flags);
-		steps += many;
 		cond_resched();
 	}
-	for (n = 0; n < many; n++)
-		if (out[n] != DMA_MAPPING_ERROR)
+	for (unsigned int n = 0; n < many; n++)
+		if (!WARN_ON(out[n] == DMA_MAPPING_ERROR))
 			unmap(way, out[n], len, dir);
-	copies = (steps - refused) * (map_copies(len) + unmap_copies(len, dir));
-	result_printk("{\"kind\":\"map\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"len\":%u,\"from_device\":%s,\"outstanding\":%u,\"steps\":%u,\"refused\":%llu,\"instructions\":%llu,\"copies\":%llu}\n",
-		      way->name, way->pool, figure->fill, figure->occupancy, len,
-		      dir == DMA_FROM_DEVICE ? "true" : "false", many, steps, refused, total,
-		      copies);
+	copies = steps * (map_copies(len) + unmap_copies(len, dir));
+	if (steps)
+		result_printk("{\"kind\":\"map\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"burst\":%u,\"len\":%u,\"from_device\":%s,\"outstanding\":%u,\"steps\":%u,\"instructions\":%llu,\"copies\":%llu}\n",
+			      way->name, way->pool, figure->fill, figure->occupancy, burst, len,
+			      dir == DMA_FROM_DEVICE ? "true" : "false", many, steps, total,
+			      copies);
+}
+
+/* A request for which there is no room, made again and again. */
+static void measure_refusals(struct run *run, const struct figure *figure, u32 len)
+{
+	const struct way *way = run->way;
+	unsigned int refused = 0;
+	unsigned long flags;
+	u64 total;
+
+	local_irq_save(flags);
+	total = -now();
+	for (unsigned int n = 0; n < REFUSALS; n++) {
+		dma_addr_t at = map(way, buffer, len, DMA_FROM_DEVICE);
+
+		if (at == DMA_MAPPING_ERROR)
+			refused++;
+		else
+			unmap(way, at, len, DMA_FROM_DEVICE);
+	}
+	total += now() - clock_cost;
+	local_irq_restore(flags);
+	result_printk("{\"kind\":\"refusal\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"len\":%u,\"steps\":%u,\"refused\":%u,\"instructions\":%llu,\"copies\":0}\n",
+		      way->name, way->pool, figure->fill, figure->occupancy, len, REFUSALS, refused,
+		      total);
 }
 
 /* A block read as virtio-blk makes it: header, data, status, descriptor table. */
@@ -439,54 +478,69 @@ static bool begin_read(const struct way *way, struct read *read)
 	return true;
 }
 
-static void measure_read(struct run *run, const struct figure *figure)
+static void measure_read(struct run *run, const struct figure *figure, unsigned int burst)
 {
 	const struct way *way = run->way;
 	static struct read reads[OUTSTANDING];
+	unsigned int many = 0, steps = 0;
 	u64 total = 0, copies = 0;
-	unsigned int n, many = 0, steps = 0;
-	struct read *at;
+	bool fits = true;
 
 	while (many < OUTSTANDING && begin_read(way, &reads[many]))
 		many++;
-	while (many && steps < STEPS) {
+	while (many >= burst && fits && steps < STEPS) {
 		unsigned long flags;
 		u64 begin;
 
 		local_irq_save(flags);
 		begin = now();
-		for (at = reads; at < reads + many; at++) {
-			end_read(way, at, PARTS);
+		for (struct read *at = reads; fits && at + burst <= reads + many; at += burst) {
+			unsigned int n;
+
+			for (n = 0; n < burst; n++)
+				end_read(way, &at[n], PARTS);
 			/* What was there before must fit. */
-			if (!begin_read(way, at))
-				break;
+			for (n = 0; fits && n < burst; n++)
+				fits = begin_read(way, &at[n]);
+			steps += burst;
 		}
 		total += now() - begin - clock_cost;
 		local_irq_restore(flags);
-		if (WARN_ON(at < reads + many))
-			many = at - reads;
-		steps += many;
 		cond_resched();
 	}
-	for (n = 0; n < many; n++)
+	/* Without all of them nothing is known of those that are left. */
+	if (WARN_ON(!fits))
+		return;
+	for (unsigned int n = 0; n < many; n++)
 		end_read(way, &reads[n], PARTS);
-	for (n = 0; n < PARTS; n++)
+	for (unsigned int n = 0; n < PARTS; n++)
 		copies += map_copies(parts[n].len) +
 			  unmap_copies(parts[n].len, parts[n].dir);
 	copies *= steps;
-	if (many)
-		result_printk("{\"kind\":\"read\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"outstanding\":%u,\"steps\":%u,\"instructions\":%llu,\"copies\":%llu}\n",
-			      way->name, way->pool, figure->fill, figure->occupancy, many, steps,
-			      total, copies);
+	if (steps)
+		result_printk("{\"kind\":\"read\",\"way\":\"%s\",\"pool\":%zu,\"fill\":\"%s\",\"occupancy\":%u,\"burst\":%u,\"outstanding\":%u,\"steps\":%u,\"instructions\":%llu,\"copies\":%llu}\n",
+			      way->name, way->pool, figure->fill, figure->occupancy, burst, many,
+			      steps, total, copies);
 }
 
-static void measure_all(struct run *run, const struct figure *figure, const u32 *which,
-			unsigned int count)
+static void measure_all(struct run *run, const struct figure *figure, unsigned int burst,
+			const u32 *which, unsigned int count)
 {
 	for (unsigned int i = 0; i < count; i++) {
-		measure(run, figure, which[i], DMA_TO_DEVICE);
-		measure(run, figure, which[i], DMA_FROM_DEVICE);
+		measure(run, figure, burst, which[i], DMA_TO_DEVICE);
+		measure(run, figure, burst, which[i], DMA_FROM_DEVICE);
 		cond_resched();
+	}
+}
+
+static const u32 burst_sizes[] = { 64, 1536, 4096, 65536 };
+static const unsigned int bursts[] = { 8, 64, LONGEST_BURST };
+
+static void measure_bursts(struct run *run, const struct figure *figure)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(bursts); i++) {
+		measure_all(run, figure, bursts[i], burst_sizes, ARRAY_SIZE(burst_sizes));
+		measure_read(run, figure, bursts[i]);
 	}
 }
 
@@ -520,6 +574,7 @@ static const u32 sizes[] = { 16, 64, 1536, 4096, 16384, 65536 };
 /* Filled with 64 bytes, a pool is as if filled with 16: a granule each. */
 static const u32 fills[] = { 64, 1536, 4096, 16384, 65536 };
 static const u32 occupancies[] = { 90, 50 };
+static const u32 refused_sizes[] = { 65536, 4096, 64 };
 
 static int count(const struct way *way, bool single)
 {
@@ -531,8 +586,9 @@ static int count(const struct way *way, bool single)
 		return -ENOMEM;
 	prandom_seed_state(&run.random, 1);
 
-	measure_all(&run, &figure, sizes, ARRAY_SIZE(sizes));
-	measure_read(&run, &figure);
+	measure_all(&run, &figure, 1, sizes, ARRAY_SIZE(sizes));
+	measure_read(&run, &figure, 1);
+	measure_bursts(&run, &figure);
 	if (way->pool <= SZ_64M)
 		measure_capacity(&run);
 
@@ -540,8 +596,16 @@ static int count(const struct way *way, bool single)
 	for (unsigned int i = 0; i < ARRAY_SIZE(occupancies); i++) {
 		figure = (struct figure){ "mixed", occupancies[i] };
 		thin(&run, 0, figure.occupancy);
-		measure_all(&run, &figure, sizes, ARRAY_SIZE(sizes));
-		measure_read(&run, &figure);
+		measure_all(&run, &figure, 1, sizes, ARRAY_SIZE(sizes));
+		measure_read(&run, &figure, 1);
+		measure_bursts(&run, &figure);
+	}
+	fill(&run, 0);
+	figure.occupancy = 100;
+	for (unsigned int i = 0; i < ARRAY_SIZE(refused_sizes); i++) {
+		/* Until there is no room for this length either. */
+		fill(&run, refused_sizes[i]);
+		measure_refusals(&run, &figure, refused_sizes[i]);
 	}
 	thin(&run, 0, 0);
 
@@ -551,9 +615,9 @@ static int count(const struct way *way, bool single)
 			figure = (struct figure){ "single", occupancies[i] };
 			thin(&run, fills[f], figure.occupancy);
 			if (fills[f] == 64)
-				measure_all(&run, &figure, sizes, 2);
+				measure_all(&run, &figure, 1, sizes, 2);
 			else
-				measure_all(&run, &figure, &fills[f], 1);
+				measure_all(&run, &figure, 1, &fills[f], 1);
 		}
 		thin(&run, fills[f], 0);
 	}
@@ -571,8 +635,8 @@ static int count_regions(void)
 	struct figure figure = { "empty", 0 };
 	int err = calibrate();
 
-	measure(&run, &figure, 1, DMA_TO_DEVICE);
-	measure_read(&run, &figure);
+	measure(&run, &figure, 1, 1, DMA_TO_DEVICE);
+	measure_read(&run, &figure, 1);
 	for (unsigned int i = 0; !err && i < devices; i++)
 		err = count(&ways[i], true);
 	return err;

@@ -21,6 +21,7 @@ from . import counts, fio, plot, table
 #: Of each kernel.
 KEPT = {
     "test": TOP / "selftests/bench/figures.json",
+    "stock": TOP / "selftests/bench/figures-stock.json",
     "stock-arm64": TOP / "selftests/bench/figures-arm64.json",
 }
 RESULTS = BUILD / "bench/results"
@@ -45,10 +46,18 @@ def _measure(arguments: argparse.Namespace) -> int:
     print("instruction counts", flush=True)
     measured = counts.counts("test", POOLS, peers=True)
     measured += counts.clear("64M")
+    stock = counts.counts("stock", POOLS_CHECKED, peers=True)
     arm64 = counts.counts("stock-arm64", POOLS_CHECKED, peers=False)
     print("scaling", flush=True)
     measured += counts.scaling()
-    results = {"commit": _commit(), "kernel": measured, "arm64": arm64}
+    print("the pool in a process", flush=True)
+    results = {
+        "commit": _commit(),
+        "kernel": measured,
+        "stock": stock,
+        "arm64": arm64,
+        "native": _native(),
+    }
     if not arguments.no_fio:
         results["fio"] = fio.run(progress=lambda line: print(line, flush=True))
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -59,7 +68,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     for suffix in ("svg", "png"):
         plot.draw(results, RESULTS / f"results.{suffix}")
     if arguments.accept:
-        for kernel, entries in (("test", measured), ("stock-arm64", arm64)):
+        by_kernel = {"test": measured, "stock": stock, "stock-arm64": arm64}
+        for kernel, entries in by_kernel.items():
             kept = table.figures(entries)
             KEPT[kernel].write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     print(f"figures and plots are in {RESULTS.relative_to(BUILD.parent)}")
@@ -92,6 +102,17 @@ def _worse(kept: dict[str, float], now: dict[str, float]) -> list[str]:
         elif figure > kept[name] * TOLERANCE:
             lines.append(f"{name}: {figure:.0f} instructions, {kept[name]:.0f} before")
     return lines
+
+
+def _native() -> list[dict]:
+    """Times of the pool in a process: selftests/native says of what."""
+    command = ["cargo", "run", "--quiet", "--locked", "--release", "-p", "virtio-swiotlb-native"]
+    command += ["--manifest-path", str(TOP / "selftests/Cargo.toml")]
+    command += ["--target-dir", str(BUILD / "target")]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode:
+        raise GuestError("the pool could not be measured in a process")
+    return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 def _commit() -> str:

@@ -17,6 +17,7 @@ CPU = ("-cpu", "qemu64")
 #: 1 GHz, which is what arm64's is told to be.
 _ICOUNT = {
     "test": ("-icount", "shift=0", *CPU),
+    "stock": ("-icount", "shift=0", *CPU),
     "stock-arm64": ("-icount", "shift=0", "-cpu", "cortex-a76,cntfrq=1000000000"),
 }
 
@@ -32,7 +33,7 @@ def device(pool: str, **options: object) -> Restricted:
 
 
 def counts(kernel: str, pools: Sequence[str], *, peers: bool) -> list[dict]:
-    """Instruction counts in "test" or "stock-arm64", with regions of these sizes; with `peers`
+    """Instruction counts in a kernel of `_ICOUNT`, with regions of these sizes; with `peers`
     of the kernel's swiotlb, too: arm64 makes that too small to compare with."""
     commands = ["region", "swiotlb"] if peers else ["region"]
     return _bench(commands, [device(pool) for pool in pools], 1, _ICOUNT[kernel], kernel=kernel)

@@ -24,11 +24,16 @@ def figures(measured: Sequence[dict]) -> dict[str, float]:
             named[f"{_state(entry)}, {entry['len']} bytes {way} device"] = round(net(entry), 1)
         elif entry["kind"] == "read":
             named[f"{_state(entry)}, block read"] = round(net(entry), 1)
+        elif entry["kind"] in ("churn", "refusal"):
+            size = f"{entry['len']} bytes" if entry["len"] else "all sizes"
+            named[f"{_state(entry)}, {entry['kind']}, {size}"] = round(net(entry), 1)
     return named
 
 
 def _state(entry: dict) -> str:
-    return f"{_size(entry['pool'])}, {entry['fill']} {entry['occupancy']} %"
+    state = f"{_size(entry['pool'])}, {entry['fill']} {entry['occupancy']} %"
+    burst = entry.get("burst", 1)
+    return state if burst == 1 else f"{state}, bursts of {burst}"
 
 
 def _size(count: int) -> str:
@@ -43,9 +48,11 @@ def text(results: dict) -> str:
     measured = results["kernel"]
     for section in (_maps, _from_device, _others, _scaling):
         lines += [*section(measured), ""]
-    lines += ["Debian's kernel for arm64:", ""]
-    for section in (_maps, _others):
-        lines += [*section(results["arm64"]), ""]
+    for architecture, key in (("amd64", "stock"), ("arm64", "arm64")):
+        lines += [f"Debian's kernel for {architecture}:", ""]
+        for section in (_maps, _others):
+            lines += [*section(results[key]), ""]
+    lines += [*_native(results["native"]), ""]
     if "fio" in results:
         lines += [*_fio(results["fio"]), ""]
     return "\n".join(lines)
@@ -62,20 +69,20 @@ def _maps(measured: Sequence[dict]) -> Iterator[str]:
         row.setdefault(entry["len"], {})[entry["from_device"]] = net(entry)
         if entry["len"] not in sizes:
             sizes.append(entry["len"])
-    yield f"{'':34}" + "".join(f"{_size(size):>17}" for size in sizes)
+    yield f"{'':46}" + "".join(f"{_size(size):>13}" for size in sizes)
     for (way, state), row in rows.items():
         cells = (
             f"{row[size][False]:.0f} / {row[size][True]:.0f}" if size in row else ""
             for size in sizes
         )
-        yield f"{way:8} {state:25}" + "".join(f"{cell:>17}" for cell in cells)
+        yield f"{way:8} {state:37}" + "".join(f"{cell:>13}" for cell in cells)
 
 
 def _from_device(measured: Sequence[dict]) -> Iterator[str]:
     yield "what the device is to write, 64 MiB, empty: instructions with all that is copied"
     for entry in measured:
         shown = entry["kind"] == "map" and entry["from_device"] and entry["fill"] == "empty"
-        if shown and entry["pool"] == 64 << 20:
+        if shown and entry["pool"] == 64 << 20 and entry["burst"] == 1:
             way = {"region": "preserve"}.get(entry["way"], entry["way"])
             total = entry["instructions"] / entry["steps"]
             yield f"{way:8} {_size(entry['len']):8} {total:8.0f}"
@@ -91,7 +98,14 @@ def _others(measured: Sequence[dict]) -> Iterator[str]:
     yield "a block read of 4 KiB (4 maps, 4 unmaps), less the bare copies"
     for entry in measured:
         if entry["kind"] == "read" and entry["way"] in _WAYS:
-            yield f"{entry['way']:8} {_state(entry):25} {net(entry):8.0f}"
+            yield f"{entry['way']:8} {_state(entry):37} {net(entry):8.0f}"
+    yield ""
+    yield "one is ended and one made at random (churn), and what a refusal takes"
+    for entry in measured:
+        if entry["kind"] in ("churn", "refusal") and entry["way"] in _WAYS:
+            size = _size(entry["len"]) if entry["len"] else "all sizes"
+            name = f"{_state(entry)}, {entry['kind']}, {size}"
+            yield f"{entry['way']:8} {name:37} {net(entry):8.0f}"
     yield ""
     yield "the longest single call, less the bare copies"
     for entry in measured:
@@ -131,6 +145,29 @@ def _scaling(measured: Sequence[dict]) -> Iterator[str]:
     yield "operations in a second on two CPUs over those on one"
     for (way, size), ratio in scaling(measured).items():
         yield f"{way:8} {_size(size) if size else 'block read':12} {ratio:.2f}"
+
+
+def _native(measured: Sequence[dict]) -> Iterator[str]:
+    yield "the pool in a process, ns for a map and an unmap: one CPU, by the length of bursts"
+    bursts = sorted({entry["burst"] for entry in measured if entry["kind"] == "pair"})
+    yield f"{'':8}" + "".join(f"{burst:>8}" for burst in bursts)
+    lengths: dict[int, dict[str, dict]] = {}
+    for entry in measured:
+        kind = f"pair {entry['burst']}" if entry["kind"] == "pair" else entry["kind"]
+        lengths.setdefault(entry["len"], {})[kind] = entry
+    for length, kinds in lengths.items():
+        cells = (f"{kinds[f'pair {burst}']['ns']:8.1f}" for burst in bursts)
+        yield f"{_size(length):8}" + "".join(cells)
+    for length, kinds in lengths.items():
+        call = kinds["call"]
+        line = f"{_size(length):8} a call {call['median']}, 99.9 % {call['p999']}, {call['max']}"
+        if "handoff" in kinds:
+            handoff, two = kinds["handoff"], kinds["two"]
+            line += (
+                f"; from one CPU to another {handoff['ns']:.0f}, bare {handoff['bare_ns']:.0f};"
+                f" two CPUs over one, over an empty loop {two['gain']:.2f}"
+            )
+        yield line
 
 
 def _fio(measured: dict) -> Iterator[str]:
