@@ -224,8 +224,7 @@ impl<P: Platform> Area<P> {
         }
         let start = self.runs.cut(pages).or_else(|| {
             self.close_empty(counters);
-            self.runs.join(pages);
-            self.runs.cut(pages)
+            self.runs.cut_joined(pages)
         });
         counters.set_longest(self.runs.longest());
         let start = start.ok_or(AreaError::Space)?;

@@ -47,6 +47,10 @@ const LOOKS: usize = 32;
 /// Runs of up to this many pages are cached: 64 KiB, wherever in a page they begin, and twice that.
 const CACHED_LENGTHS: usize = 33;
 
+/// A stretch of cached and free runs is measured from each cached run in it for this many steps,
+/// and beyond from the first one.
+const STEPS_UNASKED: u32 = 4;
+
 /// The list that free runs of `pages` pages stand in.
 #[inline]
 fn list_of(pages: u32) -> u32 {
@@ -482,6 +486,19 @@ impl<P: Platform> Runs<P> {
     #[inline(never)]
     pub(super) fn cut(&mut self, pages: u32) -> Option<u32> {
         let (free, len) = self.find(pages)?;
+        Some(self.cut_from(free, len, pages))
+    }
+
+    /// The same, with cached runs coalesced if no free run is long enough.
+    #[inline(never)]
+    pub(super) fn cut_joined(&mut self, pages: u32) -> Option<u32> {
+        let (free, len) = self.find(pages).or_else(|| self.join(pages))?;
+        Some(self.cut_from(free, len, pages))
+    }
+
+    /// Cuts a run of `pages` pages from the high end of the free run of `len` pages at `free`.
+    #[inline]
+    fn cut_from(&mut self, free: u32, len: u32, pages: u32) -> u32 {
         let rest = len - pages;
         if rest == 0 {
             self.unlink(free, len);
@@ -494,21 +511,21 @@ impl<P: Platform> Runs<P> {
             *self.state(start + pages - 1) = State::Inside;
             self.live.insert(start);
         }
-        Some(start)
+        start
     }
 
     /// Makes a free run of at least `pages` pages from cached runs and the free runs beside them,
-    /// if together they are long enough.
+    /// if together they are long enough; returns its first page and its length.
     ///
-    /// Looks at each cached run once, and coalesces only those that become part of the free run.
-    #[inline(never)]
-    pub(super) fn join(&mut self, pages: u32) {
+    /// Looks at each cached run some times at most, and coalesces only those that become part of
+    /// the free run.
+    fn join(&mut self, pages: u32) -> Option<(u32, u32)> {
         if pages >= self.refused_from {
-            return;
+            return None;
         }
         let Some((first, mut end)) = self.find_stretch(|len| len >= pages) else {
             self.refused_from = pages;
-            return;
+            return None;
         };
         // Two free runs never touch.
         if let Some(&State::Free { pages }) = self.pages.get(end as usize).map(|page| &page.state) {
@@ -548,6 +565,7 @@ impl<P: Platform> Runs<P> {
             }
         }
         self.add_free(first, len);
+        Some((first, len))
     }
 
     /// The longest run that there would be if the cached ones were coalesced, pages.
@@ -563,7 +581,7 @@ impl<P: Platform> Runs<P> {
     /// The first page and the end of cached and free runs, side by side, with a cached one among
     /// them, whose length together is `enough`.
     fn find_stretch(&self, mut enough: impl FnMut(u32) -> bool) -> Option<(u32, u32)> {
-        // Long ones first: one of them may do alone.
+        // Long ones first: fewer of them are enough.
         let mut lengths = self.cached_lengths;
         while let Some(longest) = lengths.checked_ilog2() {
             lengths &= !(1 << longest);
@@ -576,8 +594,6 @@ impl<P: Platform> Runs<P> {
                 } else {
                     self.pages[start as usize].next
                 };
-                // A stretch is measured from each cached run in it, except those that follow a
-                // cached page: of many side by side, most are single pages.
                 let first = match self.ends_before(start) {
                     Some(State::Cached { pages: 1 }) => continue,
                     Some(State::Free { .. }) => start - 1,
@@ -585,18 +601,47 @@ impl<P: Platform> Runs<P> {
                     _ => start,
                 };
                 let mut end = start + longest + 1;
-                loop {
+                for step in 1.. {
                     if enough(end - first) {
                         return Some((first, end));
                     }
-                    end += match self.pages.get(end as usize).map(|page| page.state) {
-                        Some(State::Free { pages } | State::Cached { pages }) => pages,
-                        _ => break,
+                    let Some(pages) = self.idle_at(end) else {
+                        break;
                     };
+                    end += pages;
+                    // All of a long stretch is measured only once. To find out whether this is the
+                    // first cached run in it costs as much as some steps.
+                    if step == STEPS_UNASKED && self.follows_cached(first) {
+                        break;
+                    }
                 }
             }
         }
         None
+    }
+
+    /// The length of the free or cached run that begins at `page`.
+    #[inline]
+    fn idle_at(&self, page: u32) -> Option<u32> {
+        match self.pages.get(page as usize)?.state {
+            State::Free { pages } | State::Cached { pages } => Some(pages),
+            _ => None,
+        }
+    }
+
+    /// Whether a cached run ends right before `page`.
+    fn follows_cached(&self, page: u32) -> bool {
+        let Some(last) = page.checked_sub(1) else {
+            return false;
+        };
+        let first = match self.pages[last as usize].state {
+            State::Cached { .. } => Some(last),
+            _ => self.start_before(last),
+        };
+        first.is_some_and(|first| match self.pages[first as usize].state {
+            State::Cached { pages } => first + pages == page,
+            _ => false,
+        })
     }
 
     /// The state of the page before `start`.

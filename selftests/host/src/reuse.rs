@@ -160,6 +160,33 @@ fn cached_runs_are_joined_for_a_request_that_is_longer() {
     assert_eq!(longest_free(&pool), 12 + 16 - 18);
 }
 
+/// Whatever their lengths are, and with free runs between them.
+#[test]
+fn cached_runs_of_several_pages_are_joined() {
+    let pool = Pool::<Process>::new(160 * PAGE, 1).unwrap();
+    // From the end on: 36 runs of two pages, one of 34 among them, which is never cached.
+    let mut at: Vec<_> = (0..18).map(|_| (map(&pool, 2, FromDevice), 2)).collect();
+    at.push((map(&pool, 34, FromDevice), 34));
+    at.extend((0..18).map(|_| (map(&pool, 2, FromDevice), 2)));
+    while pool.map(0, PAGE, 0, ToDevice).is_ok() {}
+    for &(at, pages) in &at {
+        unmap(&pool, at, pages);
+    }
+    assert_eq!(longest_free(&pool), 34);
+    assert_eq!(pool.largest_free(), (36 * 2 + 34) * PAGE);
+    // A quarter of the pool is the longest mapping. After it, all that is left, in a few pieces.
+    assert!(pool.map(0, 40 * PAGE, 0, FromDevice).is_ok());
+    let mut left = 36 * 2 + 34 - 40;
+    while left > 0 {
+        let longest = pool.largest_free() / PAGE;
+        let more = pool.map(0, (longest + 1) * PAGE, 0, FromDevice);
+        assert_eq!(more, Err(Refusal::Full));
+        map(&pool, longest, FromDevice);
+        left -= longest;
+    }
+    assert_eq!(pool.largest_free(), 0);
+}
+
 #[test]
 fn lengths_take_turns_to_be_coalesced() {
     let pool = Pool::<Process>::new(80 * PAGE, 1).unwrap();
