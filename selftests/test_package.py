@@ -248,7 +248,14 @@ class TestTools:
         shutil.copy(TOP / "packaging/tools" / example.name, example)
         answer = run(verify)
         assert (answer.status, answer.output) == (0, "")
+        # Where systemd sees no virtual machine, the unit is skipped; with the example it is not.
+        container = "mkdir -p /run/systemd && echo other >/run/systemd/container"
+        conditions = f"{container} && systemd-analyze condition --unit={self.UNIT}"
+        answer = run(conditions)
+        assert answer.status == 0, answer.output
         example.unlink()
+        answer = run(conditions)
+        assert answer.status == 1 and "ConditionVirtualization=vm failed" in answer.output
         assert run(f"systemctl disable {self.UNIT}").status == 0
         assert tools.install().status == 0
         assert run(f"systemctl is-enabled {self.UNIT}").output == "disabled\n"
