@@ -15,6 +15,17 @@ pub fn message(line: &str) -> Option<&str> {
     line.split_once(';').map(|(_, message)| message)
 }
 
+/// The device and the text of a message `DRIVER virtioN: TEXT`. `None` for other messages.
+pub fn of_device(message: &str) -> Option<(&str, &str)> {
+    let (driver, rest) = message.split_once(' ')?;
+    let (device, text) = rest.split_once(": ")?;
+    let number = device.strip_prefix("virtio")?;
+    let is_driver = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let is_device =
+        !driver.is_empty() && driver.chars().all(is_driver) && number.parse::<u32>().is_ok();
+    is_device.then_some((device, text))
+}
+
 /// Seconds since boot at which a record was written.
 pub fn seconds(line: &str) -> Option<f64> {
     let microseconds: u64 = line.split_once(';')?.0.split(',').nth(2)?.parse().ok()?;
@@ -69,10 +80,10 @@ impl Refusals {
     pub fn parse(log: &str) -> BTreeMap<String, Self> {
         let mut devices = BTreeMap::<String, Self>::new();
         for message in log.lines().filter_map(message) {
-            let Some((prefix, text)) = message.split_once(": swiotlb: ") else {
+            let Some((device, text)) = of_device(message) else {
                 continue;
             };
-            let Some((_, device)) = prefix.rsplit_once(' ') else {
+            let Some(text) = text.strip_prefix("swiotlb: ") else {
                 continue;
             };
             let refusals = devices.entry(device.to_owned()).or_default();

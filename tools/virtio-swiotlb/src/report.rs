@@ -21,9 +21,14 @@ pub struct Mask {
 
 impl Default for Mask {
     fn default() -> Self {
-        // Hardware addresses of networks, IP addresses, UUIDs, and hexadecimal numbers of five
+        // IPv6 addresses, hardware addresses of networks, IPv4 addresses, UUIDs, and hexadecimal numbers of five
         // digits or more behind 0x, of eight or more without. Feature bits are no address.
+        let groups = r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6}";
+        let tail = format!(r"{groups}\b(?:(?:\.\d{{1,3}}){{3}})?");
         let pattern = [
+            r"\b[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}\b",
+            &format!(r"\b{groups}::(?:{tail})?"),
+            &format!("::{tail}"),
             r"\b[0-9a-f]{2}(?::[0-9a-f]{2}){5}\b",
             r"\b\d{1,3}(?:\.\d{1,3}){3}\b",
             r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b",
@@ -137,9 +142,12 @@ pub fn text(root: &Root, snapshot: &Snapshot, page_bytes: u64) -> String {
     text
 }
 
-/// Messages of the module, and the core's about features of virtio devices.
+/// Messages of the module, and the core's about features of virtio devices. A message that only
+/// quotes such a word may have the command line.
 fn is_relevant(message: &str) -> bool {
-    message.contains("swiotlb") || (message.contains(" virtio") && message.contains("features"))
+    let of_device = |text: &str| text.starts_with("swiotlb: ") || text.contains("features");
+    message.starts_with("virtio_swiotlb: ")
+        || kernel_log::of_device(message).is_some_and(|(_, text)| of_device(text))
 }
 
 fn section(text: &mut String, title: &str) {

@@ -870,6 +870,42 @@ mod bug_report {
     }
 
     #[test]
+    fn has_the_messages_of_the_module_and_of_the_core_alone() {
+        let tree = Tree::new("disks");
+        let taken = [
+            "virtio_swiotlb: require=1, and 2 devices are not confined: see above",
+            "virtio_blk virtio8: swiotlb: bounced",
+            "virtio virtio8: virtio: device refuses features: 8",
+        ];
+        let left = [
+            "Command line: root=/dev/vda swiotlb=force password=x",
+            "Kernel command line: root=/dev/vda virtio features swiotlb=force password=x",
+            "Unknown kernel command line parameters \"swiotlb=force password=x\", will be passed",
+            "audit: type=1400 comm=\"virtio-swiotlb\" password=x",
+            "audit: type=1400 password=x virtio8: swiotlb: bounced",
+            "audit: virtio8: swiotlb: password=x",
+            "systemd[1]: x virtio8: features password=x",
+            "virtio_blk virtio8: [vda] password=x",
+        ];
+        let log = taken.iter().chain(&left);
+        let log: String = log
+            .flat_map(|message| ["6,1,2,-;", message, "\n"])
+            .collect();
+        tree.write("dev/kmsg", &log);
+        let text = report_of(&tree);
+        let (_, found) = text.split_once("== kernel log\n").unwrap();
+        let found: Vec<_> = found
+            .lines()
+            .filter_map(|line| Some(line.split_once("] ")?.1))
+            .collect();
+        assert_eq!(found, taken);
+        assert!(!text.contains("password"), "{text}");
+        // And advise takes them for no refusal.
+        let foreign = "6,1,2,-;audit: type=1400 virtio8: swiotlb: a mapping of 5 bytes\n";
+        assert_eq!(Refusals::parse(foreign), BTreeMap::new());
+    }
+
+    #[test]
     fn masks_addresses_alone() {
         let mut mask = report::Mask::default();
         for (before, after) in [
@@ -888,6 +924,14 @@ mod bug_report {
             (
                 "fd81000000-fd8100ffff : virtio9 swiotlb",
                 "<address 5>-<address 6> : virtio9 swiotlb",
+            ),
+            (
+                "fe80::5054:ff:fe12:3456 is ::1, ::ffff:10.0.2.15 or 2001:db8::",
+                "<address 7> is <address 8>, <address 9> or <address 10>",
+            ),
+            (
+                "2001:db8:0:0:1:2:3:4 at 0000:00:04.0, 12:30:45, a :: b",
+                "<address 11> at 0000:00:04.0, 12:30:45, a :: b",
             ),
             (
                 "features 0x30000000 are not used",
