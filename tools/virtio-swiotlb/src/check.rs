@@ -153,6 +153,10 @@ fn finding(snapshot: &Snapshot, device: &Device, except: &Except) -> Finding {
 fn judge(snapshot: &Snapshot, device: &Device) -> (Verdict, Option<String>) {
     let module = &snapshot.module;
     let state_reason = || device.state.as_ref()?.reason.clone();
+    if device.driver_hidden {
+        let why = "whether it has a driver cannot be read; run the command again, as root";
+        return (Verdict::Unknown, Some(why.to_owned()));
+    }
     if device.driver.is_none() {
         return (Verdict::Unbound, state_reason());
     }
@@ -184,12 +188,13 @@ fn judge(snapshot: &Snapshot, device: &Device) -> (Verdict, Option<String>) {
             };
             (Verdict::NotConfined, Some(why.to_owned()))
         }
-        // Files of each user prove the next two, whatever the hidden files have.
-        (None, _) if device.region_claimed || device.feature_accepted => (Verdict::Confined, None),
+        // Files of each user prove the next two, whatever the hidden files have. A region and a
+        // feature confine only what the driver maps.
         (None, _) if !device.maps_buffers => {
             let why = "its driver hands out guest addresses (bit 33 is not accepted)";
             (Verdict::NotConfined, Some(why.to_owned()))
         }
+        (None, _) if device.region_claimed || device.feature_accepted => (Verdict::Confined, None),
         (None, _) => (Verdict::Unknown, module.remedy().map(str::to_owned)),
     }
 }

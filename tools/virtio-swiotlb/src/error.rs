@@ -23,12 +23,18 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A path to write to is no regular file.
+    #[error("cannot write {0}: it is there and is not a regular file; name a file, or a path that is free")]
+    NotRegular(PathBuf),
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}; name a file, or make room")]
     Output(#[from] io::Error),
     /// There is no sysfs.
     #[error("the devices cannot be listed: there is no sys/bus below the root directory; run as root: mount -t sysfs sysfs /sys")]
     NoSysfs,
+    /// The directory of the virtio devices cannot be read.
+    #[error("the devices cannot be listed: sys/bus/virtio/devices below the root directory cannot be read; run the command as root")]
+    NoDevices,
     /// The module's files cannot be read, and the command needs them.
     #[error("the counters of the devices cannot be read: {0}")]
     Hidden(&'static str),

@@ -25,6 +25,11 @@ use virtio_swiotlb::{
     status,
 };
 
+/// The mode of a file that each user may read.
+const FOR_ALL: u32 = 0o644;
+/// The mode of a file that no other user may read.
+const FOR_OWNER: u32 = 0o600;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
@@ -58,10 +63,17 @@ fn run(args: &Args) -> Result<ExitCode> {
             quiet,
         } => {
             let report = check::check(&Snapshot::read(&root)?, &Except::parse(except)?);
-            if *json {
-                print(&to_json(&report))?;
-            } else if !quiet {
-                print(&report.text())?;
+            let printed = if *json {
+                print(&to_json(&report))
+            } else if *quiet {
+                Ok(())
+            } else {
+                print(&report.text())
+            };
+            // The status is the answer, with and without a reader of the text.
+            match printed {
+                Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                printed => printed?,
             }
             return Ok(ExitCode::from(report.status()));
         }
@@ -81,17 +93,19 @@ fn run(args: &Args) -> Result<ExitCode> {
                 }
                 None => take_samples(&root, *seconds, *every)?,
             };
-            write(output.as_deref(), &plot::svg(&samples)?)?;
+            write(output.as_deref(), FOR_ALL, &plot::svg(&samples)?)?;
         }
         Command::Report { output } => {
             write(
                 output.as_deref(),
+                // It has the kernel's log, which is for root.
+                FOR_OWNER,
                 &report::text(&root, &Snapshot::read(&root)?, page_bytes()),
             )?;
         }
         Command::Metrics { except, output } => {
             let text = metrics::text(&Snapshot::read(&root)?, &Except::parse(except)?);
-            write(output.as_deref(), &text)?;
+            write(output.as_deref(), FOR_ALL, &text)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -163,18 +177,22 @@ fn print(text: &str) -> Result<()> {
     Ok(output.flush()?)
 }
 
-/// Writes to a file, or to standard output. A reader of the file sees all of it or what was
-/// there before.
-fn write(path: Option<&Path>, text: &str) -> Result<()> {
+/// Writes to a file with `mode`, or to standard output. A reader of the file sees all of it or
+/// what was there before.
+fn write(path: Option<&Path>, mode: u32, text: &str) -> Result<()> {
     let Some(path) = path else {
         return print(text);
     };
+    // The new file takes the place of the path, and not of what a link points to.
+    if fs::symlink_metadata(path).is_ok_and(|present| !present.is_file()) {
+        return Err(Error::NotRegular(path.to_owned()));
+    }
     let replace = || -> io::Result<()> {
         let directory = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         let mut file = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(0o644))
+            .permissions(fs::Permissions::from_mode(mode))
             .tempfile_in(directory.unwrap_or(Path::new(".")))?;
         file.write_all(text.as_bytes())?;
         file.persist(path)?;

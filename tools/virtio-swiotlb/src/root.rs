@@ -3,7 +3,6 @@
 //! Reads files below a root directory.
 
 use std::{
-    ffi::OsString,
     fs,
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -21,7 +20,7 @@ pub enum Reading<T> {
     Found(T),
     /// The file does not exist.
     Absent,
-    /// The kernel denies access.
+    /// The kernel denies access. Of a directory or a symbolic link: it cannot be read.
     Denied,
 }
 
@@ -40,6 +39,16 @@ impl<T> Reading<T> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Denied,
             // A device can leave the bus between the look into the directory and the read.
             Err(_) => Self::Absent,
+        }
+    }
+
+    /// Of a directory or a symbolic link, whose absence has a meaning: no error but
+    /// [`io::ErrorKind::NotFound`] proves the absence.
+    fn of_entry(result: io::Result<T>) -> Self {
+        match result {
+            Ok(value) => Self::Found(value),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Absent,
+            Err(_) => Self::Denied,
         }
     }
 }
@@ -62,29 +71,30 @@ impl Root {
 
     /// The names in a directory, sorted: those that end in a number by the number.
     pub fn names(&self, path: impl AsRef<Path>) -> Reading<Vec<String>> {
-        let entries = Reading::of(fs::read_dir(self.0.join(path)));
-        let entries = match entries {
-            Reading::Found(entries) => entries,
-            Reading::Absent => return Reading::Absent,
-            Reading::Denied => return Reading::Denied,
+        let read = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(self.0.join(path))? {
+                names.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+            names.sort_by_key(|name| {
+                (
+                    name.trim_end_matches(|c: char| c.is_ascii_digit()).len(),
+                    name.len(),
+                    name.clone(),
+                )
+            });
+            Ok(names)
         };
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect();
-        names.sort_by_key(|name| {
-            (
-                name.trim_end_matches(|c: char| c.is_ascii_digit()).len(),
-                name.len(),
-                name.clone(),
-            )
-        });
-        Reading::Found(names)
+        Reading::of_entry(read())
     }
 
     /// The last component of what a symbolic link points to.
-    pub fn link(&self, path: impl AsRef<Path>) -> Option<String> {
-        let target = fs::read_link(self.0.join(path)).ok()?;
-        target.file_name().map(OsString::from)?.into_string().ok()
+    pub fn link(&self, path: impl AsRef<Path>) -> Reading<String> {
+        let target = fs::read_link(self.0.join(path));
+        Reading::of_entry(target.map(|target| {
+            let name = target.file_name().unwrap_or(target.as_os_str());
+            name.to_string_lossy().into_owned()
+        }))
     }
 
     /// The records of the kernel's log that are there now, one a line, in the format of /dev/kmsg.

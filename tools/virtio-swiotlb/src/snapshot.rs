@@ -88,6 +88,9 @@ pub struct Device {
     pub kind: String,
     /// The driver that is bound to it now.
     pub driver: Option<String>,
+    /// Whether the link to the driver cannot be read, so that `driver` does not tell.
+    #[serde(default)]
+    pub driver_hidden: bool,
     /// Whether the driver accepted a feature that confines the device.
     pub feature_accepted: bool,
     /// Whether the driver maps buffers at all: VIRTIO_F_ACCESS_PLATFORM was accepted. Without it
@@ -128,7 +131,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSysfs`] if sysfs, which has the devices, is not there.
+    /// [`Error::NoSysfs`] if sysfs, which has the devices, is not there. [`Error::NoDevices`] if
+    /// the virtio bus is there, and its devices cannot be listed.
     pub fn read(root: &Root) -> Result<Self> {
         if root.names("sys/bus").found().is_none() {
             return Err(Error::NoSysfs);
@@ -140,7 +144,12 @@ impl Snapshot {
         let iomem = root.text("proc/iomem").found().unwrap_or_default();
         let claims = files::parse_claims(&iomem);
         let bus = Path::new("sys/bus/virtio/devices");
-        let names = root.names(bus).found().unwrap_or_default();
+        let names = match root.names(bus) {
+            Reading::Found(names) => names,
+            // A guest without virtio devices need not have the bus.
+            Reading::Absent => Vec::new(),
+            Reading::Denied => return Err(Error::NoDevices),
+        };
         let devices = names
             .into_iter()
             .map(|name| read_device(root, &bus.join(&name), name, &module, &claims));
@@ -184,10 +193,17 @@ fn read_device(
     // On the legacy interface bit 27 is another feature.
     let accepted = |bit| features.contains(&bit) && features.contains(&VERSION_1);
     let of_module = |file| root.text(Path::new(DEBUGFS).join(&name).join(file)).found();
+    let (driver, driver_hidden) = match root.link(at.join("driver")) {
+        Reading::Found(driver) => (Some(driver), false),
+        // A device that is not there has no link either, and may have a driver.
+        Reading::Absent => (None, root.names(at).found().is_none()),
+        Reading::Denied => (None, true),
+    };
     Device {
         kind: files::parse_type(&text("device"))
             .map_or("-".to_owned(), |kind| Name(kind).to_string()),
-        driver: root.link(at.join("driver")),
+        driver,
+        driver_hidden,
         feature_accepted: accepted(SWIOTLB) || module.dmb().is_some_and(accepted),
         maps_buffers: features.contains(&ACCESS_PLATFORM),
         region_claimed: claims.contains(&name),

@@ -12,7 +12,7 @@ mod parsers;
 mod program;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::unix::fs::symlink};
 use tree::Tree;
 use virtio_swiotlb::{
     advise::{self, Advice},
@@ -169,6 +169,20 @@ mod snapshot {
     }
 
     #[test]
+    fn a_bus_that_cannot_be_read_is_not_one_without_devices() {
+        let tree = Tree::new("disks");
+        let bus = "sys/bus/virtio/devices";
+        tree.remove(bus);
+        // Root may read all directories, and no user may list a file.
+        tree.write(bus, "");
+        assert!(matches!(
+            Snapshot::read(&tree.root()),
+            Err(Error::NoDevices)
+        ));
+        assert!(Error::NoDevices.to_string().contains("as root"));
+    }
+
+    #[test]
     fn without_sysfs_nothing_is_said_of_devices() {
         let tree = Tree::new("disks");
         tree.remove("sys/bus");
@@ -313,6 +327,32 @@ mod check_devices {
     }
 
     #[test]
+    fn a_driver_that_cannot_be_read_is_unknown() {
+        let tree = Tree::new("disks");
+        let driver = "sys/bus/virtio/devices/virtio11/driver";
+        let unknown = |tree: &Tree| {
+            let finding = finding(&tree.snapshot(), "virtio11");
+            assert_eq!((finding.verdict, finding.driver), (Verdict::Unknown, None));
+            assert!(finding.reason.unwrap().contains("as root"));
+        };
+        tree.remove(driver);
+        assert_eq!(
+            finding(&tree.snapshot(), "virtio11").verdict,
+            Verdict::Unbound
+        );
+        // No link.
+        tree.write(driver, "");
+        unknown(&tree);
+        let others = except(&["9p", "console"]);
+        assert_eq!(check::check(&tree.snapshot(), &others).status(), 2);
+        // No device behind the entry of the bus.
+        tree.remove("sys/bus/virtio/devices/virtio11");
+        let entry = tree.path("sys/bus/virtio/devices/virtio11");
+        symlink("../../../devices/virtio11", entry).unwrap();
+        unknown(&tree);
+    }
+
+    #[test]
     fn a_shared_pool() {
         let tree = Tree::new("pool");
         let snapshot = tree.snapshot();
@@ -381,9 +421,15 @@ mod check_devices {
         assert_eq!(verdict("virtio8"), Verdict::Unknown);
         let reason = finding(&tree.snapshot(), "virtio8").reason.unwrap();
         assert!(reason.contains("mount -t debugfs"), "{reason}");
-        // It maps nothing.
+        // It maps nothing: neither the feature nor the claim confines it.
         tree.write(features, &format!("{:0<128}\n", "0".repeat(32) + "1"));
         assert_eq!(verdict("virtio8"), Verdict::NotConfined);
+        tree.replace("proc/iomem", "virtio9 swiotlb", "virtio8 swiotlb");
+        assert_eq!(verdict("virtio8"), Verdict::NotConfined);
+        let feature = format!("{:0<128}\n", "0".repeat(27) + "100001");
+        tree.write("sys/bus/virtio/devices/virtio11/features", &feature);
+        assert!(device(&tree.snapshot(), "virtio11").feature_accepted);
+        assert_eq!(verdict("virtio11"), Verdict::NotConfined);
     }
 
     #[test]

@@ -6,7 +6,13 @@ use crate::{tree::Tree, DEBUGFS};
 use std::{
     fs,
     io::Read as _,
-    os::unix::fs::PermissionsExt as _,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{symlink, PermissionsExt as _},
+            net::UnixStream,
+        },
+    },
     process::{Command, Output, Stdio},
 };
 
@@ -136,6 +142,51 @@ fn a_file_is_replaced_and_other_users_may_read_it() {
         fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o644
     );
+}
+
+#[test]
+fn a_report_is_for_its_owner() {
+    let tree = Tree::new("disks");
+    let path = tree.path("report.txt");
+    let output = run(&tree, &["report", "--output", path.to_str().unwrap()]);
+    assert!(output.status.success() && output.stdout.is_empty());
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_replaced() {
+    let tree = Tree::new("disks");
+    tree.write("target", "before\n");
+    symlink("target", tree.path("link")).unwrap();
+    fs::create_dir(tree.path("directory")).unwrap();
+    for name in ["link", "directory"] {
+        let path = tree.path(name);
+        let before = fs::symlink_metadata(&path).unwrap().file_type();
+        for command in ["report", "metrics"] {
+            let message = error(&tree, &[command, "--output", path.to_str().unwrap()]);
+            assert!(message.contains("not a regular file"), "{message}");
+        }
+        let after = fs::symlink_metadata(&path).unwrap().file_type();
+        assert_eq!(after, before, "{name}");
+    }
+    assert_eq!(fs::read_to_string(tree.path("target")).unwrap(), "before\n");
+}
+
+#[test]
+fn check_has_its_status_without_a_reader() {
+    let tree = Tree::new("disks");
+    for words in [&["check"][..], &["check", "--json"]] {
+        let (output, reader) = UnixStream::pair().unwrap();
+        drop(reader);
+        let child = program(&tree, words)
+            .stdout(OwnedFd::from(output))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), ""));
+    }
 }
 
 #[test]
