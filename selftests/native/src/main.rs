@@ -30,7 +30,6 @@ use std::sync::Barrier;
 use nix::sched::{sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 use quanta::Clock;
-use serde_json::json;
 
 use platform::Endless;
 use platform::Process;
@@ -59,18 +58,12 @@ fn main() -> Result<(), String> {
     for len in LENGTHS {
         for burst in BURSTS {
             let ns = pair(len, burst)?;
-            println!(
-                "{}",
-                json!({"kind": "pair", "len": len, "burst": burst, "ns": ns})
-            );
+            println!(r#"{{"kind":"pair","len":{len},"burst":{burst},"ns":{ns:.1}}}"#);
         }
     }
     for len in LENGTHS {
         let [median, p999, max] = calls(len)?;
-        println!(
-            "{}",
-            json!({"kind": "call", "len": len, "median": median, "p999": p999, "max": max})
-        );
+        println!(r#"{{"kind":"call","len":{len},"median":{median},"p999":{p999},"max":{max}}}"#);
     }
     if cpus < 2 {
         return Ok(());
@@ -78,10 +71,7 @@ fn main() -> Result<(), String> {
     for len in LENGTHS {
         let ns = across(|| Pooled::new(len))?;
         let bare = across(|| Ok(Bare::default()))?;
-        println!(
-            "{}",
-            json!({"kind": "handoff", "len": len, "ns": ns, "bare_ns": bare})
-        );
+        println!(r#"{{"kind":"handoff","len":{len},"ns":{ns:.1},"bare_ns":{bare:.1}}}"#);
     }
     for len in LENGTHS {
         let pool = new_pool(2)?;
@@ -94,10 +84,8 @@ fn main() -> Result<(), String> {
                 black_box(cpu + turn);
             }
         })?;
-        println!(
-            "{}",
-            json!({"kind": "two", "len": len, "gain": pooled / empty})
-        );
+        let gain = pooled / empty;
+        println!(r#"{{"kind":"two","len":{len},"gain":{gain:.3}}}"#);
     }
     Ok(())
 }
