@@ -6,7 +6,7 @@
 
 use super::mapping::PAGE;
 
-/// The most homes: before a request is refused all areas are visited twice.
+/// The most homes: before a request is refused all areas are visited.
 const MAX_HOMES: usize = 16;
 
 /// Homes have at least this many pages.
