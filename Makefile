@@ -46,7 +46,7 @@ install: modules
 dkms:
 	@packaging/deb "$(BUILD)"
 
-## patches: the module, and fixes for the kernel, as patch series for the kernel's own tree, into $(BUILD)/patches
+## patches: the module, fixes for the kernel, and the feature in its virtio core, as patch series for the kernel's own tree, into $(BUILD)/patches
 patches: toolbox
 	@$(TOOLBOX) scripts/kernel source
 	@$(TOOLBOX) scripts/export-patches

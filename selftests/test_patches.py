@@ -131,6 +131,46 @@ class TestFixes:
             assert re.search(rf"^{number} +\S", said, re.M), number
 
 
+class TestCore:
+    """The series of patches/core. The export has applied it, and checkpatch.pl was quiet."""
+
+    COUNT = 5
+
+    @pytest.fixture(scope="class")
+    def core(self, patches: list[Path]) -> list[Path]:
+        return sorted((patches[0].parent / "core").glob("*.patch"))
+
+    def test_all_are_there_in_order(self, core: list[Path]) -> None:
+        ours = sorted((TOP / "patches/core").glob("*.patch"))
+        assert [patch.name for patch in core[1:]] == [patch.name for patch in ours]
+        numbers = [int(patch.name.partition("-")[0]) for patch in ours]
+        assert numbers == list(range(1, self.COUNT + 1))
+
+    def test_messages(self, core: list[Path]) -> None:
+        """Of the kernel alone, with lines that mail does not break, and signed."""
+        for patch in core[1:]:
+            head, _, _ = patch.read_text().partition("\n---\n")
+            body = head.partition("\n\n")[2].splitlines()
+            assert re.fullmatch(r"Signed-off-by: .+ <\S+@\S+>", body[-1]), patch.name
+            assert max(map(len, body[:-1])) <= 75, patch.name
+            assert not re.search(r"swiotlb-hostile|virtio_swiotlb\b|selftests/", head), patch.name
+
+    def test_numbers_are_called_proposed(self, core: list[Path]) -> None:
+        """First in the cover letter, and beside each number."""
+        said = core[0].read_text().partition("\n\n")[2]
+        assert said.startswith("The numbers in this series are proposed, and not assigned")
+        assert "***" not in said and "``" not in said
+        added = core[1].read_text()
+        for name in ("VIRTIO_F_SWIOTLB", "VIRTIO_PCI_CAP_SWIOTLB"):
+            comment, _, number = added.partition(f"+#define {name}\t")
+            assert "proposed" in comment[-200:] and number, name
+
+    def test_it_is_off_by_default(self, core: list[Path]) -> None:
+        text = "".join(patch.read_text() for patch in core[1:])
+        (option,) = re.findall(r"^\+config VIRTIO_SWIOTLB_CORE\n((?:\+.*\n)+)", text, re.M)
+        assert "default" not in option and "select" not in option
+
+
 def test_documents_are_whole(patches: list[Path], tmp_path: Path) -> None:
     """What the export changes in words leaves tables and references valid."""
     where = "Documentation/driver-api/virtio/swiotlb"
