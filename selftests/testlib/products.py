@@ -97,6 +97,13 @@ def kernel_fixes(name: str) -> Path:
     return BUILD / "kernel-fixes" / name
 
 
+def core_provider() -> Path:
+    """The smallest provider for the kernel with the series of patches/core."""
+    kernel("test-core")
+    _make("build core-provider test-core")
+    return BUILD / "core-provider/test-core/virtio_core_provider.ko"
+
+
 def fixed_crypto() -> Path:
     """virtio_crypto with the series of patches/fixes, for the stock kernel."""
     kernel("stock")
