@@ -20,7 +20,10 @@ use super::{
         Refusal,
         Transfer, //
     },
-    region::Region,
+    region::{
+        Lender,
+        Region, //
+    },
     virtio::map::{
         Direction,
         Handle,
@@ -117,6 +120,8 @@ impl AddAssign for Usage {
 
 /// The bounce buffers of one device. The contexts are those of [`Map`].
 pub(crate) struct Bounce {
+    // Dropped before the region.
+    lender: Option<Pin<KBox<Work<Lender>>>>,
     region: Region,
     pool: Pool<pool::Kernel>,
     // The fewest bytes of a mapping from the device that begins as zeroes.
@@ -159,9 +164,20 @@ impl Bounce {
         // home with another.
         // SAFETY: No requirements.
         let cpus = unsafe { bindings::virtio_swiotlb_online_cpus() } as usize;
-        let pool = Pool::new(region.bytes(), cpus).map_err(|_| ENOMEM)?;
+        let lender = region.lender();
+        let loans = lender.as_ref().map(|lender| lender.loans().clone());
+        let pool = Pool::with_loans(region.bytes(), cpus, loans).map_err(|_| ENOMEM)?;
         let limits = Limits::new(kind, region.room(), pool.largest_mapping(), 1);
+        let lender = match lender {
+            Some(lender) => {
+                let key = kernel::static_lock_class!();
+                let work = Work::new(lender, c"virtio_swiotlb_lender", key);
+                Some(KBox::pin_init(work, GFP_KERNEL)?)
+            }
+            None => None,
+        };
         Ok(Self {
+            lender,
             region,
             pool,
             shortest_cleared: from_device.shortest_cleared(),
@@ -219,6 +235,20 @@ impl Bounce {
     pub(crate) fn end_orphans(&self) {
         if self.pool.stats().rings == 0 {
             self.pool.unmap_all();
+        }
+    }
+
+    /// Bytes of a shared pool that are lent to the device, beyond its region.
+    pub(crate) fn lent(&self) -> usize {
+        let loans = self.lender.as_ref().map(|lender| lender.loans());
+        loans.map_or(0, |loans| loans.bytes())
+    }
+
+    /// Waits until what was asked for is lent, if it can be, for a test.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn wait_for_loan(&self) {
+        if let Some(lender) = &self.lender {
+            lender.wait();
         }
     }
 
@@ -282,6 +312,13 @@ impl Bounce {
         unsafe { bindings::virtio_swiotlb_cpu() as usize }
     }
 
+    /// The handle of what is `offset` bytes from the beginning of the region; a loan may lie before
+    /// it.
+    #[inline(always)]
+    fn address(&self, offset: usize) -> Handle {
+        self.region.device_address().wrapping_add(offset as u64)
+    }
+
     /// The offset of a handle in the region; that of a handle below the region is beyond its end.
     #[inline(always)]
     fn offset(&self, handle: Handle) -> usize {
@@ -291,13 +328,13 @@ impl Bounce {
     /// Copies `len` bytes of guest memory at `phys` to `offset` in the region.
     #[inline(always)]
     fn copy_in(&self, phys: u64, offset: usize, len: usize) {
-        debug_assert!(offset + len <= self.region.bytes());
-        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, and the buffer
-        // at `phys` is lent for the time of the mapping, in the linear map (`Map::map`). The device
-        // may change the region meanwhile: what is read or written then is the device's own data,
-        // and no reference to it exists.
+        debug_assert!(self.region.reaches(offset, len));
+        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, or of a loan.
+        // The buffer at `phys` is the mapping's as long as that lasts, in the linear map
+        // (`Map::map`). The device may change the region meanwhile: what is read or written then
+        // is the device's own data, and no reference to it exists.
         unsafe {
-            let there = self.region.base().as_ptr().add(offset);
+            let there = self.region.base().as_ptr().wrapping_add(offset);
             bindings::virtio_swiotlb_copy_in(there.cast(), phys, len);
         }
     }
@@ -305,10 +342,10 @@ impl Bounce {
     /// Zeroes `len` bytes at `offset` in the region.
     #[inline(always)]
     fn clear(&self, offset: usize, len: usize) {
-        debug_assert!(offset + len <= self.region.bytes());
-        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region.
+        debug_assert!(self.region.reaches(offset, len));
+        // SAFETY: The pool gave out `offset` for at least `len` bytes of the region, or of a loan.
         unsafe {
-            let there = self.region.base().as_ptr().add(offset);
+            let there = self.region.base().as_ptr().wrapping_add(offset);
             bindings::virtio_swiotlb_clear(there.cast(), len);
         }
     }
@@ -316,17 +353,31 @@ impl Bounce {
     /// Copies `len` bytes at `offset` in the region to guest memory at `phys`.
     #[inline(always)]
     fn copy_out(&self, offset: usize, phys: u64, len: usize) {
-        debug_assert!(offset + len <= self.region.bytes());
+        debug_assert!(self.region.reaches(offset, len));
         // SAFETY: As in `copy_in()`.
         unsafe {
-            let there = self.region.base().as_ptr().add(offset);
+            let there = self.region.base().as_ptr().wrapping_add(offset);
             bindings::virtio_swiotlb_copy_out(phys, there.cast(), len);
         }
     }
 
-    /// Complains that something did not fit.
+    /// Asks for a loan if that can help, and complains that a mapping did not fit if there is none.
     #[cold]
     fn refused(&self, len: usize, refusal: Refusal) {
+        let lender = self.lender.as_ref().filter(|lender| lender.helps(len));
+        if let (Some(lender), Refusal::Full | Refusal::HeldBack) = (lender, refusal) {
+            lender.queue();
+            // There is room in a moment.
+            if !lender.is_short() {
+                return;
+            }
+        }
+        self.complain(len, refusal);
+    }
+
+    /// Complains that something did not fit.
+    #[cold]
+    fn complain(&self, len: usize, refusal: Refusal) {
         let first = match refusal {
             Refusal::Full | Refusal::HeldBack => self.log.full.note(|| {
                 let usage = self.usage();
@@ -392,7 +443,7 @@ impl Map for Bounce {
                 } else {
                     self.copy_in(phys, offset, len);
                 }
-                Some(self.region.device_address() + offset as u64)
+                Some(self.address(offset))
             }
             Err(refusal) => {
                 self.refused(len, refusal);
@@ -442,14 +493,14 @@ impl Map for Bounce {
         let offset = self
             .pool
             .alloc(self.cpu(), len)
-            .inspect_err(|refusal| self.refused(len, *refusal))
+            .inspect_err(|refusal| self.complain(len, *refusal))
             .ok()?;
         // SAFETY: The pool gave out whole pages for `len` bytes of the region.
         let vaddr = unsafe { self.region.base().add(offset) };
         // The rest of the last page is never written, and held nothing of the guest before.
         // SAFETY: As above.
         unsafe { ptr::write_bytes(vaddr.as_ptr(), 0, len.next_multiple_of(PAGE_SIZE)) };
-        Some((vaddr.cast(), self.region.device_address() + offset as u64))
+        Some((vaddr.cast(), self.address(offset)))
     }
 
     // The pool knows what is a ring, and keeps it as long as it is written to. Only the core knows

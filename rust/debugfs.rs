@@ -150,12 +150,16 @@ impl Text for StateText {
                         NamedBy::Parameter => "parameter",
                     },
                 };
-                writeln!(f, "source {source}")
+                writeln!(f, "source {source}")?;
+                writeln!(f, "lent_bytes {}", bounce.lent())
             }
-            None => writeln!(
-                f,
-                "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -\ndialect -\nsource -"
-            ),
+            None => {
+                writeln!(
+                    f,
+                    "region_phys -\nregion_bus -\nregion_bytes 0\nbar -\nmemory -"
+                )?;
+                writeln!(f, "dialect -\nsource -\nlent_bytes 0")
+            }
         }
     }
 }

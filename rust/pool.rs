@@ -18,6 +18,7 @@
 //! |---|---|
 //! | area | a part of the pool with a lock of its own; a mapping or ring lies in one area |
 //! | home | an area that serves some CPUs first |
+//! | loan | an area beyond the pool's own, that the device has for a time (`loans.rs`) |
 //! | page | 4096 bytes; the guest's own may be of 16 or 64 KiB |
 //! | run | pages side by side that are free, or of one mapping, or of one ring |
 //! | slot | part of a page, for one mapping; all slots of a page have one length and direction |
@@ -33,7 +34,7 @@
 //! the pool is the shared area, which serves requests whose home is full, and all that are longer
 //! than a quarter of a home; the other half is divided into homes of 256 KiB or more. The shared
 //! area bounds the longest mapping, for any number of CPUs. When home and shared area are full, the
-//! other homes are tried before a request is refused.
+//! other homes are tried before a request is refused; and at last the loans, if there are any.
 //!
 //! # What a mapping may rely on
 //!
@@ -115,6 +116,9 @@ mod area;
 #[path = "pool/unmap.rs"]
 mod unmap;
 
+#[path = "pool/loans.rs"]
+pub(crate) mod loans;
+
 #[path = "pool/picture.rs"]
 mod picture;
 #[path = "pool/placement.rs"]
@@ -130,6 +134,7 @@ use self::{
         AreaError,
         Request, //
     },
+    loans::Loans,
     picture::Row,
     placement::Placement,
     platform::{
@@ -188,6 +193,8 @@ const _: () = assert!(align_of::<LockedArea<Kernel>>() == 128);
 pub(crate) struct Pool<P: Platform> {
     areas: P::List<LockedArea<P>>,
     placement: Placement,
+    /// What the device has beyond the pool, if it may have anything.
+    loans: Option<P::Shared<Loans<P>>>,
     /// Pages in the pool.
     pages: usize,
     /// The longest mapping, bytes.
@@ -195,13 +202,27 @@ pub(crate) struct Pool<P: Platform> {
 }
 
 impl<P: Platform> Pool<P> {
+    /// A pool without loans, for tests.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Pool::with_loans`].
+    #[cfg(any(not(CONFIG_RUST), CONFIG_KUNIT))]
+    pub(crate) fn new(bytes: usize, cpus: usize) -> Result<Self, NoMemory> {
+        Self::with_loans(bytes, cpus, None)
+    }
+
     /// A pool of the whole pages of the guest in `bytes`, which is at least [`SMALLEST`], for
-    /// `cpus` CPUs.
+    /// `cpus` CPUs, with the loans of its device, which come and go.
     ///
     /// # Errors
     ///
     /// [`NoMemory`] also if `bytes` is too small, or more than 2^32 pages.
-    pub(crate) fn new(bytes: usize, cpus: usize) -> Result<Self, NoMemory> {
+    pub(crate) fn with_loans(
+        bytes: usize,
+        cpus: usize,
+        loans: Option<P::Shared<Loans<P>>>,
+    ) -> Result<Self, NoMemory> {
         // Homes have 64 pages or more, a power of two: all areas begin at a page of the guest.
         let pages = bytes / P::GUEST_PAGE * (P::GUEST_PAGE / PAGE);
         if bytes < SMALLEST || u32::try_from(pages).is_err() {
@@ -226,6 +247,7 @@ impl<P: Platform> Pool<P> {
         Ok(Self {
             areas,
             placement,
+            loans,
             pages,
             // Lengths are kept, and given to devices, as 32-bit numbers.
             largest: (pages / 4).min(u32::MAX as usize / PAGE) * PAGE,
@@ -239,17 +261,27 @@ impl<P: Platform> Pool<P> {
         self.largest
     }
 
-    /// The area that `offset` lies in.
+    /// The area of the pool's own that `offset` lies in.
+    #[inline(always)]
+    fn locate(&self, offset: usize) -> Option<&LockedArea<P>> {
+        self.areas.get(self.placement.area_of(offset))
+    }
+
+    /// What is done about a handle outside the pool's own areas: `in_loans` has its answer if it
+    /// lies in a loan.
     ///
     /// # Errors
     ///
-    /// [`BadHandle::Outside`], counted.
-    #[inline(always)]
-    fn locate(&self, offset: usize) -> Result<&LockedArea<P>, BadHandle> {
-        match self.areas.get(self.placement.area_of(offset)) {
-            Some(locked) => Ok(locked),
-            None => Err(self.areas[0].counters.bad(BadHandle::Outside)),
-        }
+    /// [`BadHandle::Outside`], counted; and those of `in_loans`.
+    #[cold]
+    fn beyond<R>(
+        &self,
+        in_loans: impl FnOnce(&Loans<P>) -> Option<Result<R, BadHandle>>,
+    ) -> Result<R, BadHandle> {
+        self.loans
+            .as_ref()
+            .and_then(|loans| in_loans(loans))
+            .unwrap_or_else(|| Err(self.areas[0].counters.bad(BadHandle::Outside)))
     }
 
     /// Finds room on behalf of a CPU, for a test.
@@ -349,6 +381,12 @@ impl<P: Platform> Pool<P> {
                 Err(why) => held_back |= why == AreaError::HeldBack,
             }
         }
+        if let Some(loans) = &self.loans {
+            match loans.map(&request) {
+                Ok(offset) => return Ok(offset),
+                Err(why) => held_back |= why == AreaError::HeldBack,
+            }
+        }
         Err(self.refuse(home, held_back))
     }
 
@@ -370,34 +408,32 @@ impl<P: Platform> Pool<P> {
         transfer: Transfer,
         mut copy: impl FnMut(&Mapping),
     ) -> Result<(), BadHandle> {
-        let locked = self.locate(offset)?;
-        let at = offset - locked.base;
         let mut done = 0;
         loop {
-            let area = locked.area.lock();
-            let mapping = area
-                .find(at + done, len - done)
-                .map_err(|why| locked.counters.bad(why))?;
-            let chunk = mapping.chunk(at + done - mapping.offset, len - done);
-            let (bytes_in, bytes_out) = match transfer {
-                Transfer::In => (chunk.len, 0),
-                Transfer::Out if mapping.direction != Direction::ToDevice => (0, chunk.len),
-                _ => (0, 0),
-            };
-            if bytes_in + bytes_out > 0 {
-                copy(&Mapping {
-                    offset: locked.base + chunk.offset,
-                    ..chunk
-                });
-            }
-            done += chunk.len;
-            locked.counters.synced(bytes_in, bytes_out, done == len);
             // The lock is not kept from one chunk to the next.
-            drop(area);
+            done += self.sync_next(offset.wrapping_add(done), len - done, transfer, &mut copy)?;
             if done == len {
                 return Ok(());
             }
         }
+    }
+
+    /// Syncs the next chunk of the `len` bytes at `offset`; returns its length.
+    #[inline(always)]
+    fn sync_next(
+        &self,
+        offset: usize,
+        len: usize,
+        transfer: Transfer,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> Result<usize, BadHandle> {
+        let Some(locked) = self.locate(offset) else {
+            return self.beyond(|loans| loans.sync_next(offset, len, transfer, copy));
+        };
+        let base = locked.base;
+        let mut copy = |chunk: &Mapping| copy(&chunk.moved(base));
+        let area = locked.area.lock();
+        area.sync_next(offset - base, len, transfer, &locked.counters, &mut copy)
     }
 
     /// The mapping that the `len` bytes at `offset` are part of, for a test; `offset` may lie
@@ -408,12 +444,12 @@ impl<P: Platform> Pool<P> {
     /// Those of [`BadHandle`] but [`BadHandle::Interior`]; all are counted.
     #[cfg(any(test, CONFIG_KUNIT))]
     pub(crate) fn find(&self, offset: usize, len: usize) -> Result<Mapping, BadHandle> {
-        let locked = self.locate(offset)?;
-        match locked.area.lock().find(offset - locked.base, len) {
-            Ok(mapping) => Ok(Mapping {
-                offset: locked.base + mapping.offset,
-                ..mapping
-            }),
+        let Some(locked) = self.locate(offset) else {
+            return self.beyond(|loans| loans.find(offset, len));
+        };
+        let found = locked.area.lock().find(offset - locked.base, len);
+        match found {
+            Ok(mapping) => Ok(mapping.moved(locked.base)),
             Err(why) => Err(locked.counters.bad(why)),
         }
     }
@@ -450,15 +486,12 @@ impl<P: Platform> Pool<P> {
         wanted: bool,
         mut copy: impl FnMut(&Mapping),
     ) -> Result<(), BadHandle> {
-        let locked = self.locate(offset)?;
+        let Some(locked) = self.locate(offset) else {
+            return self.beyond(|loans| loans.unmap(offset, len, wanted, &mut copy));
+        };
         let base = locked.base;
         let counters = &locked.counters;
-        let mut copy = |chunk: &Mapping| {
-            copy(&Mapping {
-                offset: base + chunk.offset,
-                ..*chunk
-            });
-        };
+        let mut copy = |chunk: &Mapping| copy(&chunk.moved(base));
         let at = offset - base;
         // The lock is not kept from one chunk to the next.
         let answer = locked
@@ -497,10 +530,12 @@ impl<P: Platform> Pool<P> {
     /// Each area is locked for as long as it takes to end its mappings: no device is slower for
     /// that, as this one has nothing in flight.
     pub(crate) fn unmap_all(&self) -> usize {
-        self.areas
+        let own: usize = self
+            .areas
             .iter()
             .map(|locked| locked.area.lock().unmap_all(&locked.counters))
-            .sum()
+            .sum();
+        own + self.loans.as_ref().map_or(0, |loans| loans.unmap_all())
     }
 
     /// Pages of a ring of `len` bytes. No ring has so many pages that their number does not fit.
@@ -541,7 +576,10 @@ impl<P: Platform> Pool<P> {
     ///
     /// Those of [`BadHandle`]; all are counted, and nothing is done.
     pub(crate) fn free(&self, offset: usize, len: usize) -> Result<(), BadHandle> {
-        let locked = self.locate(offset)?;
+        // No ring lies in a loan.
+        let Some(locked) = self.locate(offset) else {
+            return self.beyond(|_| None);
+        };
         locked
             .area
             .lock()
@@ -562,7 +600,7 @@ impl<P: Platform> Pool<P> {
         }
     }
 
-    /// What has been counted. Takes no lock.
+    /// What has been counted, loans included. Locks each loan for a moment, and no area.
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats {
             pool_bytes: self.pages * PAGE,
@@ -570,6 +608,9 @@ impl<P: Platform> Pool<P> {
         };
         for locked in self.areas.iter() {
             stats.add(&locked.counters);
+        }
+        if let Some(loans) = &self.loans {
+            loans.add_to(&mut stats);
         }
         stats
     }
@@ -579,7 +620,9 @@ impl<P: Platform> Pool<P> {
     /// other.
     pub(crate) fn largest_free(&self) -> usize {
         let longest = |locked: &LockedArea<P>| locked.area.lock().runs.longest_joined();
-        self.areas.iter().map(longest).max().unwrap_or(0) as usize * PAGE
+        let own = self.areas.iter().map(longest).max().unwrap_or(0);
+        let lent = self.loans.as_ref().map_or(0, |loans| loans.longest());
+        own.max(lent) as usize * PAGE
     }
 
     /// Lets the high-water mark start again from what is in use now.
@@ -588,9 +631,12 @@ impl<P: Platform> Pool<P> {
             let _area = locked.area.lock();
             locked.counters.reset_hiwater();
         }
+        if let Some(loans) = &self.loans {
+            loans.reset_hiwater();
+        }
     }
 
-    /// Draws the areas for debugfs: one line each. Takes no lock.
+    /// Draws the areas for debugfs, without loans: one line each. Takes no lock.
     pub(crate) fn picture(&self, f: &mut impl fmt::Write) -> fmt::Result {
         picture::draw(
             f,

@@ -17,7 +17,10 @@ mod source;
 pub(crate) use self::{
     memory::Memory,
     pci::CommonConfig,
-    shared::SharedPools,
+    shared::{
+        Lender,
+        SharedPools, //
+    },
     source::Source, //
 };
 
@@ -139,13 +142,12 @@ pub(crate) struct Region {
     device_address: u64,
     base: NonNull<u8>,
     cache_mode: &'static CStr,
-    _holds: Holds,
+    holds: Holds,
 }
 
 /// Keeps the bytes of a region mapped.
-#[expect(dead_code, reason = "held until it is dropped")]
 enum Holds {
-    Bar(Memory),
+    Bar { _memory: Memory },
     Lease(Lease),
 }
 
@@ -176,7 +178,7 @@ impl Region {
                     device_address: address_in_bar(source, found.form, bar, offset),
                     base: memory.base(),
                     cache_mode: memory.cache_mode(),
-                    _holds: Holds::Bar(memory),
+                    holds: Holds::Bar { _memory: memory },
                 })
             })
             .unwrap_or(Err(Reason::NoRegion))?,
@@ -193,7 +195,7 @@ impl Region {
                     },
                     base: lease.base(),
                     cache_mode: lease.cache_mode(),
-                    _holds: Holds::Lease(lease),
+                    holds: Holds::Lease(lease),
                 }
             }
         };
@@ -258,6 +260,22 @@ impl Region {
     /// Length in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.extent.bytes as usize
+    }
+
+    /// What lends more to a device whose region is a lease. To be dropped before the region.
+    pub(crate) fn lender(&self) -> Option<Lender> {
+        match &self.holds {
+            Holds::Bar { .. } => None,
+            Holds::Lease(lease) => Some(lease.lender()),
+        }
+    }
+
+    /// Whether the `len` bytes at `offset`, which may be that of a loan, can be the device's.
+    pub(crate) fn reaches(&self, offset: usize, len: usize) -> bool {
+        match &self.holds {
+            Holds::Bar { .. } => offset <= self.bytes() && len <= self.bytes() - offset,
+            Holds::Lease(lease) => lease.reaches(offset, len),
+        }
     }
 
     /// How the CPU caches it: "wb" (write-back), "uc-"...

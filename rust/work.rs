@@ -72,6 +72,13 @@ impl<T: Task> Work<T> {
         };
     }
 
+    /// Waits until the task is neither queued nor running, for a test. May sleep.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn wait(&self) {
+        // SAFETY: `raw` was initialised by `new()`.
+        unsafe { bindings::flush_work(self.raw.get()) };
+    }
+
     /// # Safety
     ///
     /// `raw` must be the first field of a `Self` that has not been dropped.

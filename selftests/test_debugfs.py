@@ -13,6 +13,7 @@ from testlib.harness import REGION_BYTES, Boot, booted, disk, guest_script
 STATE = [
     *("driver", "mode", "reason"),
     *("region_phys", "region_bus", "region_bytes", "bar", "memory", "dialect", "source"),
+    "lent_bytes",
 ]
 COUNTERS = [
     *("maps", "unmaps", "syncs", "bytes_to_device", "bytes_from_device", "allocs", "frees"),

@@ -7,15 +7,18 @@ virtio-pci and on virtio-mmio, and disks of QEMU's own that do not offer the bit
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
 from guestlib import Guest, Ordinary, Pool, Restricted
 from guestlib.pool import BRIDGE, PlacedPool
+from guestlib.result import key_values
 from testlib import products
 from testlib.drivers import Files, passed
 from testlib.harness import (
     PACKED,
+    STAND_STILL,
     SWIOTLB,
     VERSION_1,
     Boot,
@@ -26,6 +29,7 @@ from testlib.harness import (
     disk,
     events,
     guest_script,
+    numbers,
     ordinary_disk,
     packed_disk,
 )
@@ -115,7 +119,8 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
             PORT=files.port,
         )
         script = f'PARAMETERS="{" ".join(parameters)}"\n{script}'
-        with booted(kernel, devices, script, timeout=600, on={"rings": look}, pool=pool) as boot:
+        on = {"rings": look, **STAND_STILL}
+        with booted(kernel, devices, script, timeout=600, on=on, pool=pool) as boot:
             placed = pool.place("aarch64" if "arm64" in kernel else "x86_64", 512 << 20)
             yield Run(boot, way, placed, hinted, offered, files.came, rings)
 
@@ -191,6 +196,35 @@ def test_data_goes_through_the_pool(boot: Boot, name: str) -> None:
     assert counters["maps"] == counters["unmaps"] > 0
     assert counters["bad_handle"] == 0
     assert_bytes_went_through(boot, NAMES[name], counters)
+
+
+class TestLoans:
+    """The first disk had more reads under way than its lease has room for."""
+
+    def test_full_lease_is_lent_more(self, run: Run) -> None:
+        state = key_values(run.boot.fact("lent-state"))
+        lent, leased = int(state["lent_bytes"]), int(state["region_bytes"])
+        assert lent > 0
+        counters = numbers(run.boot.fact("lent-counters"))
+        assert counters["pool_bytes"] == leased + lent
+
+    def test_parts_are_apart(self, run: Run) -> None:
+        pool, *lines = run.boot.fact("lent-pools").splitlines()
+        parts = []
+        for line in lines:
+            match = re.fullmatch(r"  (0x[0-9a-f]+)\+(0x[0-9a-f]+) virtio\d+( lent)?", line)
+            assert match, line
+            first, length = int(match[1], 16), int(match[2], 16)
+            assert run.is_inside(first, length)
+            parts.append((first, first + length, bool(match[3])))
+        assert all(end <= first for (_, end, _), (first, _, _) in pairwise(parts))
+        assert any(lent for _, _, lent in parts)
+        leased = sum(end - first for first, end, _ in parts)
+        bytes = run.pool.pool.bytes
+        assert pool == f"{run.pool.start:#x}+{bytes:#x} {leased}/{bytes} bytes"
+
+    def test_data_is_right(self, run: Run) -> None:
+        assert run.boot.fact("readers").split() == ["64", run.boot.fact("expected")]
 
 
 def test_disks_without_the_bit_use_the_pool_as_a_hint(run: Run) -> None:

@@ -2,10 +2,10 @@
 
 //! Which part of a shared pool is whose.
 //!
-//! A device leases one part, for as long as its driver is bound. Nobody else's mapping lies there:
-//! to the device's own pool, a handle of another device is as far outside as any address is. So no
-//! device can end or starve the mappings of another, whatever it writes into its rings (wire
-//! format, R35).
+//! A device leases one part, for as long as its driver is bound, and is lent others when that is
+//! full. Nobody else's mapping lies there: to the device's own pool, a handle of another device is
+//! as far outside as any address is. So no device can end or starve the mappings of another,
+//! whatever it writes into its rings (wire format, R35).
 //!
 //! Pure: may be called in any context.
 
@@ -21,6 +21,9 @@ pub(crate) struct Part {
 /// The longest leases are multiples of this, so that they fit where others were.
 const UNIT: u64 = 256 << 10;
 
+/// A loan is one of so many parts of the pool.
+const LOANS_IN_POOL: u64 = 32;
+
 /// Chooses a part of a pool of `bytes` bytes for one more device: a quarter of the longest that is
 /// free, so that something is left for whoever comes later, and `smallest` bytes at least. `leased`
 /// are the other parts, in their order; returns the place in it as well. All lengths are multiples
@@ -32,6 +35,52 @@ pub(crate) fn choose(
     bytes: u64,
     smallest: u64,
 ) -> Option<(usize, Part)> {
+    let (place, longest) = longest_free(leased, bytes);
+    if longest.bytes < smallest {
+        return None;
+    }
+    let quarter = longest.bytes / 4;
+    // Of a short one all is needed.
+    let share = (quarter - quarter % UNIT).max(UNIT).max(smallest);
+    let part = Part {
+        bytes: share.min(longest.bytes),
+        ..longest
+    };
+    Some((place, part))
+}
+
+/// The length of a loan of a pool of `bytes` bytes, and at least `least`: [`LOANS_IN_POOL`] of them
+/// would be all of a large pool.
+pub(crate) fn loan_bytes(bytes: u64, least: u64) -> u64 {
+    let share = bytes / LOANS_IN_POOL;
+    (share - share % UNIT).max(UNIT).max(least)
+}
+
+/// Chooses a part of `loan` bytes of a pool of `bytes` bytes to be lent, as [`choose`] does one to
+/// be leased. As much is left where it is taken from, and `smallest` bytes at least: enough for a
+/// newcomer.
+///
+/// Returns `None` if not so much is free.
+pub(crate) fn choose_loan(
+    leased: impl Iterator<Item = Part>,
+    bytes: u64,
+    loan: u64,
+    smallest: u64,
+) -> Option<(usize, Part)> {
+    let (place, longest) = longest_free(leased, bytes);
+    if longest.bytes < loan + loan.max(smallest) {
+        return None;
+    }
+    // From the end: leases are taken from the beginning.
+    let part = Part {
+        offset: longest.offset + longest.bytes - loan,
+        bytes: loan,
+    };
+    Some((place, part))
+}
+
+/// The longest free part of a pool of `bytes` bytes, and its place among those that are `leased`.
+fn longest_free(leased: impl Iterator<Item = Part>, bytes: u64) -> (usize, Part) {
     let end = Part {
         offset: bytes,
         bytes: 0,
@@ -52,17 +101,7 @@ pub(crate) fn choose(
         }
         free_from = next.offset + next.bytes;
     }
-    if longest.bytes < smallest {
-        return None;
-    }
-    let quarter = longest.bytes / 4;
-    // Of a short one all is needed.
-    let share = (quarter - quarter % UNIT).max(UNIT).max(smallest);
-    let part = Part {
-        bytes: share.min(longest.bytes),
-        ..longest
-    };
-    Some((place, part))
+    (place, longest)
 }
 
 #[cfg(any(test, CONFIG_KUNIT))]
@@ -127,6 +166,45 @@ mod tests {
         let choose = |leased: &[Part], bytes| choose(leased.iter().copied(), bytes, smallest);
         assert_eq!(choose(&none, 2 * smallest), Some((0, first)));
         assert_eq!(choose(&[first], 2 * smallest - PAGE), None);
+    }
+
+    #[test]
+    fn a_loan_is_taken_from_the_end_and_leaves_another() {
+        let first = part(0, 4 * MIB);
+        let choose = |leased: &[Part]| choose_loan(leased.iter().copied(), 16 * MIB, MIB, SMALLEST);
+        assert_eq!(choose(&[first]), Some((1, part(15 * MIB, MIB))));
+        let mut leased = [first; 12];
+        for i in 1..12 {
+            let (place, loan) = choose(&leased[..i]).unwrap_or((0, first));
+            assert_eq!((place, loan), (1, part((16 - i as u64) * MIB, MIB)));
+            leased.copy_within(1..i, 2);
+            leased[1] = loan;
+        }
+        // As much is left.
+        assert_eq!(choose(&leased), None);
+        let newcomer = chosen(&leased, 16 * MIB);
+        assert_eq!(newcomer, Some((1, part(4 * MIB, UNIT))));
+    }
+
+    #[test]
+    fn a_newcomer_finds_the_smallest_lease_in_a_small_pool() {
+        let (smallest, loan) = (MIB, UNIT);
+        let first = part(0, MIB);
+        let choose =
+            |leased: &[Part], bytes| choose_loan(leased.iter().copied(), bytes, loan, smallest);
+        let lent = part(2 * MIB, UNIT);
+        assert_eq!(choose(&[first], 2 * MIB + UNIT), Some((1, lent)));
+        assert_eq!(choose(&[first, lent], 2 * MIB + UNIT), None);
+        assert_eq!(choose(&[], 0), None);
+    }
+
+    #[test]
+    fn loans_are_a_32nd_of_the_pool_and_not_too_short() {
+        assert_eq!(loan_bytes(64 * MIB, 16 * PAGE), 2 * MIB);
+        assert_eq!(loan_bytes(9 * MIB, 16 * PAGE), UNIT);
+        assert_eq!(loan_bytes(0, 16 * PAGE), UNIT);
+        // With pages of 64 KiB.
+        assert_eq!(loan_bytes(9 * MIB, MIB), MIB);
     }
 
     #[test]

@@ -54,6 +54,7 @@ impl Platform for Kernel {
     // Each in an allocation of its own, and so on cache lines of its own.
     type Lock<T: Unpin> = Pin<KBox<SpinLockIrqSave<T>>>;
     type Table = KBox<Table>;
+    type Shared<T> = Arc<T>;
     type Store = Arc<Work<Shelf>>;
 
     fn list<T: Unpin>(

@@ -79,6 +79,15 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
+    /// The same, with its offset counted from `base` bytes before where it was counted from.
+    #[inline(always)]
+    pub(super) fn moved(&self, base: usize) -> Self {
+        Self {
+            offset: base.wrapping_add(self.offset),
+            ..*self
+        }
+    }
+
     /// What is copied at once of the `len` bytes that begin `inside` bytes from its beginning.
     #[inline(always)]
     pub(super) fn chunk(&self, inside: usize, len: usize) -> Self {

@@ -31,7 +31,10 @@ impl Placement {
             homes => homes,
         };
         // Without homes nothing goes home.
-        let home_log = (pages / 2).checked_div(homes).map_or(0, usize::ilog2);
+        let home_log = (pages / 2)
+            .checked_div(homes)
+            .and_then(usize::checked_ilog2)
+            .unwrap_or(0);
         let home = 1 << home_log;
         Self {
             shared: pages - homes * home,

@@ -4,7 +4,10 @@
 //!
 //! `linux.rs` has it from the kernel, the tests of the host have it from `std`.
 
-use core::ops::DerefMut;
+use core::ops::{
+    Deref,
+    DerefMut, //
+};
 
 use super::mapping::{
     GRANULE,
@@ -48,7 +51,9 @@ pub(crate) trait Platform {
     type Lock<T: Unpin>: Lock<T> + Unpin;
     /// A table of records.
     type Table: DerefMut<Target = Table> + Unpin;
-    /// More of them.
+    /// A value that several have.
+    type Shared<T>: Deref<Target = T>;
+    /// More tables.
     type Store: Store<Self::Table> + Unpin;
 
     /// A list of `len` elements, each what `element` returns for its place. May sleep.

@@ -103,6 +103,12 @@ impl Counters {
         add(&self.used, bytes.wrapping_neg());
     }
 
+    /// How many mappings there are, and how many were made; under the lock.
+    pub(super) fn live_and_made(&self) -> (usize, usize) {
+        let made = self.maps.load(Relaxed);
+        (made.wrapping_sub(self.unmaps.load(Relaxed)), made)
+    }
+
     /// Forgets how much was in use; under the lock.
     pub(super) fn reset_hiwater(&self) {
         self.hiwater.store(self.used.load(Relaxed), Relaxed);

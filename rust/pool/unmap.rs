@@ -9,10 +9,12 @@ use super::{
     },
     mapping::{
         BadHandle,
+        Direction,
         Mapping,
-        COPY_CHUNK, //
+        Transfer,
+        COPY_CHUNK,
         GRANULE,
-        PAGE,
+        PAGE, //
     },
     platform::Platform,
     runs::{
@@ -280,6 +282,31 @@ impl<P: Platform> Area<P> {
         }
         self.close(page, kind, counters);
         ended
+    }
+
+    /// Syncs the first chunk of the `len` bytes at `offset`, with `copy` as in
+    /// [`Pool::sync_with`](super::Pool::sync_with), and returns its length.
+    #[inline(always)]
+    pub(super) fn sync_next(
+        &self,
+        offset: usize,
+        len: usize,
+        transfer: Transfer,
+        counters: &Counters,
+        copy: &mut impl FnMut(&Mapping),
+    ) -> Result<usize, BadHandle> {
+        let mapping = self.find(offset, len).map_err(|why| counters.bad(why))?;
+        let chunk = mapping.chunk(offset - mapping.offset, len);
+        let (bytes_in, bytes_out) = match transfer {
+            Transfer::In => (chunk.len, 0),
+            Transfer::Out if mapping.direction != Direction::ToDevice => (0, chunk.len),
+            _ => (0, 0),
+        };
+        if bytes_in + bytes_out > 0 {
+            copy(&chunk);
+        }
+        counters.synced(bytes_in, bytes_out, chunk.len == len);
+        Ok(chunk.len)
     }
 
     /// The mapping, with its offset in the area, that `len` bytes at `offset` lie in.

@@ -6,7 +6,11 @@
 //! when it ends, before another device can have the part. Devices with leases at the same time can
 //! see each other's parts if the host has given each of them the whole pool.
 //!
-//! All functions may sleep. The lock is taken after all others.
+//! The holder of a lease that is full is lent more, a part at a time ([`Lender`]). Nobody has to
+//! give a lease back, while loans change hands: what is idle goes to whoever asks, and who has most
+//! of them is asked to end one if there is nothing else.
+//!
+//! All functions may sleep. The lock is taken after all others but those of loans.
 
 use super::{
     super::{
@@ -15,21 +19,39 @@ use super::{
             limits::Room,
             Reason, //
         },
-        pool::leases::{
-            choose,
-            Part, //
+        pool::{
+            leases::{
+                choose,
+                choose_loan,
+                loan_bytes,
+                Part, //
+            },
+            loans::{
+                Idle,
+                Loans, //
+            },
+            Kernel, //
         },
-        wire::Extent, //
+        wire::{
+            Extent,
+            MIN_REGION_PAGES, //
+        },
+        work::Task, //
     },
     memory::Memory, //
 };
 use core::ptr::NonNull;
 use kernel::{
+    bindings as core_bindings,
     fmt,
     new_mutex,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     }, //
@@ -55,28 +77,119 @@ struct Leased {
     part: Part,
     /// The number in the device's name: 3 for virtio3.
     holder: u32,
+    /// `None` for the lease itself.
+    loan: Option<Loan>,
+}
+
+/// A part that is lent: what its holder knows it by.
+struct Loan {
+    to: Arc<Loans<Kernel>>,
+    base: usize,
 }
 
 impl SharedPool {
     /// Adds a lease of `holder`, and returns its part.
     fn lease(&mut self, holder: u32) -> Result<Part, Reason> {
-        // With less, a driver with many rings might not work, though it works without a pool.
-        let smallest = (Room::TINY_PAGES * PAGE_SIZE) as u64;
-        let smallest = smallest.min(self.extent.bytes);
-        let leased = self.leases.iter().map(|lease| lease.part);
-        let (place, part) = choose(leased, self.extent.bytes, smallest).ok_or(Reason::PoolTaken)?;
-        self.leases
-            .reserve(1, GFP_KERNEL)
-            .map_err(|_| Reason::NoMemory)?;
-        self.leases
-            .insert_within_capacity(place, Leased { part, holder })
-            .map_err(|_| Reason::NoMemory)?;
+        self.take_back(Idle::Now);
+        let (place, part) =
+            choose(self.parts(), self.extent.bytes, self.smallest()).ok_or(Reason::PoolTaken)?;
+        let leased = Leased {
+            part,
+            holder,
+            loan: None,
+        };
+        self.insert(place, leased).map_err(|_| Reason::NoMemory)?;
         Ok(part)
+    }
+
+    /// Lends one more part; returns whether there was one. If not, one is on its way back, for when
+    /// this is called again, unless others have no more than this holder.
+    fn lend(&mut self, lender: &Lender, now: u64) -> Result<bool> {
+        self.take_back(Idle::Lasting { now });
+        let bytes = lender.loan_bytes();
+        let chosen = choose_loan(self.parts(), self.extent.bytes, bytes, self.smallest());
+        let Some((place, part)) = chosen else {
+            self.close_one_for(lender);
+            return Ok(false);
+        };
+        // Before the lease it is a negative number, which wraps.
+        let base = part.offset.wrapping_sub(lender.lease.offset) as usize;
+        let leased = Leased {
+            part,
+            holder: lender.holder,
+            loan: Some(Loan {
+                to: lender.loans.clone(),
+                base,
+            }),
+        };
+        self.insert(place, leased)?;
+        if lender.loans.add(base, part.bytes as usize).is_err() {
+            let _ = self.leases.remove(place);
+            return Err(ENOMEM);
+        }
+        Ok(true)
+    }
+
+    /// Closes a loan of the holder of most, if it has more than the lender's holder and another.
+    fn close_one_for(&self, lender: &Lender) {
+        let others = self.leases.iter().filter_map(|leased| leased.loan.as_ref());
+        if let Some(most) = others.max_by_key(|loan| loan.to.open()) {
+            if most.to.open() > lender.loans.open() + 1 {
+                most.to.close_one();
+            }
+        }
+    }
+
+    /// Takes back the loans that are idle, and wipes them.
+    fn take_back(&mut self, idle: Idle) {
+        let base = self.memory.base();
+        self.leases.retain(|leased| {
+            let Some(loan) = &leased.loan else {
+                return true;
+            };
+            let is_back = loan.to.take_back(loan.base, idle);
+            if is_back {
+                // SAFETY: The part lies in the pool, which is mapped, and is nobody's now.
+                unsafe { wipe(base, leased.part) };
+            }
+            !is_back
+        });
+    }
+
+    /// What is leased or lent.
+    fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        self.leases.iter().map(|leased| leased.part)
+    }
+
+    /// The shortest lease.
+    fn smallest(&self) -> u64 {
+        // With less, a driver with many rings might not work, though it works without a pool.
+        ((Room::TINY_PAGES * PAGE_SIZE) as u64).min(self.extent.bytes)
+    }
+
+    fn insert(&mut self, place: usize, leased: Leased) -> Result {
+        self.leases.reserve(1, GFP_KERNEL)?;
+        self.leases
+            .insert_within_capacity(place, leased)
+            .map_err(|_| ENOMEM)
     }
 
     fn overlaps(&self, extent: &Extent) -> bool {
         self.extent.start < extent.start + extent.bytes
             && extent.start < self.extent.start + self.extent.bytes
+    }
+}
+
+/// Wipes a part of the pool at `base`.
+///
+/// # Safety
+///
+/// The part is mapped, and no mapping or ring lies in it.
+unsafe fn wipe(base: NonNull<u8>, part: Part) {
+    // SAFETY: By the requirements of this function.
+    unsafe {
+        let start = base.add(part.offset as usize);
+        bindings::virtio_swiotlb_wipe(start.as_ptr().cast(), part.bytes);
     }
 }
 
@@ -120,20 +233,39 @@ impl SharedPools {
         if (pool.extent.start, pool.extent.bytes) != (extent.start, extent.bytes) {
             return Err(Reason::Claimed);
         }
-        let leased = pool.lease(holder);
+        let loans = Loans::new()
+            .ok()
+            .and_then(|loans| Arc::new(loans, GFP_KERNEL).ok());
+        let leased = match loans {
+            Some(loans) => pool.lease(holder).map(|part| (part, loans)),
+            None => Err(Reason::NoMemory),
+        };
         let (base, cache_mode) = (pool.memory.base(), pool.memory.cache_mode());
         if pool.leases.is_empty() {
             let _ = open.remove(index);
         }
-        let part = leased?;
+        let (part, loans) = leased?;
         Ok(Lease {
-            pool: extent.start,
+            pool: *extent,
             part,
+            holder,
             // SAFETY: The part lies in the pool.
             base: unsafe { base.add(part.offset as usize) },
             cache_mode,
+            loans,
             pools: self.clone(),
         })
+    }
+
+    /// Lends more to the holder of a lease, for which there is memory; returns whether there was.
+    fn lend(&self, lender: &Lender) -> bool {
+        // SAFETY: No requirements.
+        let now = unsafe { core_bindings::ktime_get_seconds() } as u64;
+        let mut open = self.open.lock();
+        let pool = open
+            .iter_mut()
+            .find(|pool| pool.extent.start == lender.pool.start);
+        pool.is_some_and(|pool| pool.lend(lender, now).unwrap_or(false))
     }
 
     /// Writes a line for each pool, and below it a line for each lease.
@@ -142,22 +274,25 @@ impl SharedPools {
             let Extent { start, bytes, .. } = pool.extent;
             let leased: u64 = pool.leases.iter().map(|lease| lease.part.bytes).sum();
             writeln!(f, "{start:#x}+{bytes:#x} {leased}/{bytes} bytes")?;
-            for Leased { part, holder } in &pool.leases {
+            for Leased { part, holder, loan } in &pool.leases {
                 let start = start + part.offset;
-                writeln!(f, "  {start:#x}+{:#x} virtio{holder}", part.bytes)?;
+                let lent = if loan.is_some() { " lent" } else { "" };
+                writeln!(f, "  {start:#x}+{:#x} virtio{holder}{lent}", part.bytes)?;
             }
         }
         Ok(())
     }
 }
 
-/// A part of a shared pool, until this is dropped.
+/// A part of a shared pool, until this is dropped, and what its holder is lent.
 pub(super) struct Lease {
-    /// Start of the pool, which stays mapped.
-    pool: u64,
+    /// The pool, which stays mapped.
+    pool: Extent,
     part: Part,
+    holder: u32,
     base: NonNull<u8>,
     cache_mode: &'static CStr,
+    loans: Arc<Loans<Kernel>>,
     pools: Arc<SharedPools>,
 }
 
@@ -180,20 +315,89 @@ impl Lease {
     pub(super) fn cache_mode(&self) -> &'static CStr {
         self.cache_mode
     }
+
+    /// Whether the `len` bytes that begin `offset` bytes from the first byte, or before it if that
+    /// wraps, lie in the pool.
+    pub(super) fn reaches(&self, offset: usize, len: usize) -> bool {
+        let start = self.part.offset.wrapping_add(offset as u64);
+        start <= self.pool.bytes && len as u64 <= self.pool.bytes - start
+    }
+
+    /// What lends more to the holder. To be dropped before the lease.
+    pub(super) fn lender(&self) -> Lender {
+        Lender {
+            pools: self.pools.clone(),
+            pool: self.pool,
+            lease: self.part,
+            holder: self.holder,
+            loans: self.loans.clone(),
+            is_short: Atomic::new(0),
+        }
+    }
+}
+
+/// Lends more of a shared pool to the holder of a lease, a part each time it is run.
+pub(crate) struct Lender {
+    pools: Arc<SharedPools>,
+    pool: Extent,
+    lease: Part,
+    holder: u32,
+    loans: Arc<Loans<Kernel>>,
+    /// 1 if there was nothing to lend last time.
+    is_short: Atomic<u32>,
+}
+
+impl Lender {
+    /// What the holder was lent.
+    pub(crate) fn loans(&self) -> &Arc<Loans<Kernel>> {
+        &self.loans
+    }
+
+    /// Length of a loan in bytes.
+    fn loan_bytes(&self) -> u64 {
+        loan_bytes(self.pool.bytes, (MIN_REGION_PAGES * PAGE_SIZE) as u64)
+    }
+
+    /// Whether mappings of `len` bytes are short enough for loans. May be called in any context.
+    pub(crate) fn helps(&self, len: usize) -> bool {
+        len as u64 <= self.loan_bytes() / 2
+    }
+
+    /// Whether there was nothing to lend last time. May be called in any context.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Relaxed) != 0
+    }
+}
+
+impl Task for Lender {
+    fn run(&self) {
+        let lent = self.pools.lend(self);
+        self.is_short.store(u32::from(!lent), Relaxed);
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // The next holder must not see the bytes of this one, whose device was reset.
-        // SAFETY: The part is mapped as long as the lease is listed.
-        unsafe { bindings::virtio_swiotlb_wipe(self.base.as_ptr().cast(), self.part.bytes) };
         let mut open = self.pools.open.lock();
-        let Some(index) = open.iter().position(|pool| pool.extent.start == self.pool) else {
+        let start = self.pool.start;
+        let Some(index) = open.iter().position(|pool| pool.extent.start == start) else {
             return;
         };
-        let leases = &mut open[index].leases;
-        leases.retain(|lease| lease.part != self.part);
-        if leases.is_empty() {
+        let pool = &mut open[index];
+        let base = pool.memory.base();
+        pool.leases.retain(|leased| {
+            let is_mine = match &leased.loan {
+                Some(loan) => Arc::ptr_eq(&loan.to, &self.loans),
+                None => leased.part == self.part,
+            };
+            if is_mine {
+                // The next holder must not see the bytes of this one, whose device was reset.
+                // SAFETY: The part is mapped as long as it is listed. Nobody maps here any more.
+                unsafe { wipe(base, leased.part) };
+            }
+            !is_mine
+        });
+        if pool.leases.is_empty() {
             let _ = open.remove(index);
         }
     }

@@ -25,6 +25,15 @@ use super::{
 };
 use crate::{
     policy::Reason,
+    virtio::map::{
+        Direction::{
+            self,
+            FromDevice,
+            ToDevice, //
+        },
+        Handle,
+        Map, //
+    },
     wire::{
         At,
         Extent,
@@ -39,6 +48,8 @@ const MODERN: Features = Features::VERSION_1;
 const BIT: Features = MODERN.with(Features::SWIOTLB);
 /// As long as contiguous pages can be allocated.
 const POOL_BYTES: usize = 64 * SMALLEST;
+/// Length of the mappings that fill a lease.
+const BUFFER: usize = 4096;
 
 /// A device without a region of its own.
 const PLAIN: Plan = Plan {
@@ -70,6 +81,65 @@ fn lies_in(pool: &Pool, lease: &Extent) -> bool {
     );
     let offset = lease.start.wrapping_sub(pool.start());
     is_shared && lease.bytes != 0 && offset + lease.bytes <= POOL_BYTES as u64
+}
+
+/// Mappings of a device beside those of its driver, all of one buffer.
+struct Mappings<'a> {
+    fake: &'a Fake,
+    buffer: KVec<u8>,
+    made: KVec<(Handle, Direction)>,
+}
+
+impl<'a> Mappings<'a> {
+    fn new(fake: &'a Fake) -> Result<Self> {
+        Ok(Self {
+            fake,
+            buffer: KVec::from_elem(0x5a, BUFFER, GFP_KERNEL)?,
+            made: KVec::new(),
+        })
+    }
+
+    fn map(&mut self, direction: Direction) -> Option<Handle> {
+        let phys = fake::phys(self.buffer.as_mut_ptr());
+        // SAFETY: From kmalloc(), and kept until all mappings are ended.
+        let map = |bounce: &crate::bounce::Bounce| unsafe { bounce.map(phys, BUFFER, direction) };
+        let handle = self.fake.bounce(map)??;
+        self.made.push((handle, direction), GFP_KERNEL).ok()?;
+        Some(handle)
+    }
+
+    /// Maps until there is no room, and waits for what is lent because of that.
+    fn fill(&mut self) {
+        for direction in [ToDevice, FromDevice] {
+            while self.map(direction).is_some() {}
+        }
+        self.fake.bounce(|bounce| bounce.wait_for_loan());
+    }
+
+    /// Takes all that there is to be had.
+    fn fill_all(&mut self) {
+        let mut lent = usize::MAX;
+        while lent != self.lent() {
+            lent = self.lent();
+            self.fill();
+        }
+    }
+
+    /// Bytes that are lent to the device.
+    fn lent(&self) -> usize {
+        self.fake.bounce(|bounce| bounce.lent()).unwrap_or(0)
+    }
+
+    /// Ends the mappings; returns whether each was found.
+    fn end(&mut self) -> bool {
+        let mut ended = true;
+        for (handle, direction) in self.made.drain_all() {
+            let end =
+                |bounce: &crate::bounce::Bounce| bounce.unmap(handle, BUFFER, direction, true);
+            ended &= self.fake.bounce(end) == Some(true);
+        }
+        ended
+    }
 }
 
 /// The number of pools in use.
@@ -161,6 +231,112 @@ mod cases {
         assert_eq!(blamed(&one), Some(0));
         assert!(blamed(&other) > Some(0));
         works(&one, 1, false)?;
+        one.unbind();
+        other.unbind();
+        Ok(())
+    }
+
+    #[test]
+    fn full_lease_is_lent_more() -> Result {
+        // R35.
+        let pool = Pool::new(POOL_BYTES)?;
+        let fake = device(&pool, BIT)?;
+        fake.bind()?;
+        let leased = lease(&fake).ok_or(EINVAL)?.bytes as usize;
+        let mut mappings = Mappings::new(&fake)?;
+        mappings.fill();
+        let loan = mappings.lent();
+        assert!(loan > 0);
+        let before = fake.bounce(|bounce| bounce.usage().pool_bytes);
+        assert_eq!(before, Some(leased + loan));
+        // Data goes there, and comes back from there.
+        let handle = mappings.map(FromDevice).ok_or(ENOMEM)?;
+        let at = (handle - pool.start()) as usize;
+        assert!(at >= leased && at + BUFFER <= POOL_BYTES);
+        pool.with(|bytes| bytes[at..at + BUFFER].fill(0x77));
+        fake.bounce(|bounce| bounce.sync_for_cpu(handle, BUFFER / 2, FromDevice));
+        assert!(mappings.buffer[..BUFFER / 2]
+            .iter()
+            .all(|byte| *byte == 0x77));
+        assert!(mappings.buffer[BUFFER / 2..]
+            .iter()
+            .all(|byte| *byte == 0x5a));
+        fake.bounce(|bounce| bounce.unmap(handle, BUFFER, FromDevice, false));
+        assert!(mappings.buffer.iter().all(|byte| *byte == 0x77));
+        let _ = mappings.made.pop();
+
+        mappings.fill_all();
+        // As long a lease is left for another.
+        assert!(mappings.lent() > loan && 2 * leased + mappings.lent() <= POOL_BYTES);
+        assert!(mappings.end());
+        assert_eq!(fake.bounce(|bounce| bounce.counters().bad_handle), Some(0));
+        works(&fake, 1, false)?;
+        fake.unbind();
+        assert_eq!(open_pools(), 0);
+        // What lay there is wiped, too.
+        assert!(pool.with(|bytes| bytes[at..at + BUFFER].iter().all(|byte| *byte == 0)));
+        Ok(())
+    }
+
+    #[test]
+    fn whoever_takes_all_leaves_their_leases_to_the_others() -> Result {
+        // R35.
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        let other = device(&pool, BIT)?;
+        let third = device(&pool, BIT)?;
+        one.bind()?;
+        other.bind()?;
+        let mut mappings = Mappings::new(&one)?;
+        mappings.fill_all();
+        assert!(mappings.lent() > 0);
+        let live = one.bounce(|bounce| bounce.live());
+        works(&other, 1, false)?;
+        third.bind()?;
+        assert!(lies_in(&pool, &lease(&third).ok_or(EINVAL)?));
+        works(&third, 1, false)?;
+        // Whatever they name, the mappings of the first stay.
+        for offset in (0..POOL_BYTES as u64).step_by(BUFFER) {
+            other.unmap_unknown(pool.start() + offset, BUFFER);
+        }
+        assert_eq!(one.bounce(|bounce| bounce.live()), live);
+        assert_eq!(one.bounce(|bounce| bounce.counters().bad_handle), Some(0));
+        assert!(mappings.end());
+        third.unbind();
+        other.unbind();
+        one.unbind();
+        assert_eq!(open_pools(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn loans_change_hands() -> Result {
+        // R35.
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        let other = device(&pool, BIT)?;
+        one.bind()?;
+        other.bind()?;
+        let (mut many, mut few) = (Mappings::new(&one)?, Mappings::new(&other)?);
+        many.fill_all();
+        let most = many.lent();
+        few.fill();
+        // Nothing is free. What was closed for this is still in use.
+        assert_eq!((many.lent(), few.lent()), (most, 0));
+        assert!(many.end());
+        few.fill();
+        assert!(many.lent() < most && few.lent() > 0);
+        let handle = few.map(ToDevice).ok_or(ENOMEM)?;
+        // To the one it is gone.
+        one.unmap_unknown(handle, BUFFER);
+        assert_eq!(one.bounce(|bounce| bounce.counters().bad_handle), Some(1));
+        assert!(few.end());
+        works(&other, 1, false)?;
+        // For a newcomer all that is idle is there.
+        let third = device(&pool, BIT)?;
+        third.bind()?;
+        assert_eq!((many.lent(), few.lent()), (0, 0));
+        third.unbind();
         one.unbind();
         other.unbind();
         Ok(())

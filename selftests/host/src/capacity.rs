@@ -32,6 +32,7 @@ impl Platform for Counting {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;
+    type Shared<T> = std::sync::Arc<T>;
     type Store = Endless;
 
     fn list<T: Unpin>(

@@ -32,6 +32,8 @@ mod documented;
 #[cfg(all(test, feature = "pool"))]
 mod capacity;
 #[cfg(all(test, feature = "pool"))]
+mod loans;
+#[cfg(all(test, feature = "pool"))]
 mod model;
 #[cfg(all(test, feature = "pool"))]
 mod reuse;

@@ -29,6 +29,7 @@ impl<const BYTES: usize> Platform for Pages<BYTES> {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;
+    type Shared<T> = std::sync::Arc<T>;
     type Store = Endless;
 
     fn list<T: Unpin>(
@@ -70,6 +71,7 @@ impl Platform for Poor {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = Mutex<T>;
     type Table = Box<Table>;
+    type Shared<T> = std::sync::Arc<T>;
     type Store = Empty;
 
     fn list<T: Unpin>(

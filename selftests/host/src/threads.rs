@@ -30,7 +30,7 @@ use crate::pool::PAGE;
 use crate::pool::SMALLEST;
 
 /// A process whose locks loom schedules.
-struct Loom;
+pub(crate) struct Loom;
 
 impl<T> Lock<T> for loom::sync::Mutex<T> {
     fn lock(&self) -> impl DerefMut<Target = T> {
@@ -44,6 +44,7 @@ impl Platform for Loom {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = loom::sync::Mutex<T>;
     type Table = Box<Table>;
+    type Shared<T> = std::sync::Arc<T>;
     type Store = Endless;
 
     fn list<T: Unpin>(
@@ -293,6 +294,7 @@ impl Platform for Watched {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = WatchedLock<T>;
     type Table = Box<Table>;
+    type Shared<T> = std::sync::Arc<T>;
     type Store = Endless;
 
     fn list<T: Unpin>(

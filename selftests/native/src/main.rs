@@ -105,6 +105,7 @@ impl Platform for Spinning {
     type List<T: Unpin> = Box<[T]>;
     type Lock<T: Unpin> = spin::Mutex<T>;
     type Table = Box<Table>;
+    type Shared<T> = std::sync::Arc<T>;
     type Store = Endless;
 
     fn list<T: Unpin>(
