@@ -239,7 +239,7 @@ impl<P: Platform> Pool<P> {
                     (pages / PAGES_FOR_CACHED).min(CACHED_RUNS),
                     store.clone(),
                 )?)?,
-                counters: Counters::new(pages),
+                counters: Counters::default(),
                 base: placement.first_page(i) * PAGE,
             })
         })?;
@@ -561,7 +561,7 @@ impl<P: Platform> Pool<P> {
         for i in self.placement.others(self.placement.home(|| cpu, 1)) {
             let locked = &self.areas[i];
             let mut area = locked.area.lock();
-            area.coalesce(&locked.counters);
+            area.coalesce();
             match area.alloc(pages, &locked.counters) {
                 Ok(offset) => return Ok(locked.base + offset),
                 Err(why) => held_back |= why == AreaError::HeldBack,
@@ -625,6 +625,13 @@ impl<P: Platform> Pool<P> {
         own.max(lent) as usize * PAGE
     }
 
+    /// The longest free run that can be had without coalescing what is cached, bytes, for a test.
+    #[cfg(any(test, CONFIG_KUNIT))]
+    pub(crate) fn longest_uncached(&self) -> usize {
+        let longest = |locked: &LockedArea<P>| locked.area.lock().runs.longest();
+        self.areas.iter().map(longest).max().unwrap_or(0) as usize * PAGE
+    }
+
     /// Lets the high-water mark start again from what is in use now.
     pub(crate) fn reset_hiwater(&self) {
         for locked in self.areas.iter() {
@@ -636,16 +643,18 @@ impl<P: Platform> Pool<P> {
         }
     }
 
-    /// Draws the areas for debugfs, without loans: one line each. Takes no lock.
+    /// Draws the areas for debugfs, without loans: one line each. Locks one after the other.
     pub(crate) fn picture(&self, f: &mut impl fmt::Write) -> fmt::Result {
         picture::draw(
             f,
             self.areas.iter().enumerate().map(|(i, locked)| {
                 let mut stats = Stats::default();
                 stats.add(&locked.counters);
+                let largest_free = locked.area.lock().runs.longest_joined() as usize * PAGE;
                 Row {
                     base: locked.base,
                     bytes: self.placement.pages(i) * PAGE,
+                    largest_free,
                     stats,
                 }
             }),
@@ -878,7 +887,7 @@ mod tests {
             assert_eq!(mapped, first);
         }
         assert_eq!(pool.free(ring, GUEST_PAGE), Ok(()));
-        assert_eq!(pool.stats().largest_free_bytes, 512 << 10);
+        assert_eq!(pool.longest_uncached(), 512 << 10);
         Ok(())
     }
 
@@ -905,7 +914,7 @@ mod tests {
         assert_eq!(pool.free(first, 1734), Ok(()));
         pool.rings(|_, _| unreachable!());
         assert_eq!(pool.stats().reserved_bytes, 0);
-        assert_eq!(pool.stats().largest_free_bytes, 16 * GUEST_PAGE);
+        assert_eq!(pool.longest_uncached(), 16 * GUEST_PAGE);
         Ok(())
     }
 

@@ -187,13 +187,7 @@ impl<P: Platform> Area<P> {
 
     /// Takes a run of `pages` pages and accounts it to a direction.
     #[inline(always)]
-    fn take_run(
-        &mut self,
-        pages: u32,
-        writes: bool,
-        tiny: bool,
-        counters: &Counters,
-    ) -> Result<usize, AreaError> {
+    fn take_run(&mut self, pages: u32, writes: bool, tiny: bool) -> Result<usize, AreaError> {
         let accounted = self.accounted[usize::from(writes)] + pages;
         if accounted <= self.limit[usize::from(tiny)] {
             if let Some(start) = self.runs.take_cached(pages) {
@@ -201,32 +195,25 @@ impl<P: Platform> Area<P> {
                 return Ok(start as usize);
             }
         }
-        self.cut_run(pages, writes, tiny, counters)
+        self.cut_run(pages, writes, tiny)
     }
 
     /// Takes a run of `pages` pages where no cached one can be taken as it is.
     // Returns a `usize`, as wide as the error, so that the result is returned in registers.
     #[inline(never)]
-    fn cut_run(
-        &mut self,
-        pages: u32,
-        writes: bool,
-        tiny: bool,
-        counters: &Counters,
-    ) -> Result<usize, AreaError> {
+    fn cut_run(&mut self, pages: u32, writes: bool, tiny: bool) -> Result<usize, AreaError> {
         let direction = usize::from(writes);
         let limit = self.limit[usize::from(tiny)];
         if self.accounted[direction] + pages > limit {
-            self.close_empty(counters);
+            self.close_empty();
             if self.accounted[direction] + pages > limit {
                 return Err(AreaError::HeldBack);
             }
         }
         let start = self.runs.cut(pages).or_else(|| {
-            self.close_empty(counters);
+            self.close_empty();
             self.runs.cut_joined(pages)
         });
-        counters.set_longest(self.runs.longest());
         let start = start.ok_or(AreaError::Space)?;
         self.accounted[direction] += pages;
         Ok(start as usize)
@@ -234,17 +221,9 @@ impl<P: Platform> Area<P> {
 
     /// Releases a run of `pages` pages, whose state the caller has made [`State::Cached`].
     #[inline(always)]
-    pub(super) fn release_run(
-        &mut self,
-        start: u32,
-        pages: u32,
-        writes: bool,
-        counters: &Counters,
-    ) {
+    pub(super) fn release_run(&mut self, start: u32, pages: u32, writes: bool) {
         self.accounted[usize::from(writes)] -= pages;
-        if self.runs.release(start, pages) {
-            counters.set_longest(self.runs.longest());
-        }
+        self.runs.release(start, pages);
     }
 
     #[inline(always)]
@@ -268,7 +247,7 @@ impl<P: Platform> Area<P> {
     #[inline(always)]
     fn map_run(&mut self, request: &Request, counters: &Counters) -> Result<usize, AreaError> {
         let pages = request.pages();
-        let start = self.take_run(pages, is_written(request.direction), false, counters)?;
+        let start = self.take_run(pages, is_written(request.direction), false)?;
         Ok(self.set_mapping(start, pages, request, counters))
     }
 
@@ -335,7 +314,7 @@ impl<P: Platform> Area<P> {
         kind: Kind,
         counters: &Counters,
     ) -> Result<usize, AreaError> {
-        let page = self.take_run(1, is_written(kind.direction()), kind.is_tiny(), counters)?;
+        let page = self.take_run(1, is_written(kind.direction()), kind.is_tiny())?;
         let table = &mut self.tables[page];
         if table.is_none() {
             *table = match self.spares.checked_sub(1) {
@@ -359,7 +338,7 @@ impl<P: Platform> Area<P> {
 
     /// Makes a page of free slots, which stands in its list, a free page.
     #[inline(never)]
-    pub(super) fn close(&mut self, page: u32, kind: Kind, counters: &Counters) {
+    pub(super) fn close(&mut self, page: u32, kind: Kind) {
         self.partial[kind.index()].remove(&mut self.runs.pages, page);
         // A table for which there is no place stays where it is, for when the page is cut again: to
         // free memory can take the kernel a hundred thousand instructions.
@@ -368,12 +347,12 @@ impl<P: Platform> Area<P> {
             self.spares += 1;
         }
         self.runs.pages[page as usize].state = State::Cached { pages: 1 };
-        self.release_run(page, 1, is_written(kind.direction()), counters);
+        self.release_run(page, 1, is_written(kind.direction()));
     }
 
     /// Makes free pages of the pages of slots that are kept though they are empty.
     #[inline(never)]
-    fn close_empty(&mut self, counters: &Counters) {
+    fn close_empty(&mut self) {
         while self.empty != 0 {
             let list = self.empty.trailing_zeros() as usize;
             self.empty &= self.empty - 1;
@@ -382,7 +361,7 @@ impl<P: Platform> Area<P> {
             };
             if let State::Slots(slots) = &self.runs.pages[page as usize].state {
                 if slots.is_empty() {
-                    self.close(page, slots.kind(), counters);
+                    self.close(page, slots.kind());
                 }
             }
         }
@@ -390,10 +369,9 @@ impl<P: Platform> Area<P> {
 
     /// Coalesces what is free but cached: runs of pages, and of each kind at most one page of free
     /// slots.
-    pub(super) fn coalesce(&mut self, counters: &Counters) {
-        self.close_empty(counters);
+    pub(super) fn coalesce(&mut self) {
+        self.close_empty();
         self.runs.coalesce_cached();
-        counters.set_longest(self.runs.longest());
     }
 
     /// Takes `pages` whole pages for a ring; returns their offset in bytes.
@@ -408,7 +386,6 @@ impl<P: Platform> Area<P> {
         self.runs.pages[start as usize].state = State::Ring { pages };
         self.ring_pages = rings;
         self.set_limits();
-        counters.set_longest(self.runs.longest());
         counters.ring_taken(pages as usize * PAGE);
         Ok(start as usize * PAGE)
     }
@@ -449,7 +426,6 @@ impl<P: Platform> Area<P> {
                 self.runs.release_ring(page, pages);
                 self.ring_pages -= pages;
                 self.set_limits();
-                counters.set_longest(self.runs.longest());
                 counters.ring_released(pages as usize * PAGE);
                 Ok(())
             }

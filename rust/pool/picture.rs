@@ -15,6 +15,8 @@ pub(super) struct Row {
     pub(super) base: usize,
     /// Bytes in the area.
     pub(super) bytes: usize,
+    /// The longest run that could be mapped in it, bytes.
+    pub(super) largest_free: usize,
     /// The area's own counters.
     pub(super) stats: Stats,
 }
@@ -25,7 +27,10 @@ pub(super) fn draw(f: &mut impl fmt::Write, rows: impl Iterator<Item = Row>) -> 
         f,
         "area      offset  KiB  [# mappings  R rings  . free]          maps live   used hiwater largest free (KiB)"
     )?;
-    for (i, Row { base, bytes, stats }) in rows.enumerate() {
+    for (i, row) in rows.enumerate() {
+        let Row {
+            base, bytes, stats, ..
+        } = row;
         // Rounded up: what there is shows.
         let rings = (stats.reserved_bytes * WIDTH + bytes - 1)
             .checked_div(bytes)
@@ -51,7 +56,7 @@ pub(super) fn draw(f: &mut impl fmt::Write, rows: impl Iterator<Item = Row>) -> 
             stats.live,
             stats.used_bytes >> 10,
             stats.hiwater_bytes >> 10,
-            stats.largest_free_bytes >> 10
+            row.largest_free >> 10
         )?;
     }
     Ok(())

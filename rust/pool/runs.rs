@@ -227,8 +227,6 @@ pub(super) struct Runs<P: Platform> {
     /// Which lists have a run in them, and which words of that are not zero.
     bitmap: [u64; BITMAP],
     words: u32,
-    /// The length of the longest free run, pages.
-    longest: u32,
     /// How many more runs may be cached.
     cache_room: u32,
     /// Since a run was last released, a request for so many pages found none that is long enough,
@@ -262,7 +260,6 @@ impl<P: Platform> Runs<P> {
             lists,
             bitmap: [0; BITMAP],
             words: 0,
-            longest: 0,
             cache_room,
             refused_from: NONE,
             cached_lengths: 0,
@@ -273,12 +270,6 @@ impl<P: Platform> Runs<P> {
         runs.mark_free(0, all);
         runs.link(0, all);
         runs
-    }
-
-    /// The length of the longest free run, pages.
-    #[inline]
-    pub(super) fn longest(&self) -> u32 {
-        self.longest
     }
 
     #[inline]
@@ -296,7 +287,6 @@ impl<P: Platform> Runs<P> {
     /// Puts a free run of `pages` pages into its list.
     #[inline(never)]
     fn link(&mut self, start: u32, pages: u32) {
-        self.longest = self.longest.max(pages);
         let list = list_of(pages);
         if self.lists[list as usize].push(&mut self.pages, start) {
             let word = list / u64::BITS;
@@ -316,9 +306,6 @@ impl<P: Platform> Runs<P> {
                 self.words &= !(1 << word);
             }
         }
-        if pages == self.longest {
-            self.longest = self.find_longest();
-        }
     }
 
     /// The length of a free run is now `now` pages, not `was`; it begins where it did.
@@ -328,14 +315,12 @@ impl<P: Platform> Runs<P> {
         if list_of(was) != list_of(now) {
             self.unlink(start, was);
             self.link(start, now);
-        } else if now > self.longest {
-            self.longest = now;
-        } else if was == self.longest {
-            self.longest = self.find_longest();
         }
     }
 
-    fn find_longest(&self) -> u32 {
+    /// The length of the longest free run, pages, without what is cached. Of runs that are too long
+    /// for a list of their own, one that is longer by less than an eighth may be overlooked.
+    pub(super) fn longest(&self) -> u32 {
         let Some(word) = self.words.checked_ilog2() else {
             return 0;
         };
@@ -431,23 +416,23 @@ impl<P: Platform> Runs<P> {
     }
 
     /// Releases the run of `pages` pages that begins at `start`, whose state the caller has made
-    /// [`State::Cached`]; returns whether that changed what is free and not cached.
+    /// [`State::Cached`].
     #[inline(always)]
-    pub(super) fn release(&mut self, start: u32, pages: u32) -> bool {
+    pub(super) fn release(&mut self, start: u32, pages: u32) {
         self.refused_from = NONE;
         let Some(fifo) = self.cached.get_mut(pages as usize - 1) else {
             self.coalesce(start, pages);
-            return true;
+            return;
         };
         if fifo.push(&mut self.pages, start) {
             self.cached_lengths |= 1 << (pages - 1);
         }
-        if let Some(rest) = self.cache_room.checked_sub(1) {
-            self.cache_room = rest;
-            return false;
+        match self.cache_room.checked_sub(1) {
+            Some(rest) => self.cache_room = rest,
+            None => {
+                self.coalesce_one();
+            }
         }
-        self.coalesce_one();
-        true
     }
 
     /// Coalesces one of the cached runs, of each length in turn: lengths that are not asked for any
@@ -570,7 +555,7 @@ impl<P: Platform> Runs<P> {
 
     /// The longest run that there would be if the cached ones were coalesced, pages.
     pub(super) fn longest_joined(&self) -> u32 {
-        let mut longest = self.longest;
+        let mut longest = self.longest();
         self.find_stretch(|len| {
             longest = longest.max(len);
             false

@@ -13,8 +13,7 @@ use core::sync::atomic::{
 
 use super::mapping::{
     BadHandle,
-    Refusal,
-    PAGE, //
+    Refusal, //
 };
 
 /// The counters of one area.
@@ -26,7 +25,6 @@ pub(super) struct Counters {
     unmaps: AtomicUsize,
     used: AtomicUsize,
     hiwater: AtomicUsize,
-    longest: AtomicUsize,
     bytes_in: AtomicUsize,
     bytes_out: AtomicUsize,
     syncs: AtomicUsize,
@@ -46,14 +44,6 @@ fn add(counter: &AtomicUsize, n: usize) -> usize {
 }
 
 impl Counters {
-    /// Of an empty area whose longest free run is `longest` pages.
-    pub(super) fn new(longest: usize) -> Self {
-        Self {
-            longest: AtomicUsize::new(longest),
-            ..Self::default()
-        }
-    }
-
     /// A mapping that takes `bytes`, of which `bytes_in` are for the device to read.
     #[inline(always)]
     pub(super) fn mapped(&self, bytes: usize, bytes_in: usize) {
@@ -86,11 +76,6 @@ impl Counters {
         add(&self.syncs, done.into());
     }
 
-    #[inline(always)]
-    pub(super) fn set_longest(&self, pages: u32) {
-        self.longest.store(pages as usize, Relaxed);
-    }
-
     pub(super) fn ring_taken(&self, bytes: usize) {
         add(&self.allocs, 1);
         add(&self.reserved, bytes);
@@ -112,12 +97,6 @@ impl Counters {
     /// Forgets how much was in use; under the lock.
     pub(super) fn reset_hiwater(&self) {
         self.hiwater.store(self.used.load(Relaxed), Relaxed);
-    }
-
-    /// The longest free run, pages.
-    #[inline]
-    pub(super) fn longest(&self) -> usize {
-        self.longest.load(Relaxed)
     }
 
     // These two happen outside the lock, and seldom.
@@ -166,10 +145,6 @@ pub(crate) struct Stats {
     /// keeps its own mark, and this is their sum: exact in a pool of one area; otherwise no less
     /// than the true peak, and more than it if the areas were not at theirs at the same time.
     pub(crate) hiwater_bytes: usize,
-    /// The longest run of free pages, in bytes, that lies in one area and can be had without
-    /// coalescing what is cached. Beyond 64 MiB of free runs longer than 2 MiB, one that is longer
-    /// by less than an eighth may be overlooked.
-    pub(crate) largest_free_bytes: usize,
     /// Requests refused because they were for no bytes at all.
     pub(crate) refused_empty: usize,
     /// Requests refused because they were larger than [`largest_mapping`].
@@ -211,7 +186,6 @@ impl Stats {
         self.rings += allocs.saturating_sub(frees);
         self.reserved_bytes += read(&area.reserved);
         self.hiwater_bytes += read(&area.hiwater);
-        self.largest_free_bytes = self.largest_free_bytes.max(area.longest() * PAGE);
         self.refused_empty += read(&area.refused[Refusal::Empty as usize]);
         self.refused_too_large += read(&area.refused[Refusal::TooLarge as usize]);
         self.refused_full += read(&area.refused[Refusal::Full as usize]);
@@ -240,7 +214,7 @@ mod tests {
 
     #[test]
     fn every_area_is_in_every_sum() {
-        let (one, two) = (Counters::new(3), Counters::new(2));
+        let (one, two) = (Counters::default(), Counters::default());
         for area in [&one, &two, &two] {
             area.mapped(4096, 100);
             area.mapped(8192, 0);
@@ -285,7 +259,6 @@ mod tests {
             reserved_bytes: 3 * 16384,
             // Of each when it was at its fullest.
             hiwater_bytes: (4096 + 16384 + 8192) + (2 * (4096 + 16384) + 8192),
-            largest_free_bytes: 3 * PAGE,
             refused_empty: 3,
             refused_too_large: 6,
             refused_full: 9,

@@ -167,7 +167,7 @@ impl<P: Platform> Area<P> {
             if PageList::is_only(&self.runs.pages, page) {
                 self.empty |= 1 << kind.index();
             } else {
-                self.close(page, kind, counters);
+                self.close(page, kind);
             }
         }
         // Last, so that little has to be kept meanwhile; the lock keeps the room.
@@ -217,7 +217,7 @@ impl<P: Platform> Area<P> {
     #[inline(always)]
     fn release(&mut self, mapping: &Mapping, pages: u32, bytes_out: usize, counters: &Counters) {
         let page = (mapping.offset / PAGE) as u32;
-        self.release_run(page, pages, is_written(mapping.direction), counters);
+        self.release_run(page, pages, is_written(mapping.direction));
         counters.unmapped(pages as usize * PAGE, bytes_out);
     }
 
@@ -228,7 +228,7 @@ impl<P: Platform> Area<P> {
     pub(super) fn unmap_all(&mut self, counters: &Counters) -> usize {
         // From here on the length of each stretch of pages is known from its first page: none is a
         // cached run but those that are released below, which lie before `page`.
-        self.coalesce(counters);
+        self.coalesce();
         let mut ended = 0;
         let mut page = 0;
         while let Some(at) = self.runs.pages.get_mut(page as usize) {
@@ -237,7 +237,7 @@ impl<P: Platform> Area<P> {
                     pages, direction, ..
                 } => {
                     at.state = State::Cached { pages };
-                    self.release_run(page, pages, is_written(direction), counters);
+                    self.release_run(page, pages, is_written(direction));
                     counters.unmapped(pages as usize * PAGE, 0);
                     ended += 1;
                     pages
@@ -254,7 +254,7 @@ impl<P: Platform> Area<P> {
                 State::FreeEnd { .. } | State::Inside => 1,
             };
         }
-        self.coalesce(counters);
+        self.coalesce();
         ended
     }
 
@@ -280,7 +280,7 @@ impl<P: Platform> Area<P> {
         if was_full && list.first() != Some(page) {
             list.push(&mut self.runs.pages, page);
         }
-        self.close(page, kind, counters);
+        self.close(page, kind);
         ended
     }
 

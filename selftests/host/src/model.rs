@@ -360,8 +360,7 @@ impl<P: Platform> Model<P> {
         }
         // Nothing is cached, so this is exact.
         let longest = self.areas.iter().map(|area| self.longest(area)).max();
-        let stats = self.pool.stats();
-        assert_eq!(stats.largest_free_bytes, longest.unwrap() * PAGE);
+        assert_eq!(self.pool.longest_uncached(), longest.unwrap() * PAGE);
         self.check_all();
     }
 
@@ -504,7 +503,7 @@ impl<P: Platform> Model<P> {
     /// All that takes long.
     fn check_all(&self) {
         let longest = self.areas.iter().map(|area| self.longest(area)).max();
-        assert!(self.pool.stats().largest_free_bytes <= longest.unwrap() * PAGE);
+        assert!(self.pool.longest_uncached() <= longest.unwrap() * PAGE);
         let taken: usize = self.taken.values().map(|taken| taken.n).sum();
         assert_eq!(taken, self.map.iter().filter(|&&taken| taken).count());
         for area in &self.areas {
@@ -553,7 +552,7 @@ impl<P: Platform> Model<P> {
         let ring = self.pool.alloc(0, 1).unwrap();
         self.pool.free(ring, 1).unwrap();
         let stats = self.pool.stats();
-        assert_eq!(stats.largest_free_bytes, self.areas[0].len() * PAGE);
+        assert_eq!(self.pool.longest_uncached(), self.areas[0].len() * PAGE);
         assert_eq!(stats.used_bytes + stats.reserved_bytes, 0);
     }
 }

@@ -17,7 +17,7 @@ use crate::pool::PAGE;
 
 /// Pages.
 fn longest_free(pool: &Pool<Process>) -> usize {
-    pool.stats().largest_free_bytes / PAGE
+    pool.longest_uncached() / PAGE
 }
 
 fn map(pool: &Pool<Process>, pages: usize, direction: Direction) -> usize {
