@@ -168,6 +168,7 @@ impl Bounce {
         let loans = lender.as_ref().map(|lender| lender.loans().clone());
         let pool = Pool::with_loans(region.bytes(), cpus, loans).map_err(|_| ENOMEM)?;
         let limits = Limits::new(kind, region.room(), pool.largest_mapping(), 1);
+        let log = DeferredLog::new(dev)?;
         let lender = match lender {
             Some(lender) => {
                 let key = kernel::static_lock_class!();
@@ -187,7 +188,7 @@ impl Bounce {
             max_mapping: Atomic::new(limits.max_mapping),
             queues: Atomic::new(0),
             features: Atomic::new(0),
-            log: DeferredLog::new(dev)?,
+            log,
         })
     }
 
@@ -361,13 +362,41 @@ impl Bounce {
         }
     }
 
+    /// Fills a mapping that was made just now.
+    #[inline(always)]
+    fn fill(&self, phys: u64, offset: usize, len: usize, direction: Direction) {
+        if direction == Direction::FromDevice && len >= self.shortest_cleared {
+            self.clear(offset, len);
+        } else {
+            self.copy_in(phys, offset, len);
+        }
+    }
+
+    /// Maps in a loan what was refused elsewhere.
+    #[cold]
+    #[inline(never)]
+    fn map_in_loans(
+        &self,
+        phys: u64,
+        len: usize,
+        direction: Direction,
+        refusal: Refusal,
+    ) -> Option<Handle> {
+        let fill = |offset| self.fill(phys, offset, len, direction);
+        self.pool
+            .map_in_loans(refusal, len, phys, direction.into(), fill)
+            .inspect_err(|refusal| self.refused(len, *refusal))
+            .map(|offset| self.address(offset))
+            .ok()
+    }
+
     /// Asks for a loan if that can help, and complains that a mapping did not fit if there is none.
     #[cold]
     fn refused(&self, len: usize, refusal: Refusal) {
-        let lender = self.lender.as_ref().filter(|lender| lender.helps(len));
+        let lender = self.lender.as_ref().filter(|_| len <= pool::COPY_CHUNK);
         if let (Some(lender), Refusal::Full | Refusal::HeldBack) = (lender, refusal) {
             lender.queue();
-            // There is room in a moment.
+            // There is room in a moment, as a rule.
             if !lender.is_short() {
                 return;
             }
@@ -438,17 +467,10 @@ impl Map for Bounce {
             .map_near(|| self.cpu(), len, phys, direction.into())
         {
             Ok(offset) => {
-                if direction == Direction::FromDevice && len >= self.shortest_cleared {
-                    self.clear(offset, len);
-                } else {
-                    self.copy_in(phys, offset, len);
-                }
+                self.fill(phys, offset, len, direction);
                 Some(self.address(offset))
             }
-            Err(refusal) => {
-                self.refused(len, refusal);
-                None
-            }
+            Err(refusal) => self.map_in_loans(phys, len, direction, refusal),
         }
     }
 

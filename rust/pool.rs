@@ -34,7 +34,8 @@
 //! the pool is the shared area, which serves requests whose home is full, and all that are longer
 //! than a quarter of a home; the other half is divided into homes of 256 KiB or more. The shared
 //! area bounds the longest mapping, for any number of CPUs. When home and shared area are full, the
-//! other homes are tried before a request is refused; and at last the loans, if there are any.
+//! other homes are tried before a request is refused. What is refused and has 64 KiB at most may find
+//! room in a loan.
 //!
 //! # What a mapping may rely on
 //!
@@ -154,6 +155,7 @@ pub(crate) use self::{
         Mapping,
         Refusal,
         Transfer,
+        COPY_CHUNK,
         PAGE, //
     },
     stats::Stats, //
@@ -298,6 +300,7 @@ impl<P: Platform> Pool<P> {
         direction: Direction,
     ) -> Result<usize, Refusal> {
         self.map_near(|| cpu, len, orig, direction)
+            .or_else(|why| self.map_in_loans(why, len, orig, direction, |_| {}))
     }
 
     /// Finds room for the `len` bytes at `orig` in an area near `cpu`, which is asked only if there
@@ -306,7 +309,8 @@ impl<P: Platform> Pool<P> {
     ///
     /// # Errors
     ///
-    /// Those of [`Refusal`]; all are counted.
+    /// Those of [`Refusal`]; all are counted, but those for want of room if there may be loans:
+    /// [`Pool::map_in_loans`] counts these.
     #[inline(always)]
     pub(crate) fn map_near(
         &self,
@@ -381,13 +385,50 @@ impl<P: Platform> Pool<P> {
                 Err(why) => held_back |= why == AreaError::HeldBack,
             }
         }
-        if let Some(loans) = &self.loans {
-            match loans.map(&request) {
+        match (&self.loans, held_back) {
+            (None, _) => Err(self.refuse(home, held_back)),
+            // Counted if the loans have no room either.
+            (Some(_), true) => Err(Refusal::HeldBack),
+            (Some(_), false) => Err(Refusal::Full),
+        }
+    }
+
+    /// Finds room in a loan for a mapping that [`Pool::map_near`] has refused, and calls `fill` with
+    /// its offset, which it returns, before anyone can end the mapping.
+    ///
+    /// # Errors
+    ///
+    /// `refusal`, or that of the loans; all are counted.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn map_in_loans(
+        &self,
+        refusal: Refusal,
+        len: usize,
+        orig: u64,
+        direction: Direction,
+        fill: impl FnOnce(usize),
+    ) -> Result<usize, Refusal> {
+        let Some(loans) = &self.loans else {
+            return Err(refusal);
+        };
+        if matches!(refusal, Refusal::Empty | Refusal::TooLarge) {
+            return Err(refusal);
+        }
+        let request = Request {
+            orig,
+            len,
+            direction,
+        };
+        let mut held_back = refusal == Refusal::HeldBack;
+        // What is filled under the lock is bounded.
+        if len <= COPY_CHUNK {
+            match loans.map(&request, fill) {
                 Ok(offset) => return Ok(offset),
                 Err(why) => held_back |= why == AreaError::HeldBack,
             }
         }
-        Err(self.refuse(home, held_back))
+        Err(self.refuse(0, held_back))
     }
 
     /// Syncs the `len` bytes at `offset`, which may lie inside a mapping.

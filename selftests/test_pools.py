@@ -206,7 +206,8 @@ class TestLoans:
         lent, leased = int(state["lent_bytes"]), int(state["region_bytes"])
         assert lent > 0
         counters = numbers(run.boot.fact("lent-counters"))
-        assert counters["pool_bytes"] == leased + lent
+        # More may have been lent between the two files.
+        assert counters["pool_bytes"] >= leased + lent
 
     def test_parts_are_apart(self, run: Run) -> None:
         pool, *lines = run.boot.fact("lent-pools").splitlines()

@@ -182,15 +182,34 @@ impl<P: Platform> Loans<P> {
         }
     }
 
+    /// Whether there can be one more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.slots.iter().any(|slot| slot.loan.lock().is_none())
+    }
+
+    /// Whether the loan that begins at `base` is closed.
+    pub(crate) fn is_closed(&self, base: usize) -> bool {
+        let is_it = |loan: &Loan<P>| loan.base == base && loan.closed;
+        let mut slots = self.slots.iter();
+        slots.any(|slot| slot.loan.lock().as_ref().is_some_and(is_it))
+    }
+
     /// How many are open.
     pub(crate) fn open(&self) -> usize {
         let is_open = |slot: &&Slot<P>| slot.loan.lock().as_ref().is_some_and(|loan| !loan.closed);
         self.slots.iter().filter(is_open).count()
     }
 
-    /// Maps in the first open loan that has room; returns the offset from the beginning of the
-    /// lease.
-    pub(super) fn map(&self, request: &Request) -> Result<usize, AreaError> {
+    /// Maps in the first open loan that has room, and calls `fill` with the offset from the
+    /// beginning of the lease, which it returns.
+    ///
+    /// `fill` is called under the lock: the device may have another queue end the mapping at once,
+    /// and the loan may have another owner then.
+    pub(super) fn map(
+        &self,
+        request: &Request,
+        fill: impl FnOnce(usize),
+    ) -> Result<usize, AreaError> {
         let mut error = AreaError::Space;
         for slot in self.slots.iter() {
             let mut loan = slot.loan.lock();
@@ -198,7 +217,11 @@ impl<P: Platform> Loans<P> {
                 continue;
             };
             match loan.area.map(request, &slot.counters) {
-                Ok(offset) => return Ok(loan.base.wrapping_add(offset)),
+                Ok(offset) => {
+                    let offset = loan.base.wrapping_add(offset);
+                    fill(offset);
+                    return Ok(offset);
+                }
                 Err(AreaError::HeldBack) => error = AreaError::HeldBack,
                 Err(AreaError::Space) => {}
             }
@@ -231,24 +254,14 @@ impl<P: Platform> Loans<P> {
         wanted: bool,
         copy: &mut dyn FnMut(&Mapping),
     ) -> Option<Result<(), BadHandle>> {
-        let answer = self.with(offset, |base, area, counters| {
+        self.with(offset, |base, area, counters| {
             let mut copy = |chunk: &Mapping| copy(&chunk.moved(base));
-            area.unmap(offset.wrapping_sub(base), len, wanted, counters, &mut copy)
-                .map_err(|why| counters.bad(why))
-        })?;
-        let unmapping = match answer {
-            Ok(unmapping) => unmapping,
-            Err(why) => return Some(Err(why)),
-        };
-        if let Some(mut unmapping) = unmapping {
-            // A loan is not taken back before the last mapping in it is over.
-            while self.with(offset, |base, area, counters| {
-                let mut copy = |chunk: &Mapping| copy(&chunk.moved(base));
-                area.copy_next(&mut unmapping, counters, &mut copy)
-            }) == Some(false)
-            {}
-        }
-        Some(Ok(()))
+            match area.unmap(offset.wrapping_sub(base), len, wanted, counters, &mut copy) {
+                // Whole: nothing in a loan is longer than what is copied at once.
+                Ok(_) => Ok(()),
+                Err(why) => Err(counters.bad(why)),
+            }
+        })
     }
 
     /// Syncs the next chunk, as [`Area::sync_next`]; `None` if `offset` is outside.

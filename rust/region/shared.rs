@@ -10,7 +10,7 @@
 //! give a lease back, while loans change hands: what is idle goes to whoever asks, and who has most
 //! of them is asked to end one if there is nothing else.
 //!
-//! All functions may sleep. The lock is taken after all others but those of loans.
+//! All functions may sleep but where they say otherwise. The lock is taken after all others but those of loans.
 
 use super::{
     super::{
@@ -105,6 +105,9 @@ impl SharedPool {
     /// Lends one more part; returns whether there was one. If not, one is on its way back, for when
     /// this is called again, unless others have no more than this holder.
     fn lend(&mut self, lender: &Lender, now: u64) -> Result<bool> {
+        if !lender.loans.has_room() {
+            return Ok(false);
+        }
         self.take_back(Idle::Lasting { now });
         let bytes = lender.loan_bytes();
         let chosen = choose_loan(self.parts(), self.extent.bytes, bytes, self.smallest());
@@ -130,11 +133,13 @@ impl SharedPool {
         Ok(true)
     }
 
-    /// Closes a loan of the holder of most, if it has more than the lender's holder and another.
+    /// Closes a loan of the holder of most, if it has more than the lender's holder will have and
+    /// another: what was closed before and is not back yet counts as lent.
     fn close_one_for(&self, lender: &Lender) {
-        let others = self.leases.iter().filter_map(|leased| leased.loan.as_ref());
-        if let Some(most) = others.max_by_key(|loan| loan.to.open()) {
-            if most.to.open() > lender.loans.open() + 1 {
+        let loans = || self.leases.iter().filter_map(|leased| leased.loan.as_ref());
+        let closed = loans().filter(|loan| loan.to.is_closed(loan.base)).count();
+        if let Some(most) = loans().max_by_key(|loan| loan.to.open()) {
+            if most.to.open() > lender.loans.open() + closed + 1 {
                 most.to.close_one();
             }
         }
@@ -356,11 +361,6 @@ impl Lender {
     /// Length of a loan in bytes.
     fn loan_bytes(&self) -> u64 {
         loan_bytes(self.pool.bytes, (MIN_REGION_PAGES * PAGE_SIZE) as u64)
-    }
-
-    /// Whether mappings of `len` bytes are short enough for loans. May be called in any context.
-    pub(crate) fn helps(&self, len: usize) -> bool {
-        len as u64 <= self.loan_bytes() / 2
     }
 
     /// Whether there was nothing to lend last time. May be called in any context.

@@ -355,6 +355,36 @@ fn nothing_is_mapped_in_a_loan_that_was_taken_back() {
     });
 }
 
+/// A device that sees where a mapping goes may have its handle ended from another queue.
+#[test]
+fn a_loan_is_not_taken_back_while_a_mapping_is_filled() {
+    every_order(|| {
+        let (pool, loans) = one_loan();
+        let gone = Arc::new(AtomicBool::new(false));
+        let (their_pool, theirs) = (pool.clone(), gone.clone());
+        // Mappings are cut from the end.
+        let at = BASES[1].wrapping_add(LOAN - PAGE);
+        let thread = loom::thread::spawn(move || {
+            let ended = their_pool.unmap(at, PAGE).is_ok();
+            if loans.take_back(BASES[1], Idle::Now) {
+                theirs.store(true, Ordering::Relaxed);
+            }
+            ended
+        });
+        let fill = |offset| {
+            assert_eq!(offset, at);
+            assert!(!gone.load(Ordering::Relaxed));
+            loom::thread::yield_now();
+            assert!(!gone.load(Ordering::Relaxed));
+        };
+        let mapped = pool
+            .map_in_loans(Refusal::Full, PAGE, 0, FromDevice, fill)
+            .is_ok();
+        let ended = thread.join().unwrap();
+        assert!(mapped || !ended);
+    });
+}
+
 #[test]
 fn a_loan_is_not_taken_back_while_it_is_copied_out() {
     every_order(|| {
@@ -362,7 +392,7 @@ fn a_loan_is_not_taken_back_while_it_is_copied_out() {
         let pool = Pool::<Loom>::with_loans(16 * SMALLEST, 1, Some(loans.clone())).unwrap();
         while pool.map(0, SMALLEST, 0, FromDevice).is_ok() {}
         loans.add(32 * SMALLEST, 8 * SMALLEST).unwrap();
-        let len = 2 * COPY_CHUNK + 1;
+        let len = COPY_CHUNK;
         let at = pool.map(0, len, 0, FromDevice).unwrap();
         let gone = Arc::new(AtomicBool::new(false));
         let theirs = gone.clone();
