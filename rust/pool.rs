@@ -34,8 +34,8 @@
 //! the pool is the shared area, which serves requests whose home is full, and all that are longer
 //! than a quarter of a home; the other half is divided into homes of 256 KiB or more. The shared
 //! area bounds the longest mapping, for any number of CPUs. When home and shared area are full, the
-//! other homes are tried before a request is refused. What is refused and has 64 KiB at most may find
-//! room in a loan.
+//! other homes are tried before a request is refused. What is refused, and has 64 KiB at most, may
+//! find room in a loan.
 //!
 //! # What a mapping may rely on
 //!
@@ -393,8 +393,8 @@ impl<P: Platform> Pool<P> {
         }
     }
 
-    /// Finds room in a loan for a mapping that [`Pool::map_near`] has refused, and calls `fill` with
-    /// its offset, which it returns, before anyone can end the mapping.
+    /// Finds room in a loan for a mapping that [`Pool::map_near`] has refused, and calls `fill`
+    /// with its offset, which it returns, before anyone can end the mapping.
     ///
     /// # Errors
     ///

@@ -10,7 +10,8 @@
 //! give a lease back, while loans change hands: what is idle goes to whoever asks, and who has most
 //! of them is asked to end one if there is nothing else.
 //!
-//! All functions may sleep but where they say otherwise. The lock is taken after all others but those of loans.
+//! All functions may sleep but where they say otherwise. The lock is taken after all others but
+//! those of loans.
 
 use super::{
     super::{
