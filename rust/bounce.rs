@@ -390,11 +390,11 @@ impl Bounce {
             .ok()
     }
 
-    /// Asks for a loan if that can help, and complains that a mapping did not fit if there is none.
+    /// Asks for a loan if there may be one; complains if there is none for what did not fit.
     #[cold]
     fn refused(&self, len: usize, refusal: Refusal) {
-        let lender = self.lender.as_ref().filter(|_| len <= pool::COPY_CHUNK);
-        if let (Some(lender), Refusal::Full | Refusal::HeldBack) = (lender, refusal) {
+        // Long ones do not go into loans. Short ones do, and leave the lease to them.
+        if let (Some(lender), Refusal::Full | Refusal::HeldBack) = (&self.lender, refusal) {
             lender.queue();
             // There is room in a moment, as a rule.
             if !lender.is_short() {

@@ -155,7 +155,6 @@ pub(crate) use self::{
         Mapping,
         Refusal,
         Transfer,
-        COPY_CHUNK,
         PAGE, //
     },
     stats::Stats, //
@@ -422,7 +421,7 @@ impl<P: Platform> Pool<P> {
         };
         let mut held_back = refusal == Refusal::HeldBack;
         // What is filled under the lock is bounded.
-        if len <= COPY_CHUNK {
+        if len <= mapping::COPY_CHUNK {
             match loans.map(&request, fill) {
                 Ok(offset) => return Ok(offset),
                 Err(why) => held_back |= why == AreaError::HeldBack,
