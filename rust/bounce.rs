@@ -470,6 +470,10 @@ impl Map for Bounce {
                 self.fill(phys, offset, len, direction);
                 Some(self.address(offset))
             }
+            Err(refusal) if self.lender.is_none() => {
+                self.refused(len, refusal);
+                None
+            }
             Err(refusal) => self.map_in_loans(phys, len, direction, refusal),
         }
     }
