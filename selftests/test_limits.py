@@ -316,11 +316,6 @@ LOAD_SECONDS = int(os.environ.get("LOAD_SECONDS") or 120)
 LOOPS = 6
 
 
-#: The host may have fewer CPUs, and others who want them for some of the hours: only what
-#: stands still for as long as this does.
-PATIENT = "rcupdate.rcu_cpu_stall_timeout=120"
-
-
 class Crowd(NamedTuple):
     """So many devices on so many CPUs, busy for so many rounds. A round has so many seconds; or,
     if it has none, `LOOPS` times all of the data, however long they take."""
@@ -363,7 +358,7 @@ class TestBusyDevices:
             for index in range(crowd.devices)
         ]
         script = guest_script("limits-busy", LENGTH=crowd.length, ROUNDS=crowd.rounds)
-        options = {"cpus": crowd.cpus, "memory": "1G", "append": PATIENT}
+        options = {"cpus": crowd.cpus, "memory": "1G"}
         timeout = 1800 + 2 * crowd.count * crowd.seconds
         with booted("stock", devices, script, timeout=timeout, **options) as boot:
             yield boot

@@ -225,7 +225,7 @@ class TestLoans:
         assert pool == f"{run.pool.start:#x}+{bytes:#x} {leased}/{bytes} bytes"
 
     def test_data_is_right(self, run: Run) -> None:
-        assert run.boot.fact("readers").split() == ["64", run.boot.fact("expected")]
+        assert run.boot.fact("readers").split() == ["4", run.boot.fact("expected")]
 
 
 def test_disks_without_the_bit_use_the_pool_as_a_hint(run: Run) -> None:

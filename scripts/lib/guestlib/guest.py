@@ -398,6 +398,9 @@ class Guest:
 
     def _command(self, share: Path, shell: Path | None) -> list[str | Path]:
         command_line = "loglevel=8 ignore_loglevel mitigations=off audit=0 net.ifnames=0"
+        # The host may have fewer CPUs than its guests, and others who want them: a guest complains
+        # of what stands still for as long as this.
+        command_line += " rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60"
         # Nothing on the host changes under a guest's feet, so all of it may be cached.
         command_line += (
             " rootflags=version=9p2000.L,trans=virtio,access=any,msize=262144,cache=loose"
