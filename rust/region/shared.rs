@@ -88,6 +88,14 @@ struct Loan {
     base: usize,
 }
 
+impl Leased {
+    /// Whether it is a loan that is closed.
+    fn is_closed(&self) -> bool {
+        let is_closed = |loan: &Loan| loan.to.is_closed(loan.base);
+        self.loan.as_ref().is_some_and(is_closed)
+    }
+}
+
 impl SharedPool {
     /// Adds a lease of `holder`, and returns its part.
     fn lease(&mut self, holder: u32) -> Result<Part, Reason> {
@@ -100,6 +108,7 @@ impl SharedPool {
             loan: None,
         };
         self.insert(place, leased).map_err(|_| Reason::NoMemory)?;
+        self.keep_room();
         Ok(part)
     }
 
@@ -137,13 +146,33 @@ impl SharedPool {
     /// Closes a loan of the holder of most, if it has more than the lender's holder will have and
     /// another: what was closed before and is not back yet counts as lent.
     fn close_one_for(&self, lender: &Lender) {
-        let loans = || self.leases.iter().filter_map(|leased| leased.loan.as_ref());
-        let closed = loans().filter(|loan| loan.to.is_closed(loan.base)).count();
-        if let Some(most) = loans().max_by_key(|loan| loan.to.open()) {
-            if most.to.open() > lender.loans.open() + closed + 1 {
-                most.to.close_one();
+        let closed = self.leases.iter().filter(|leased| leased.is_closed());
+        let has = lender.loans.open() + closed.count();
+        if let Some(most) = self.most_lent().filter(|most| most.open() > has + 1) {
+            most.close_one();
+        }
+    }
+
+    /// Closes loans until there is room for one more lease when they are idle. A newcomer that
+    /// comes before that is turned away.
+    fn keep_room(&self) {
+        loop {
+            let kept = self.leases.iter().filter(|leased| !leased.is_closed());
+            let kept = kept.map(|leased| leased.part);
+            if choose(kept, self.extent.bytes, self.smallest()).is_some() {
+                return;
+            }
+            match self.most_lent().filter(|most| most.open() != 0) {
+                Some(most) => most.close_one(),
+                None => return,
             }
         }
+    }
+
+    /// The loans of the holder of most that are open.
+    fn most_lent(&self) -> Option<&Loans<Kernel>> {
+        let loans = self.leases.iter().filter_map(|leased| leased.loan.as_ref());
+        loans.map(|loan| &*loan.to).max_by_key(|loans| loans.open())
     }
 
     /// Takes back the loans that are idle, and wipes them.

@@ -130,6 +130,19 @@ impl<'a> Mappings<'a> {
         self.fake.bounce(|bounce| bounce.lent()).unwrap_or(0)
     }
 
+    /// Ends each mapping and makes another, one after the other.
+    fn go_round(&mut self) -> Result {
+        let mut old = KVec::new();
+        core::mem::swap(&mut old, &mut self.made);
+        for (handle, direction) in old.drain_all() {
+            let end =
+                |bounce: &crate::bounce::Bounce| bounce.unmap(handle, BUFFER, direction, true);
+            self.fake.bounce(end).filter(|ended| *ended).ok_or(EINVAL)?;
+            let _ = self.map(direction);
+        }
+        Ok(())
+    }
+
     /// Ends the mappings; returns whether each was found.
     fn end(&mut self) -> bool {
         let mut ended = true;
@@ -306,6 +319,30 @@ mod cases {
         other.unbind();
         one.unbind();
         assert_eq!(open_pools(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn there_is_room_for_one_newcomer_after_another() -> Result {
+        // R35.
+        let pool = Pool::new(POOL_BYTES)?;
+        let one = device(&pool, BIT)?;
+        one.bind()?;
+        let mut mappings = Mappings::new(&one)?;
+        mappings.fill_all();
+        let others = [
+            device(&pool, BIT)?,
+            device(&pool, BIT)?,
+            device(&pool, BIT)?,
+        ];
+        for other in &others {
+            other.bind()?;
+            assert!(lies_in(&pool, &lease(other).ok_or(EINVAL)?));
+            // The first is never idle. What was closed for the next fills no more.
+            mappings.go_round()?;
+        }
+        works(&others[2], 1, false)?;
+        assert!(mappings.end());
         Ok(())
     }
 
