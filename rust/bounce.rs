@@ -24,6 +24,7 @@ use super::{
         Lender,
         Region, //
     },
+    trace,
     virtio::map::{
         Direction,
         Handle,
@@ -164,7 +165,7 @@ impl Bounce {
         // home with another.
         // SAFETY: No requirements.
         let cpus = unsafe { bindings::virtio_swiotlb_online_cpus() } as usize;
-        let lender = region.lender();
+        let lender = region.lender(dev);
         let loans = lender.as_ref().map(|lender| lender.loans().clone());
         let pool = Pool::with_loans(region.bytes(), cpus, loans).map_err(|_| ENOMEM)?;
         let limits = Limits::new(kind, region.room(), pool.largest_mapping(), 1);
@@ -362,7 +363,7 @@ impl Bounce {
         }
     }
 
-    /// Fills a mapping that was made just now.
+    /// Writes all bytes of a mapping that was made just now.
     #[inline(always)]
     fn fill(&self, phys: u64, offset: usize, len: usize, direction: Direction) {
         if direction == Direction::FromDevice && len >= self.shortest_cleared {
@@ -370,6 +371,20 @@ impl Bounce {
         } else {
             self.copy_in(phys, offset, len);
         }
+    }
+
+    /// Does the same, and records the mapping.
+    #[cold]
+    #[inline(never)]
+    fn fill_traced(&self, phys: u64, offset: usize, len: usize, direction: Direction) {
+        self.fill(phys, offset, len, direction);
+        self.record(phys, self.address(offset), len, direction);
+    }
+
+    /// Records a mapping, with how full the pool is.
+    fn record(&self, phys: u64, handle: Handle, len: usize, direction: Direction) {
+        let used = self.pool.stats().used_bytes;
+        trace::map(self.log.device(), phys, handle, len, direction, used);
     }
 
     /// Maps in a loan what was refused elsewhere.
@@ -387,12 +402,18 @@ impl Bounce {
             .map_in_loans(refusal, len, phys, direction.into(), fill)
             .inspect_err(|refusal| self.refused(len, *refusal))
             .map(|offset| self.address(offset))
+            .inspect(|handle| {
+                if trace::is_on!(__tracepoint_virtio_swiotlb_map) {
+                    self.record(phys, *handle, len, direction);
+                }
+            })
             .ok()
     }
 
     /// Asks for a loan if there may be one; complains if there is none for what did not fit.
     #[cold]
     fn refused(&self, len: usize, refusal: Refusal) {
+        self.record_refusal(len, refusal);
         // Long ones do not go into loans. Short ones do, and leave the lease to them.
         if let (Some(lender), Refusal::Full | Refusal::HeldBack) = (&self.lender, refusal) {
             lender.queue();
@@ -402,6 +423,25 @@ impl Bounce {
             }
         }
         self.complain(len, refusal);
+    }
+
+    /// Records that something did not fit.
+    fn record_refusal(&self, len: usize, refusal: Refusal) {
+        match refusal {
+            Refusal::Full | Refusal::HeldBack => {
+                if trace::is_on!(__tracepoint_virtio_swiotlb_full) {
+                    let stats = self.pool.stats();
+                    trace::full(self.log.device(), len, stats.pool_bytes, stats.used_bytes);
+                }
+            }
+            Refusal::Empty => {}
+            Refusal::TooLarge => {
+                if trace::is_on!(__tracepoint_virtio_swiotlb_too_large) {
+                    let largest = self.pool.largest_mapping();
+                    trace::too_large(self.log.device(), len, self.region.bytes(), largest);
+                }
+            }
+        }
     }
 
     /// Complains that something did not fit.
@@ -431,6 +471,7 @@ impl Bounce {
     /// Logs a handle that names no mapping.
     #[cold]
     fn bad(&self, handle: Handle, len: usize, why: pool::BadHandle) {
+        trace::bad_handle(self.log.device(), handle, len, why);
         if self.log.bad.note(|| Bad { handle, len, why }) {
             self.log.queue();
         }
@@ -467,7 +508,13 @@ impl Map for Bounce {
             .map_near(|| self.cpu(), len, phys, direction.into())
         {
             Ok(offset) => {
-                self.fill(phys, offset, len, direction);
+                // Instead of the one call, and not behind it: then nothing has to be kept for the
+                // event while it is off.
+                if trace::is_on!(__tracepoint_virtio_swiotlb_map) {
+                    self.fill_traced(phys, offset, len, direction);
+                } else {
+                    self.fill(phys, offset, len, direction);
+                }
                 Some(self.address(offset))
             }
             Err(refusal) if self.lender.is_none() => {
@@ -475,6 +522,13 @@ impl Map for Bounce {
                 None
             }
             Err(refusal) => self.map_in_loans(phys, len, direction, refusal),
+        }
+    }
+
+    #[inline(always)]
+    fn before_unmap(&self, handle: Handle, len: usize, direction: impl FnOnce() -> Direction) {
+        if trace::is_on!(__tracepoint_virtio_swiotlb_unmap) {
+            trace::unmap(self.log.device(), handle, len, direction());
         }
     }
 
@@ -501,6 +555,9 @@ impl Map for Bounce {
             Direction::ToDevice => Transfer::Nothing,
             _ => Transfer::Out,
         };
+        if trace::is_on!(__tracepoint_virtio_swiotlb_sync) {
+            trace::sync(self.log.device(), handle, len, direction, true);
+        }
         self.sync(handle, len, transfer);
     }
 
@@ -509,6 +566,9 @@ impl Map for Bounce {
             Direction::FromDevice => Transfer::Nothing,
             _ => Transfer::In,
         };
+        if trace::is_on!(__tracepoint_virtio_swiotlb_sync) {
+            trace::sync(self.log.device(), handle, len, direction, false);
+        }
         self.sync(handle, len, transfer);
     }
 
@@ -519,7 +579,10 @@ impl Map for Bounce {
         let offset = self
             .pool
             .alloc(self.cpu(), len)
-            .inspect_err(|refusal| self.complain(len, *refusal))
+            .inspect_err(|refusal| {
+                self.record_refusal(len, *refusal);
+                self.complain(len, *refusal);
+            })
             .ok()?;
         // SAFETY: The pool gave out whole pages for `len` bytes of the region.
         let vaddr = unsafe { self.region.base().add(offset) };

@@ -16,8 +16,7 @@ use super::{
     },
     wire::{
         AddressForm,
-        At,
-        NamedBy, //
+        At, //
     }, //
 };
 use file::{
@@ -141,16 +140,7 @@ impl Text for StateText {
                     AddressForm::Offset(_) => "dmb",
                 };
                 writeln!(f, "dialect {dialect}")?;
-                let source = match (extent.at, extent.form) {
-                    (At::Bar { .. }, AddressForm::Bus) => "capability",
-                    (At::Bar { .. }, AddressForm::Offset(_)) => "shared-memory",
-                    (At::SharedPool { by, .. }, _) => match by {
-                        NamedBy::Devicetree => "devicetree",
-                        NamedBy::Acpi => "acpi",
-                        NamedBy::Parameter => "parameter",
-                    },
-                };
-                writeln!(f, "source {source}")?;
+                writeln!(f, "source {}", extent.source())?;
                 writeln!(f, "lent_bytes {}", bounce.lent())
             }
             None => {

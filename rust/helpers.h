@@ -8,6 +8,7 @@
 
 #include <linux/pci.h>
 #include <linux/spinlock_types.h>
+#include <linux/tracepoint-defs.h>
 #include <linux/types.h>
 #include <linux/virtio.h>
 
@@ -38,6 +39,25 @@ enum virtio_swiotlb_hint {
 	VIRTIO_SWIOTLB_HINT_ALL,
 };
 
+/* What is wrong with a handle. */
+enum virtio_swiotlb_bad_handle {
+	VIRTIO_SWIOTLB_BAD_OUTSIDE,
+	VIRTIO_SWIOTLB_BAD_UNMAPPED,
+	VIRTIO_SWIOTLB_BAD_INTERIOR,
+	VIRTIO_SWIOTLB_BAD_LENGTH,
+};
+
+/* The decision on a device, and its region in bytes. The strings have no NUL. */
+struct virtio_swiotlb_outcome {
+	const char *decision;
+	size_t decision_len;
+	const char *source;
+	size_t source_len;
+	phys_addr_t phys_addr;
+	dma_addr_t dma_addr;
+	u64 size;
+};
+
 void virtio_swiotlb_device_lock(struct device *dev);
 int virtio_swiotlb_device_lock_interruptible(struct device *dev);
 void virtio_swiotlb_device_unlock(struct device *dev);
@@ -66,6 +86,31 @@ dma_addr_t virtio_swiotlb_bus_address(struct device *dev, phys_addr_t phys);
 void virtio_swiotlb_wipe(void *base, u64 bytes);
 int virtio_swiotlb_share(void *base, u64 bytes);
 int virtio_swiotlb_unshare(void *base, u64 bytes);
+
+/*
+ * Tracepoints (trace.h), whose keys Rust reads before it calls one of the functions below.
+ */
+DECLARE_TRACEPOINT(virtio_swiotlb_map);
+DECLARE_TRACEPOINT(virtio_swiotlb_unmap);
+DECLARE_TRACEPOINT(virtio_swiotlb_sync);
+DECLARE_TRACEPOINT(virtio_swiotlb_full);
+DECLARE_TRACEPOINT(virtio_swiotlb_too_large);
+
+void virtio_swiotlb_trace_map(struct device *dev, phys_addr_t phys_addr, dma_addr_t dma_addr,
+			      size_t size, unsigned int dir, size_t used_bytes);
+void virtio_swiotlb_trace_unmap(struct device *dev, dma_addr_t dma_addr, size_t size,
+				unsigned int dir);
+void virtio_swiotlb_trace_sync(struct device *dev, dma_addr_t dma_addr, size_t size,
+			       unsigned int dir, bool for_cpu);
+void virtio_swiotlb_trace_full(struct device *dev, size_t size, size_t pool_bytes,
+			       size_t used_bytes);
+void virtio_swiotlb_trace_too_large(struct device *dev, size_t size, size_t region_bytes,
+				    size_t largest_bytes);
+void virtio_swiotlb_trace_bad_handle(struct device *dev, dma_addr_t dma_addr, size_t size,
+				     enum virtio_swiotlb_bad_handle why);
+void virtio_swiotlb_trace_negotiated(struct device *dev,
+				     const struct virtio_swiotlb_outcome *outcome);
+void virtio_swiotlb_trace_lend(struct device *dev, phys_addr_t phys_addr, u64 size);
 
 /*
  * The module's parameters. Parameters of Rust modules can be numbers only, and sysfs does not show

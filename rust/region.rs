@@ -35,6 +35,7 @@ use super::{
         limits::Room,
         Reason, //
     },
+    trace,
     virtio::Device,
     wire::{
         capabilities::{
@@ -51,6 +52,7 @@ use super::{
 };
 use core::ptr::NonNull;
 use kernel::{
+    device,
     page::PAGE_SIZE,
     prelude::*,
     sync::Arc, //
@@ -185,6 +187,7 @@ impl Region {
             At::SharedPool { .. } => {
                 let lease = pools.lease(found, dev.index())?;
                 let extent = lease.extent(found);
+                trace::lend(dev.as_device(), extent.start, extent.bytes);
                 let transport = dev.parent().ok_or(Reason::Transport)?;
                 Self {
                     extent,
@@ -263,10 +266,10 @@ impl Region {
     }
 
     /// What lends more to a device whose region is a lease. To be dropped before the region.
-    pub(crate) fn lender(&self) -> Option<Lender> {
+    pub(crate) fn lender(&self, dev: &device::Device) -> Option<Lender> {
         match &self.holds {
             Holds::Bar { .. } => None,
-            Holds::Lease(lease) => Some(lease.lender()),
+            Holds::Lease(lease) => Some(lease.lender(dev)),
         }
     }
 

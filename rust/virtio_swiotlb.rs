@@ -17,6 +17,7 @@
 //! | `parameters.rs` | the module's parameters |
 //! | `virtio.rs` | safe layer over the C side of virtio |
 //! | `pool.rs` | the allocator of a region |
+//! | `trace.rs` | tracepoints |
 //! | `region.rs` | a device's region: found, checked, claimed, mapped |
 //! | `bounce.rs` | region and pool: map, unmap, sync, alloc, free |
 //! | `queues.rs` | shorter queues |
@@ -41,6 +42,7 @@ mod region;
 mod registry;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
+mod trace;
 mod virtio;
 mod work;
 

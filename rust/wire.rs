@@ -187,6 +187,21 @@ pub struct Extent {
     pub form: AddressForm,
 }
 
+impl Extent {
+    /// What names the region, as debugfs has it.
+    pub fn source(&self) -> &'static str {
+        match (self.at, self.form) {
+            (At::Bar { .. }, AddressForm::Bus) => "capability",
+            (At::Bar { .. }, AddressForm::Offset(_)) => "shared-memory",
+            (At::SharedPool { by, .. }, _) => match by {
+                NamedBy::Devicetree => "devicetree",
+                NamedBy::Acpi => "acpi",
+                NamedBy::Parameter => "parameter",
+            },
+        }
+    }
+}
+
 /// A structure that a region must not overlap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Structure {

@@ -107,6 +107,11 @@ impl DeferredLog {
         );
         KBox::pin_init(work, GFP_KERNEL)
     }
+
+    /// The device that messages name.
+    pub(super) fn device(&self) -> &device::Device {
+        &self.dev
+    }
 }
 
 impl Task for DeferredLog {

@@ -28,6 +28,7 @@ use super::{
             self,
             Region, //
         },
+        trace,
         virtio::{
             self,
             config::{
@@ -118,6 +119,14 @@ impl Device {
         };
         report::decision(dev, &decision);
         self.common.outcomes.count(&decision);
+        let region = made
+            .as_ref()
+            .and_then(|made| Some(made.as_ref().ok()?.inner().region()));
+        trace::negotiated(
+            dev.as_device(),
+            decision.mode(),
+            region.map(|region| (region.extent(), region.device_address())),
+        );
         self.binding.lock().state = match (decision, made) {
             (_, Some(Ok(bounce))) => State::Bounced(Bounced {
                 decision,
@@ -208,6 +217,7 @@ impl Device {
                     bounced.moved = true;
                     let moved = Decision::Refuse(Reason::Moved);
                     report::decision(again.dev(), &moved);
+                    trace::negotiated(again.dev().as_device(), moved.mode(), None);
                     self.common.outcomes.count(&moved);
                 }
                 if bounced.moved {

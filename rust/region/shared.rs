@@ -33,6 +33,7 @@ use super::{
             },
             Kernel, //
         },
+        trace,
         wire::{
             Extent,
             MIN_REGION_PAGES, //
@@ -44,11 +45,13 @@ use super::{
 use core::ptr::NonNull;
 use kernel::{
     bindings as core_bindings,
+    device,
     fmt,
     new_mutex,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -140,6 +143,7 @@ impl SharedPool {
             let _ = self.leases.remove(place);
             return Err(ENOMEM);
         }
+        trace::lend(&lender.dev, self.extent.start + part.offset, part.bytes);
         Ok(true)
     }
 
@@ -359,12 +363,13 @@ impl Lease {
     }
 
     /// What lends more to the holder. To be dropped before the lease.
-    pub(super) fn lender(&self) -> Lender {
+    pub(super) fn lender(&self, dev: &device::Device) -> Lender {
         Lender {
             pools: self.pools.clone(),
             pool: self.pool,
             lease: self.part,
             holder: self.holder,
+            dev: dev.into(),
             loans: self.loans.clone(),
             is_short: Atomic::new(0),
         }
@@ -377,6 +382,7 @@ pub(crate) struct Lender {
     pool: Extent,
     lease: Part,
     holder: u32,
+    dev: ARef<device::Device>,
     loans: Arc<Loans<Kernel>>,
     /// 1 if there was nothing to lend last time.
     is_short: Atomic<u32>,

@@ -68,6 +68,8 @@ pub(crate) trait Map: Send + Sync + 'static {
     /// Until they are unmapped the bytes must be in the kernel's linear map, and be used by
     /// no other user where `direction` says that the device writes.
     unsafe fn map(&self, phys: u64, len: usize, direction: Direction) -> Option<Handle>;
+    /// Records that a mapping is about to end.
+    fn before_unmap(&self, handle: Handle, len: usize, direction: impl FnOnce() -> Direction);
     /// Undoes `map`. With `discard` nothing is copied out. `false` if there is no such mapping: the
     /// core has then lost track of its rings.
     fn unmap(&self, handle: Handle, len: usize, direction: Direction, discard: bool) -> bool;
@@ -196,6 +198,8 @@ impl<T: Map> Mapper<T> {
     ) {
         // SAFETY: Called through the operations of an installed `Self`.
         let this = unsafe { Self::of(token) };
+        this.inner
+            .before_unmap(handle, len, || Direction::from_raw(dir));
         let discard = attrs & core_bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong != 0;
         let dir = Direction::from_raw(dir);
         if this.inner.unmap(handle, len, dir, discard) {

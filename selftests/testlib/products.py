@@ -77,10 +77,11 @@ def backends() -> None:
     _make("build backends")
 
 
-def bench_module() -> None:
-    """The bench module, and the module under test beside it."""
-    module("test")
-    _make("build bench test")
+def bench_module(name: str = "test") -> Path:
+    """The bench module, and the module under test beside it, for this kernel."""
+    module(name)
+    _make(f"build bench {name}")
+    return BUILD / "bench" / name / "swiotlb_bench.ko"
 
 
 def mmio_glue(name: str) -> Path:
