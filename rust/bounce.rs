@@ -226,6 +226,12 @@ impl Bounce {
         }
     }
 
+    /// Bytes in use and bytes of the pool. Takes no lock. May be called in any context.
+    pub(crate) fn fill_level(&self) -> (usize, usize) {
+        let stats = self.pool.stats();
+        (stats.used_bytes, stats.pool_bytes)
+    }
+
     /// Mappings and rings that are in the pool now.
     pub(crate) fn live(&self) -> usize {
         let stats = self.pool.stats();

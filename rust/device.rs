@@ -11,8 +11,8 @@
 //!       +---------------------------------------+ unbind of a bounced device
 //! ```
 //!
-//! The core serialises negotiations. The state has a lock of its own, because files in debugfs read
-//! it. All functions may sleep. Lock order: device, list of the registry, [`Device::binding`],
+//! The core serialises negotiations. The state has a lock of its own, because debugfs and sysfs
+//! read it. All functions may sleep. Lock order: device, list of the registry, [`Device::binding`],
 //! [`Common::retired`], [`Common::shared_pools`].
 
 mod guard;

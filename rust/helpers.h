@@ -87,6 +87,17 @@ void virtio_swiotlb_wipe(void *base, u64 bytes);
 int virtio_swiotlb_share(void *base, u64 bytes);
 int virtio_swiotlb_unshare(void *base, u64 bytes);
 
+/* Attributes (sysfs.c). */
+struct virtio_swiotlb_attributes;
+
+typedef ssize_t virtio_swiotlb_show_fn(const void *of, unsigned int index, char *to);
+
+struct kobject *virtio_swiotlb_add_directory(const char *name);
+struct virtio_swiotlb_attributes *
+virtio_swiotlb_add_attributes(struct kobject *parent, const char *name, const char *const *names,
+			      unsigned int count, virtio_swiotlb_show_fn *show, const void *of);
+void virtio_swiotlb_remove_attributes(struct virtio_swiotlb_attributes *all);
+
 /*
  * Tracepoints (trace.h), whose keys Rust reads before it calls one of the functions below.
  */

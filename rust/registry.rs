@@ -32,6 +32,7 @@ use super::{
         Reason, //
     },
     region,
+    sysfs,
     virtio::{
         self,
         bus::{
@@ -64,6 +65,8 @@ struct Entry {
     ops: Override,
     /// Drop it without [`Registry::entries`] held: the drop waits for readers.
     _files: debugfs::DeviceFiles,
+    /// The same is true of them.
+    _attributes: Option<sysfs::DeviceAttributes>,
 }
 
 /// All devices that are relevant.
@@ -72,6 +75,7 @@ pub(crate) struct Registry {
     /// State that all devices share.
     pub(crate) common: Arc<Common>,
     root: debugfs::Root,
+    attributes: sysfs::Root,
     unloading: Atomic<bool>,
     /// Devices that were added to the list since load.
     seen: Atomic<u64>,
@@ -88,6 +92,7 @@ impl Registry {
         try_pin_init!(Self {
             common: Arc::pin_init(Common::new(module, parameters), GFP_KERNEL)?,
             root: debugfs::Root::new()?,
+            attributes: sysfs::Root::new(),
             unloading: Atomic::new(false),
             seen: Atomic::new(0),
             entries <- new_mutex!(KVec::new()),
@@ -158,6 +163,7 @@ impl Registry {
                 id: dev.id(),
                 ops: Override::new(dev, device.clone()),
                 _files: debugfs::DeviceFiles::new(&self.root, device.clone())?,
+                _attributes: sysfs::DeviceAttributes::new(&self.attributes, device.clone()),
                 device,
             },
             GFP_KERNEL,

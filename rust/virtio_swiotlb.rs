@@ -23,6 +23,7 @@
 //! | `queues.rs` | shorter queues |
 //! | `device.rs` | one device's states, its negotiation, its messages |
 //! | `debugfs.rs` | a device's files |
+//! | `sysfs.rs` | a device's attributes |
 //! | `registry.rs` | all devices, events of the bus, the files of all devices |
 
 use kernel::{
@@ -40,6 +41,7 @@ mod parameters;
 mod queues;
 mod region;
 mod registry;
+mod sysfs;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 mod trace;

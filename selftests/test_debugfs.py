@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """The files below /sys/kernel/debug/virtio_swiotlb: names, modes and keys are an
-interface, and root's alone."""
+interface, and root's alone. The attributes below /sys/module/virtio_swiotlb are for every user."""
 
 import re
 from collections.abc import Iterator
@@ -21,14 +21,17 @@ COUNTERS = [
     *("pool_bytes", "used_bytes", "hiwater_bytes", "largest_free_bytes"),
 ]
 OUTCOMES = ["seen", "bounced", "hint", "declined", "refused", "unconfined"]
-#: As the kernel's documents describe them, by path below the directory of the module.
-ABI = dict(
-    re.findall(
-        r"^What:\t+/sys/kernel/debug/virtio_swiotlb/(\S+)\n(.*?)^Users:",
-        (TOP / "Documentation/ABI/testing/debugfs-virtio-swiotlb").read_text(),
-        re.M | re.S,
-    )
-)
+ATTRIBUTES = ["mode", "reason", "source", "region_bytes", "pool_bytes", "used_bytes", "full"]
+
+
+def abi(name: str, directory: str) -> dict[str, str]:
+    """What the kernel's documents say of files, by path below a directory."""
+    text = (TOP / f"Documentation/ABI/testing/{name}").read_text()
+    return dict(re.findall(rf"^What:\t+{directory}/(\S+)\n(.*?)^Users:", text, re.M | re.S))
+
+
+#: By path below the directory of the module.
+ABI = abi("debugfs-virtio-swiotlb", "/sys/kernel/debug/virtio_swiotlb")
 
 
 @pytest.fixture(scope="module", params=["test", "stock-arm64"])
@@ -151,3 +154,52 @@ def test_reset_hiwater_of_an_unbound_device(boot: Boot) -> None:
 def test_state_is_not_writable_in_effect(boot: Boot) -> None:
     """Root may open it all the same; that changes nothing."""
     assert boot.status("write_state") != 0
+
+
+# --- attributes of sysfs ---
+
+
+def attributes(boot: Boot, name: str) -> dict[str, str]:
+    """By name; there is one device."""
+    directory = f"/sys/module/virtio_swiotlb/devices/{boot.virtio('restricted0')}/"
+    lines = [line.partition(":") for line in boot.fact(name).splitlines()]
+    assert all(path.startswith(directory) for path, _, _ in lines), lines
+    return {path.removeprefix(directory): value for path, _, value in lines}
+
+
+def test_attributes_are_for_every_user(boot: Boot) -> None:
+    device = boot.virtio("restricted0")
+    tree = {line.split()[0]: line.split()[1:] for line in boot.fact("attributes_tree").splitlines()}
+    assert tree.pop(device) == ["d", "755", "root"]
+    assert tree == {f"{device}/{name}": ["f", "444", "root"] for name in ATTRIBUTES}
+    assert set(attributes(boot, "attributes")) == set(ATTRIBUTES)
+    documented = abi("sysfs-module-virtio-swiotlb", "/sys/module/virtio_swiotlb/devices/<device>")
+    assert set(documented) == set(ATTRIBUTES)
+
+
+def test_attributes_agree_with_debugfs(boot: Boot) -> None:
+    state, counters = key_values(boot.fact("busy-state")), boot.kept("busy")
+    shown = attributes(boot, "attributes")
+    for key in ("mode", "reason", "source", "region_bytes"):
+        assert shown[key] == state[key], key
+    assert (shown["mode"], shown["reason"]) == ("bounced", "-")
+    for key in ("pool_bytes", "full"):
+        assert int(shown[key]) == counters[key], key
+    used = int(shown["used_bytes"])
+    assert used % 4096 == 0 and 0 < counters["used_bytes"] <= used < counters["used_bytes"] + 4096
+
+
+def test_attributes_name_no_address(boot: Boot) -> None:
+    state, shown = key_values(boot.fact("busy-state")), boot.fact("attributes")
+    for key in ("region_phys", "region_bus"):
+        assert state[key].removeprefix("0x") not in shown
+        assert str(int(state[key], 16)) not in shown
+
+
+def test_attributes_without_a_driver(boot: Boot) -> None:
+    shown = attributes(boot, "attributes_unbound")
+    assert (shown["mode"], shown["reason"]) == ("ignored", "no driver is bound")
+    assert shown["source"] == "-"
+    for name in ("region_bytes", "pool_bytes", "used_bytes"):
+        assert shown[name] == "0", name
+    assert int(shown["full"]) == boot.kept("unbound")["full"]

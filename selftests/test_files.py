@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Files of debugfs that are open when their device goes, or the module."""
+"""Files of debugfs and sysfs that are open when their device goes, or the module."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,8 @@ import pytest
 from testlib.harness import Boot, assert_confined, booted, disk, guest_script
 
 FILES = {3: "devices", 4: "totals", 5: "state", 6: "counters", 7: "pool", 8: "reset_hiwater"}
+#: Of sysfs.
+ATTRIBUTE = {9: "mode"}
 OF_DEVICE = [name for name in FILES.values() if name not in ("devices", "totals")]
 
 
@@ -27,7 +29,7 @@ def answers(boot: Boot, name: str) -> dict[str, str]:
         file: boot.fact(f"{name}-{number}").rpartition(": ")[2]
         if boot.status(f"{name}-{number}")
         else ""
-        for number, file in FILES.items()
+        for number, file in (FILES | ATTRIBUTE).items()
     }
 
 
@@ -39,19 +41,20 @@ def test_files_are_read_in_any_pieces(boot: Boot) -> None:
 
 
 def test_files_while_all_is_there(boot: Boot) -> None:
-    assert answers(boot, "there") == dict.fromkeys(FILES.values(), "")
+    assert answers(boot, "there") == dict.fromkeys((*FILES.values(), "mode"), "")
 
 
 def test_files_of_a_removed_device(boot: Boot) -> None:
     """Those of the module are still read, and the removal does not wait for who has some open."""
     expected = {name: "Input/output error" if name in OF_DEVICE else "" for name in FILES.values()}
-    assert answers(boot, "removed") == expected
+    assert answers(boot, "removed") == {**expected, "mode": "No such device"}
 
 
 def test_files_of_an_unloaded_module(boot: Boot) -> None:
     """An open file does not hold the module."""
     assert boot.status("unloading") == 0, boot.fact("unloading")
-    assert set(answers(boot, "unloaded").values()) == {"Input/output error"}
+    expected = dict.fromkeys(FILES.values(), "Input/output error")
+    assert answers(boot, "unloaded") == {**expected, "mode": "No such device"}
 
 
 def test_device_works_after_all_rounds(boot: Boot) -> None:

@@ -62,7 +62,10 @@ pub fn advise(
     page_bytes: u64,
 ) -> Vec<Advice> {
     let devices = snapshot.devices.iter();
-    let known = devices.filter(|device| device.state.is_some());
+    // Each user may read the state, and only root what the advice is made of.
+    let known = devices.filter(|device| {
+        device.state.is_some() && !(device.is_bounced() && device.known("hiwater_bytes").is_none())
+    });
     known
         .map(|device| {
             let refusals = match log {

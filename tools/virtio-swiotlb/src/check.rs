@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     files::Mode,
     policy::types::{Name, Types},
-    snapshot::{Device, Files, Snapshot},
+    snapshot::{Device, Snapshot},
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -164,7 +164,7 @@ fn judge(snapshot: &Snapshot, device: &Device) -> (Verdict, Option<String>) {
         let why = "the module is not loaded; load it before the driver: modprobe virtio_swiotlb";
         return (Verdict::NotConfined, Some(why.to_owned()));
     }
-    match (&device.state, module.files) {
+    match (&device.state, module.shows_all()) {
         (Some(state), _) if state.mode.is_bounced() => (Verdict::Confined, None),
         (Some(state), _) if matches!(state.mode, Mode::Negotiating | Mode::Other(_)) => {
             let why = format!(
@@ -180,7 +180,7 @@ fn judge(snapshot: &Snapshot, device: &Device) -> (Verdict, Option<String>) {
                 Some(format!("{}: {why}", state.mode.as_str())),
             )
         }
-        (None, Files::Readable) => {
+        (None, true) => {
             let why = if device.maps_buffers {
                 "the module does not know it: it offers no region (an IOMMU may confine it)"
             } else {
@@ -190,12 +190,14 @@ fn judge(snapshot: &Snapshot, device: &Device) -> (Verdict, Option<String>) {
         }
         // Files of each user prove the next two, whatever the hidden files have. A region and a
         // feature confine only what the driver maps.
-        (None, _) if !device.maps_buffers => {
+        (None, false) if !device.maps_buffers => {
             let why = "its driver hands out guest addresses (bit 33 is not accepted)";
             (Verdict::NotConfined, Some(why.to_owned()))
         }
-        (None, _) if device.region_claimed || device.feature_accepted => (Verdict::Confined, None),
-        (None, _) => (Verdict::Unknown, module.remedy().map(str::to_owned)),
+        (None, false) if device.region_claimed || device.feature_accepted => {
+            (Verdict::Confined, None)
+        }
+        (None, false) => (Verdict::Unknown, module.remedy().map(str::to_owned)),
     }
 }
 

@@ -87,18 +87,17 @@ impl State {
     /// device left the bus.
     pub fn parse(text: &str) -> Option<Self> {
         let values: BTreeMap<&str, &str> = key_values(text).collect();
-        let word = |key| {
-            values
-                .get(key)
-                .copied()
-                .filter(|value| *value != "-")
-                .map(str::to_owned)
-        };
+        Self::of_attributes(|key| values.get(key).map(|value| (*value).to_owned()))
+    }
+
+    /// Parses what `read` returns for each attribute of sysfs, some of the keys of the file. `None`
+    /// without a mode.
+    pub fn of_attributes(read: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let word = |key| read(key).filter(|value| value != "-");
         Some(Self {
-            mode: Mode::parse(values.get("mode")?),
+            mode: Mode::parse(&read("mode")?),
             reason: word("reason"),
-            region_bytes: values
-                .get("region_bytes")
+            region_bytes: read("region_bytes")
                 .and_then(|value| value.parse().ok())
                 .unwrap_or(0),
             memory: word("memory"),
@@ -129,9 +128,20 @@ impl Counters {
         Self(numbers.collect())
     }
 
-    /// The number of `key`; 0 if the module has no such key.
-    pub fn get(&self, key: &str) -> u64 {
-        self.0.get(key).copied().unwrap_or(0)
+    /// Those that `read` returns of the counters that are attributes of sysfs. `None` if there are
+    /// none.
+    pub fn of_attributes(read: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let numbers = ["pool_bytes", "used_bytes", "full"].map(|key| (key, read(key)));
+        let numbers: BTreeMap<_, _> = numbers
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?.parse().ok()?)))
+            .collect();
+        (!numbers.is_empty()).then_some(Self(numbers))
+    }
+
+    /// The number of `key`; `None` if the module does not show it.
+    pub fn get(&self, key: &str) -> Option<u64> {
+        self.0.get(key).copied()
     }
 }
 

@@ -125,7 +125,7 @@ fn show_status(root: &Root, json: bool, every: Option<Duration>, count: Option<u
         if remedy != snapshot.module.remedy() {
             remedy = snapshot.module.remedy();
             if let Some(remedy) = remedy {
-                eprintln!("note: regions and counters cannot be read: {remedy}");
+                eprintln!("note: what is shown as - cannot be read: {remedy}");
             }
         }
         let Some(every) = every.filter(|_| count != Some(sample)) else {

@@ -129,7 +129,7 @@ pub fn text(snapshot: &Snapshot, except: &Except) -> String {
     let readable = u8::from(snapshot.module.files == Files::Readable);
     text.gauge(
         "files_readable",
-        "Whether the module's files can be read: without, no device has figures.",
+        "Whether the module's files can be read: without, a device has few figures.",
         readable,
     );
     text.gauge(
@@ -178,7 +178,9 @@ pub fn text(snapshot: &Snapshot, except: &Except) -> String {
     for (key, name, kind, help) in FIGURES {
         text.family(name, kind, help);
         for device in &devices {
-            text.sample(name, &[("device", &device.name)], device.counter(key));
+            if let Some(number) = device.known(key) {
+                text.sample(name, &[("device", &device.name)], number);
+            }
         }
     }
     text.0

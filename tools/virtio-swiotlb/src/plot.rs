@@ -78,8 +78,8 @@ pub fn charts(samples: &[Snapshot]) -> [Chart; 3] {
             let [before, after] = pair else { return None };
             let seconds = after.time - before.time;
             let (old, new) = (
-                find(before, name)?.counter(key),
-                find(after, name)?.counter(key),
+                find(before, name)?.known(key)?,
+                find(after, name)?.known(key)?,
             );
             // The driver was bound anew if a counter fell.
             let added = new.checked_sub(old)?;
@@ -107,7 +107,8 @@ pub fn charts(samples: &[Snapshot]) -> [Chart; 3] {
             &mut fill,
             "high-water mark",
             level(name, &|device| {
-                Some(100.0 * device.counter("hiwater_bytes") as f64 / pool(device))
+                let hiwater = device.known("hiwater_bytes")?;
+                Some(100.0 * hiwater as f64 / pool(device))
             }),
         );
         add(&mut bytes, "to device", rate(name, "bytes_to_device", MIB));

@@ -41,6 +41,9 @@ pub struct Module {
     pub loaded: bool,
     /// Whether its files can be read.
     pub files: Files,
+    /// Whether sysfs has attributes of the devices that it knows, for each user.
+    #[serde(default)]
+    pub attributes: bool,
     /// Its parameters, by name.
     pub parameters: BTreeMap<String, String>,
 }
@@ -72,6 +75,11 @@ impl Module {
         }
     }
 
+    /// Whether a device without a state is one that the module does not know.
+    pub fn shows_all(&self) -> bool {
+        self.attributes || self.files == Files::Readable
+    }
+
     /// The bit of VIRTIO_F_DMB, if the parameter `dmb` names one.
     fn dmb(&self) -> Option<u32> {
         let bit = self.parameters.get("dmb")?.parse().ok()?;
@@ -100,7 +108,7 @@ pub struct Device {
     pub region_claimed: bool,
     /// What the module decided; `None` if the module does not know the device, or hides it.
     pub state: Option<State>,
-    /// Its counters; `None` as above.
+    /// Its counters, of which each user may read some; `None` as above.
     pub counters: Option<Counters>,
 }
 
@@ -112,11 +120,14 @@ impl Device {
             .is_some_and(|state| state.mode.is_bounced())
     }
 
+    /// The number of a counter; `None` if it cannot be read.
+    pub fn known(&self, key: &str) -> Option<u64> {
+        self.counters.as_ref()?.get(key)
+    }
+
     /// The number of a counter; 0 if there is none.
     pub fn counter(&self, key: &str) -> u64 {
-        self.counters
-            .as_ref()
-            .map_or(0, |counters| counters.get(key))
+        self.known(key).unwrap_or(0)
     }
 
     /// How much of the pool is in use, from 0 to 1; `None` without a pool.
@@ -177,6 +188,10 @@ fn read_module(root: &Root) -> Module {
     Module {
         loaded: files == Files::Readable || root.names(directory).found().is_some(),
         files,
+        attributes: root
+            .names(Path::new(MODULE).join("devices"))
+            .found()
+            .is_some(),
         parameters: values.collect(),
     }
 }
@@ -193,6 +208,12 @@ fn read_device(
     // On the legacy interface bit 27 is another feature.
     let accepted = |bit| features.contains(&bit) && features.contains(&VERSION_1);
     let of_module = |file| root.text(Path::new(DEBUGFS).join(&name).join(file)).found();
+    let attribute = |file: &str| {
+        let path = Path::new(MODULE).join("devices").join(&name).join(file);
+        Some(root.text(path).found()?.trim_end().to_owned())
+    };
+    let state = of_module("state").and_then(|text| State::parse(&text));
+    let counters = of_module("counters").map(|text| Counters::parse(&text));
     let (driver, driver_hidden) = match root.link(at.join("driver")) {
         Reading::Found(driver) => (Some(driver), false),
         // A device that is not there has no link either, and may have a driver.
@@ -207,8 +228,8 @@ fn read_device(
         feature_accepted: accepted(SWIOTLB) || module.dmb().is_some_and(accepted),
         maps_buffers: features.contains(&ACCESS_PLATFORM),
         region_claimed: claims.contains(&name),
-        state: of_module("state").and_then(|text| State::parse(&text)),
-        counters: of_module("counters").map(|text| Counters::parse(&text)),
+        state: state.or_else(|| State::of_attributes(attribute)),
+        counters: counters.or_else(|| Counters::of_attributes(attribute)),
         name,
     }
 }

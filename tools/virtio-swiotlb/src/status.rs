@@ -63,9 +63,13 @@ fn row(device: &Device) -> Vec<String> {
         bytes(state.region_bytes),
         bar(fill),
         format!("{:.1}%", 100.0 * fill),
-        bytes(device.counter("hiwater_bytes")),
+        device.known("hiwater_bytes").map_or_else(dash, bytes),
     ]);
-    row.extend(["full", "too_large", "bad_handle"].map(|key| device.counter(key).to_string()));
+    row.extend(["full", "too_large", "bad_handle"].map(|key| {
+        device
+            .known(key)
+            .map_or_else(dash, |number| number.to_string())
+    }));
     row
 }
 

@@ -451,6 +451,65 @@ mod check_devices {
     }
 
     #[test]
+    fn without_the_files_attributes_tell() {
+        let tree = Tree::new("disks");
+        tree.remove(DEBUGFS);
+        // Neither the claim nor the feature: the attribute is what confines.
+        tree.replace("proc/iomem", "virtio8 swiotlb", "virtio-pci-modern");
+        let features = "sys/bus/virtio/devices/virtio8/features";
+        tree.write(features, &format!("{:0<128}\n", "0".repeat(32) + "11"));
+        let attributes = "sys/module/virtio_swiotlb/devices/virtio8";
+        for (name, value) in [
+            ("mode", "hint"),
+            ("reason", "-"),
+            ("source", "acpi"),
+            ("region_bytes", "1048576"),
+            ("pool_bytes", "2097152"),
+            ("used_bytes", "524288"),
+            ("full", "3"),
+        ] {
+            tree.write(&format!("{attributes}/{name}"), &format!("{value}\n"));
+        }
+        let snapshot = tree.snapshot();
+        assert_eq!(finding(&snapshot, "virtio8").verdict, Verdict::Confined);
+        // All that the module knows is shown.
+        let other = finding(&snapshot, "virtio9");
+        assert_eq!(other.verdict, Verdict::NotConfined);
+        assert!(other.reason.unwrap().contains("does not know it"));
+        let device = snapshot.devices.iter().find(|one| one.name == "virtio8");
+        let device = device.unwrap();
+        assert!(device.state.as_ref().unwrap().is_lease());
+        assert_eq!(device.fill(), Some(0.25));
+        assert_eq!(
+            (device.known("full"), device.known("maps")),
+            (Some(3), None)
+        );
+        let table = status::table(&snapshot);
+        let row = table.lines().find(|line| line.starts_with("virtio8"));
+        let words: Vec<_> = row.unwrap().split_whitespace().skip(3).collect();
+        let expected = [
+            "hint",
+            "1",
+            "MiB",
+            "[###.......]",
+            "25.0%",
+            "-",
+            "3",
+            "-",
+            "-",
+        ];
+        assert_eq!(words, expected);
+        // What is not known is no figure.
+        let metrics = metrics::text(&snapshot, &Except::default());
+        assert!(metrics.contains("virtio_swiotlb_full_total{device=\"virtio8\"} 3"));
+        assert!(!metrics.contains("virtio_swiotlb_maps_total{"));
+        // A device whose attributes cannot be read is not taken for confined.
+        tree.remove(&format!("{attributes}/mode"));
+        let verdict = finding(&tree.snapshot(), "virtio8").verdict;
+        assert_eq!(verdict, Verdict::NotConfined);
+    }
+
+    #[test]
     fn root_is_named_if_the_kernel_denies_the_files() {
         let mut snapshot = Tree::new("disks").snapshot();
         snapshot.module.files = Files::Denied;
