@@ -62,7 +62,7 @@ static ssize_t show(struct kobject *directory, struct kobj_attribute *raw, char 
 /*
  * Makes a directory in @parent, with @count attributes that every user may read. Each read calls
  * @show with @of and the index of the attribute in @names. Returns NULL if there is no memory or
- * the name is taken.
+ * the name is taken. The strings are kept, @names is not.
  */
 struct virtio_swiotlb_attributes *
 virtio_swiotlb_add_attributes(struct kobject *parent, const char *name, const char *const *names,

@@ -35,45 +35,35 @@ use kernel::{
 /// Shows a value of a device.
 type Show = fn(&Binding, &mut fmt::Formatter<'_>) -> fmt::Result;
 
-/// The attributes, by index in [`NAMES`].
-const SHOWN: [Show; 7] = [
-    |binding, f| f.write_str(binding.mode()),
-    |binding, f| match binding.reason() {
+/// The attributes: the name of each, and what it shows.
+const ATTRIBUTES: [(&CStr, Show); 7] = [
+    (c"mode", |binding, f| f.write_str(binding.mode())),
+    (c"reason", |binding, f| match binding.reason() {
         Some(reason) => write!(f, "{reason}"),
         None => f.write_str("-"),
-    },
-    |binding, f| {
+    }),
+    (c"source", |binding, f| {
         f.write_str(
             binding
                 .bounce()
                 .map_or("-", |b| b.region().extent().source()),
         )
-    },
-    |binding, f| write!(f, "{}", binding.bounce().map_or(0, |b| b.region().bytes())),
-    |binding, f| write!(f, "{}", binding.bounce().map_or(0, |b| b.fill_level().1)),
+    }),
+    (c"region_bytes", |binding, f| {
+        write!(f, "{}", binding.bounce().map_or(0, |b| b.region().bytes()))
+    }),
+    (c"pool_bytes", |binding, f| {
+        write!(f, "{}", binding.bounce().map_or(0, |b| b.fill_level().1))
+    }),
     // In whole pages: who is not root need not see the size of each request.
-    |binding, f| {
+    (c"used_bytes", |binding, f| {
         let used = binding.bounce().map_or(0, |b| b.fill_level().0);
         write!(f, "{}", used.next_multiple_of(PAGE_SIZE))
-    },
-    |binding, f| write!(f, "{}", binding.counters().full),
+    }),
+    (c"full", |binding, f| {
+        write!(f, "{}", binding.counters().full)
+    }),
 ];
-
-/// The names of the attributes.
-struct Names([*const c_char; SHOWN.len()]);
-
-// SAFETY: The pointers are to strings, which do not change.
-unsafe impl Sync for Names {}
-
-static NAMES: Names = Names([
-    c"mode".as_ptr().cast(),
-    c"reason".as_ptr().cast(),
-    c"source".as_ptr().cast(),
-    c"region_bytes".as_ptr().cast(),
-    c"pool_bytes".as_ptr().cast(),
-    c"used_bytes".as_ptr().cast(),
-    c"full".as_ptr().cast(),
-]);
 
 /// # Safety
 ///
@@ -86,7 +76,7 @@ unsafe extern "C" fn show(device: *const c_void, index: c_uint, to: *mut c_char)
     let page = unsafe { core::slice::from_raw_parts_mut(to.cast::<u8>(), PAGE_SIZE) };
     let mut text = Formatter::new(page);
     let binding = device.binding.lock();
-    let shown = Shown(SHOWN[index as usize % SHOWN.len()], &binding);
+    let shown = Shown(ATTRIBUTES[index as usize % ATTRIBUTES.len()].1, &binding);
     match text.write_fmt(fmt!("{}\n", shown)) {
         Ok(()) => text.bytes_written() as isize,
         Err(_) => EIO.to_errno() as isize,
@@ -141,14 +131,15 @@ impl DeviceAttributes {
     /// Makes a directory of the device's name with all attributes, if it can be made.
     pub(crate) fn new(root: &Root, device: Arc<Device>) -> Option<Self> {
         let parent = NonNull::new(root.0)?;
+        let names = ATTRIBUTES.map(|(name, _)| name.as_char_ptr());
         // SAFETY: The parent is there as long as `root`, names are static, the device is kept until
         // the attributes are gone, and `show` is for devices.
         let raw = unsafe {
             bindings::virtio_swiotlb_add_attributes(
                 parent.as_ptr(),
                 device.name.as_char_ptr(),
-                NAMES.0.as_ptr(),
-                SHOWN.len() as c_uint,
+                names.as_ptr(),
+                names.len() as c_uint,
                 Some(show),
                 ptr::from_ref(&*device).cast(),
             )
