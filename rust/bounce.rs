@@ -107,15 +107,17 @@ pub(crate) struct Usage {
     pub(crate) used_bytes: usize,
     pub(crate) hiwater_bytes: usize,
     pub(crate) largest_free_bytes: usize,
+    pub(crate) wanted_bytes: usize,
 }
 
 impl AddAssign for Usage {
-    /// Sums, but for the longest free run: a mapping lies in one pool.
+    /// Sums, but for what is of one pool: the longest free run, and the length that is wanted.
     fn add_assign(&mut self, other: Self) {
         self.pool_bytes += other.pool_bytes;
         self.used_bytes += other.used_bytes;
         self.hiwater_bytes += other.hiwater_bytes;
         self.largest_free_bytes = self.largest_free_bytes.max(other.largest_free_bytes);
+        self.wanted_bytes = self.wanted_bytes.max(other.wanted_bytes);
     }
 }
 
@@ -136,6 +138,8 @@ pub(crate) struct Bounce {
     // How many queues the driver makes, and the features; they bound rings that nothing else can.
     queues: Atomic<u32>,
     features: Atomic<u64>,
+    // The length of a pool that would have refused nothing so far, in bytes; 0 if nothing was.
+    wanted: Atomic<usize>,
     log: Pin<KBox<Work<DeferredLog>>>,
 }
 
@@ -189,6 +193,7 @@ impl Bounce {
             max_mapping: Atomic::new(limits.max_mapping),
             queues: Atomic::new(0),
             features: Atomic::new(0),
+            wanted: Atomic::new(0),
             log,
         })
     }
@@ -223,6 +228,7 @@ impl Bounce {
             used_bytes: stats.used_bytes,
             hiwater_bytes: stats.hiwater_bytes,
             largest_free_bytes: self.pool.largest_free(),
+            wanted_bytes: self.wanted.load(Relaxed),
         }
     }
 
@@ -260,9 +266,10 @@ impl Bounce {
         }
     }
 
-    /// Lets the high-water mark start again.
+    /// Lets the high-water mark start again, and what is wanted.
     pub(crate) fn reset_hiwater(&self) {
         self.pool.reset_hiwater();
+        self.wanted.store(0, Relaxed);
     }
 
     /// Draws the pool for a person.
@@ -450,9 +457,21 @@ impl Bounce {
         }
     }
 
-    /// Complains that something did not fit.
+    /// Notes the length of a pool that would have had room.
+    fn want(&self, bytes: usize) {
+        let mut before = self.wanted.load(Relaxed);
+        while before < bytes {
+            match self.wanted.cmpxchg(before, bytes, Relaxed) {
+                Ok(_) => return,
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    /// Notes that something did not fit, and complains if it is the first.
     #[cold]
     fn complain(&self, len: usize, refusal: Refusal) {
+        self.want(self.pool.enough_for(len, refusal));
         let first = match refusal {
             Refusal::Full | Refusal::HeldBack => self.log.full.note(|| {
                 let usage = self.usage();

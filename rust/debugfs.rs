@@ -186,7 +186,8 @@ pub(crate) fn write_counters(
     writeln!(f, "pool_bytes {}", usage.pool_bytes)?;
     writeln!(f, "used_bytes {}", usage.used_bytes)?;
     writeln!(f, "hiwater_bytes {}", usage.hiwater_bytes)?;
-    writeln!(f, "largest_free_bytes {}", usage.largest_free_bytes)
+    writeln!(f, "largest_free_bytes {}", usage.largest_free_bytes)?;
+    writeln!(f, "wanted_bytes {}", usage.wanted_bytes)
 }
 
 enum Pool {}

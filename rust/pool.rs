@@ -262,6 +262,16 @@ impl<P: Platform> Pool<P> {
         self.largest
     }
 
+    /// Bytes of a pool that would have had room for a request of `len` bytes, which was refused
+    /// here: one that is longer by the request, or of which the request is a quarter.
+    pub(crate) fn enough_for(&self, len: usize, refusal: Refusal) -> usize {
+        match refusal {
+            Refusal::Full | Refusal::HeldBack => (self.pages * PAGE).saturating_add(len),
+            Refusal::TooLarge => len.div_ceil(PAGE).saturating_mul(4 * PAGE),
+            Refusal::Empty => 0,
+        }
+    }
+
     /// The area of the pool's own that `offset` lies in.
     #[inline(always)]
     fn locate(&self, offset: usize) -> Option<&LockedArea<P>> {

@@ -19,6 +19,7 @@ COUNTERS = [
     *("maps", "unmaps", "syncs", "bytes_to_device", "bytes_from_device", "allocs", "frees"),
     *("full", "too_large", "bad_handle"),
     *("pool_bytes", "used_bytes", "hiwater_bytes", "largest_free_bytes"),
+    "wanted_bytes",
 ]
 OUTCOMES = ["seen", "bounced", "hint", "declined", "refused", "unconfined"]
 ATTRIBUTES = ["mode", "reason", "source", "region_bytes", "pool_bytes", "used_bytes", "full"]

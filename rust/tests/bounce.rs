@@ -721,6 +721,49 @@ mod cases {
     }
 
     #[test]
+    fn pool_that_is_wanted_has_room() -> Result {
+        // Refused for its length: the pool of which it is a quarter takes it.
+        let bench = Bench::new(SMALLEST)?;
+        let len = bench.bounce.max_mapping() + 1;
+        let mut buffer = patterned(len, 0)?;
+        assert_eq!(bench.bounce.usage().wanted_bytes, 0);
+        assert!(bench.map(&mut buffer, ToDevice).is_err());
+        let wanted = bench.bounce.usage().wanted_bytes;
+        assert!(wanted > SMALLEST && wanted <= 2 * SMALLEST);
+        let larger = Bench::new(wanted.next_multiple_of(PAGE_SIZE))?;
+        assert!(exact(&larger, 0, len, ToDevice)?);
+        assert_eq!(larger.bounce.usage().wanted_bytes, 0);
+
+        // Refused because the pool was full: one that is longer by it holds all of them.
+        bench.bounce.reset_hiwater();
+        assert_eq!(bench.bounce.usage().wanted_bytes, 0);
+        let mut handles = KVec::new();
+        while let Ok(handle) = bench.map(&mut buffer[..PAGE_SIZE], Bidirectional) {
+            handles.push(handle, GFP_KERNEL)?;
+        }
+        let wanted = bench.bounce.usage().wanted_bytes;
+        assert_eq!(wanted, SMALLEST + PAGE_SIZE);
+        // It is refused again when it is repeated, and wants no more.
+        assert!(bench.map(&mut buffer[..PAGE_SIZE], Bidirectional).is_err());
+        assert_eq!(bench.bounce.usage().wanted_bytes, wanted);
+        let larger = Bench::new(wanted)?;
+        let mut there = KVec::new();
+        for _ in 0..=handles.len() {
+            there.push(
+                larger.map(&mut buffer[..PAGE_SIZE], Bidirectional)?,
+                GFP_KERNEL,
+            )?;
+        }
+        for (bench, handles) in [(&bench, handles), (&larger, there)] {
+            for handle in &handles {
+                bench.bounce.unmap(*handle, PAGE_SIZE, Bidirectional, false);
+            }
+            assert!(bench.is_empty());
+        }
+        Ok(())
+    }
+
+    #[test]
     fn empty_mapping_is_refused() -> Result {
         let bench = Bench::new(SMALLEST)?;
         let mut buffer = patterned(64, 0)?;

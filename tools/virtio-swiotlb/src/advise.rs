@@ -144,7 +144,15 @@ fn for_region(device: &Device, refusals: Option<&Refusals>, page_bytes: u64, adv
     let (hiwater, largest_free) = (counter("hiwater_bytes"), counter("largest_free_bytes"));
     let (maps, full, too_large) = (counter("maps"), counter("full"), counter("too_large"));
     let reasons = &mut advice.reasons;
-    let mut wanted = 0;
+    // What was refused would have had room there. How much more the driver had wanted then, the
+    // module cannot know: the region is doubled at least. A module from before the last upgrade
+    // knows nothing.
+    let mut wanted = match device.known("wanted_bytes") {
+        Some(0) => 0,
+        Some(bytes) => round_up(bytes).max(doubled),
+        None if full != 0 || too_large != 0 => doubled,
+        None => 0,
+    };
 
     let percent = 100.0 * hiwater as f64 / pool as f64;
     let exact = if pool < MIB { "" } else { " or less" };
@@ -154,19 +162,13 @@ fn for_region(device: &Device, refusals: Option<&Refusals>, page_bytes: u64, adv
     ));
     if too_large != 0 {
         match refusals.and_then(|refusals| refusals.too_large_bytes) {
-            Some(length) => {
-                wanted = round_up(length.saturating_mul(4)).max(doubled);
-                reasons.push(format!(
-                    "too_large {too_large}: a mapping of {} was refused, and a mapping is at most a quarter of the region",
-                    bytes(length)
-                ));
-            }
-            None => {
-                wanted = doubled;
-                reasons.push(format!(
-                    "too_large {too_large}: mappings were refused that are longer than a quarter of the region"
-                ));
-            }
+            Some(length) => reasons.push(format!(
+                "too_large {too_large}: a mapping of {} was refused, and a mapping is at most a quarter of the region",
+                bytes(length)
+            )),
+            None => reasons.push(format!(
+                "too_large {too_large}: mappings were refused that are longer than a quarter of the region"
+            )),
         }
     }
     if full != 0 {
@@ -175,9 +177,7 @@ fn for_region(device: &Device, refusals: Option<&Refusals>, page_bytes: u64, adv
         reasons.push(format!(
             "full {full}: {percent:.1}% of all requests found no room, and were repeated"
         ));
-        wanted = wanted.max(doubled);
         if let Some(refused) = refusals.and_then(|refusals| refusals.full.as_ref()) {
-            wanted = wanted.max(round_up(hiwater.saturating_add(refused.wanted_bytes)));
             reasons.push(format!(
                 "the first of them wanted {}, with {} in use and {} free in one piece",
                 bytes(refused.wanted_bytes),
@@ -209,9 +209,15 @@ fn for_region(device: &Device, refusals: Option<&Refusals>, page_bytes: u64, adv
                     .to_owned(),
             );
         }
-    } else if full != 0 || too_large != 0 {
+    } else if wanted > 0 && (full != 0 || too_large != 0) {
         reasons.push(
             "the kernel's log, which has the lengths, cannot be read; run the command as root"
+                .to_owned(),
+        );
+    }
+    if (full != 0 || too_large != 0) && device.known("wanted_bytes") == Some(0) {
+        reasons.push(
+            "none of these since the high-water mark was reset, or loans of the shared pool had room"
                 .to_owned(),
         );
     }

@@ -14,7 +14,7 @@ use std::fmt::{Display, Write as _};
 
 /// Figures of a device with a pool: key in the module's file, name, type and help. Counters start
 /// at 0 with each binding, as those of Prometheus may.
-const FIGURES: [(&str, &str, &str, &str); 14] = [
+const FIGURES: [(&str, &str, &str, &str); 15] = [
     ("maps", "maps_total", "counter", "Buffers mapped."),
     ("unmaps", "unmaps_total", "counter", "Buffers unmapped."),
     (
@@ -83,6 +83,12 @@ const FIGURES: [(&str, &str, &str, &str); 14] = [
         "largest_free_bytes",
         "gauge",
         "Longest free run of the pool.",
+    ),
+    (
+        "wanted_bytes",
+        "wanted_bytes",
+        "gauge",
+        "Length of a pool that would have refused nothing so far, 0 if nothing was.",
     ),
 ];
 

@@ -561,14 +561,50 @@ mod advice_for {
             "full 1990\ntoo_large 0",
             "full 0\ntoo_large 3",
         );
-        assert_eq!(advice(&tree, "virtio9").wanted_bytes, Some(128 << 10));
+        // Four times the mapping, in the length of a BAR.
+        tree.replace(
+            &format!("{DEBUGFS}/virtio9/counters"),
+            "wanted_bytes 69632",
+            "wanted_bytes 278528",
+        );
         let log = "4,9,9,-;virtio_blk virtio9: swiotlb: a mapping of 65552 bytes was refused: the region of 65536 bytes takes 1 to 16384. A larger region takes larger ones (said once)\n";
         tree.write("dev/kmsg", log);
         let advice = advice(&tree, "virtio9");
-        // Four times the mapping, in the length of a BAR.
         assert_eq!(
             (advice.verdict, advice.wanted_bytes),
             (advise::Verdict::Larger, Some(512 << 10))
+        );
+        let reasons = advice.reasons.join("\n");
+        assert!(
+            reasons.contains("a mapping of 64.0 KiB was refused"),
+            "{reasons}"
+        );
+    }
+
+    #[test]
+    fn refusals_that_were_answered() {
+        let counters = format!("{DEBUGFS}/virtio9/counters");
+        let tree = Tree::new("disks");
+        tree.replace(&counters, "wanted_bytes 69632", "wanted_bytes 0");
+        let is_answered = |reason: &String| reason.starts_with("none of these since");
+        let advice = advice(&tree, "virtio9");
+        assert!(
+            advice.reasons.iter().any(is_answered),
+            "{:?}",
+            advice.reasons
+        );
+
+        // A module from before the last upgrade does not know.
+        tree.replace(&counters, "wanted_bytes 0\n", "");
+        let advice = self::advice(&tree, "virtio9");
+        assert_eq!(
+            (advice.verdict, advice.wanted_bytes),
+            (advise::Verdict::Larger, Some(128 << 10))
+        );
+        assert!(
+            !advice.reasons.iter().any(is_answered),
+            "{:?}",
+            advice.reasons
         );
     }
 
@@ -663,7 +699,9 @@ mod advice_for {
     #[test]
     fn a_lease_that_was_full() {
         let tree = Tree::new("pool");
-        tree.replace(&format!("{DEBUGFS}/virtio8/counters"), "full 0", "full 1");
+        let counters = format!("{DEBUGFS}/virtio8/counters");
+        tree.replace(&counters, "full 0", "full 1");
+        tree.replace(&counters, "wanted_bytes 0", "wanted_bytes 4198400");
         let advice = advice(&tree, "virtio8");
         assert_eq!(advice.wanted_bytes, Some(8 << 20));
         assert!(advice
@@ -724,7 +762,7 @@ mod advice_for {
     #[test]
     fn counters_at_their_ends() {
         let tree = Tree::new("disks");
-        let keys = "maps unmaps bytes_to_device bytes_from_device full too_large pool_bytes hiwater_bytes largest_free_bytes";
+        let keys = "maps unmaps bytes_to_device bytes_from_device full too_large pool_bytes hiwater_bytes largest_free_bytes wanted_bytes";
         let counters = keys
             .split(' ')
             .map(|key| format!("{key} {}", u64::MAX / 2 + 2))
