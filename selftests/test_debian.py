@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """A Debian system whose root file system is on a restricted disk, with the module
 that DKMS has built: installed, upgraded, booted, updated, booted again, and once more
-with an initial RAM file system by dracut."""
+with an initial RAM file system by dracut. The unit of the tools says at each boot what is
+confined, and ends the last one, with a device that is not."""
 
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from guestlib.paths import BUILD, TOP
+from testlib import products
 from testlib.debian import Console, System
 from testlib.harness import SWIOTLB, accepted, assert_memory_private, events, summary
 
@@ -31,6 +33,18 @@ UPDATE = " && ".join(
 )
 
 
+UNIT = "virtio-swiotlb-check"
+JOURNAL = f"journalctl --boot --output cat --no-pager --unit {UNIT}"
+#: The example that ends a boot, as the manual says.
+EXAMPLE = " && ".join(
+    (
+        f"mkdir -p /etc/systemd/system/{UNIT}.service.d",
+        "cp /usr/share/doc/virtio-swiotlb-tools/examples/require-confinement.conf"
+        f" /etc/systemd/system/{UNIT}.service.d/",
+    )
+)
+
+
 @dataclass
 class Life:
     """What became of it."""
@@ -39,11 +53,15 @@ class Life:
     dkms: str
     releases: list[str]
     facts: list[dict[str, str]]
+    #: What the unit said in the boot that it ended.
+    ended: str
 
 
 def look(console: Console) -> dict[str, str]:
     """What is asked after each boot."""
     console.login()
+    # With units that failed it is not 0.
+    console.run("systemctl is-system-running --wait || true")
     return {
         "release": console.run("uname -r").strip(),
         "root": console.run("findmnt -no SOURCE,FSTYPE /").strip(),
@@ -51,6 +69,8 @@ def look(console: Console) -> dict[str, str]:
         "devices": console.run("cat /sys/kernel/debug/virtio_swiotlb/devices"),
         "log": console.run("dmesg"),
         "failed": console.run("systemctl list-units --failed --plain --no-legend").strip(),
+        "unit": console.run(f"systemctl show --property Result,ActiveState {UNIT}"),
+        "journal": console.run(JOURNAL),
     }
 
 
@@ -59,11 +79,14 @@ def life(kernels: None, swiotlb_device: None) -> Iterator[Life]:
     (BUILD / "debian").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD / "debian", prefix="system-") as name:
         directory = Path(name)
-        deb = subprocess.run(
-            ["packaging/deb", directory], cwd=TOP, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout.strip()
+        debs = [
+            subprocess.run(
+                [*packager, directory], cwd=TOP, stdout=subprocess.PIPE, text=True, check=True
+            ).stdout.strip()
+            for packager in (["packaging/deb"], ["packaging/deb-tools", products.tools().parent])
+        ]
         image = directory / "disk"
-        subprocess.run(["scripts/debian", "system", deb, image], cwd=TOP, check=True)
+        subprocess.run(["scripts/debian", "system", image, *debs], cwd=TOP, check=True)
         dkms = Path(f"{image}.dkms").read_text()
         releases = sorted(re.findall(r", (\d+\.\S+), x86_64: installed", dkms))
         system = System(directory, image)
@@ -79,12 +102,24 @@ def life(kernels: None, swiotlb_device: None) -> Iterator[Life]:
 
         def then(console: Console) -> None:
             facts.append(look(console))
+            console.run(EXAMPLE)
+            console.leave("systemctl poweroff")
+
+        ended = []
+
+        def last(console: Console) -> None:
+            """The emergency shell; root has no password."""
+            console.shell(r"Press Enter for (system )?maintenance")
+            ended.append(console.run(JOURNAL))
             console.leave("systemctl poweroff")
 
         system.boot(releases[0], first)
         system.boot(releases[-1], then)
+        # Here the example is satisfied.
         system.boot(releases[-1], then, initrd="dracut.img")
-        yield Life(system, dkms, releases, facts)
+        system.boot(releases[-1], last, devices=["virtio-rng-pci"])
+        (said,) = ended
+        yield Life(system, dkms, releases, facts, said)
 
 
 @pytest.mark.full(minutes=35)
@@ -116,6 +151,16 @@ class TestDebian:
         for fact in life.facts:
             assert fact["failed"] == ""
             assert "Call Trace" not in fact["log"]
+
+    def test_the_unit_says_what_is_confined(self, life: Life) -> None:
+        for fact in life.facts:
+            assert fact["unit"].splitlines() == ["Result=success", "ActiveState=active"]
+            assert re.search(r"^confined: of 1 virtio devices 1 confined$", fact["journal"], re.M)
+
+    def test_the_example_ends_the_boot(self, life: Life) -> None:
+        """With a device that is not confined, which it names."""
+        assert re.search(r"^virtio\d+ +rng .*NOT CONFINED", life.ended, re.M)
+        assert re.search(r"^NOT confined: of 2 virtio devices", life.ended, re.M)
 
     def test_the_device_saw_no_other_address(self, life: Life) -> None:
         for report in life.system.reports:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from guestlib import Restricted
@@ -73,9 +73,13 @@ class Console:
         return said.partition("$?\n")[2]
 
     def login(self) -> None:
-        """Without a password; and nothing is said that was not asked for."""
-        self.expect(r"login: ")
-        self._type("root")
+        """Without a password."""
+        self.shell(r"login: ", "root")
+
+    def shell(self, prompt: str, answer: str = "") -> None:
+        """A shell of root's after this answer; and nothing is said that was not asked for."""
+        self.expect(prompt)
+        self._type(answer)
         self.expect(r"# $")
         # Nothing that edits lines, and so nothing between what is typed and what comes.
         self._type("exec sh")
@@ -113,9 +117,15 @@ class System:
         self.reports: list[list[dict]] = []
 
     def boot(
-        self, release: str, session: Callable[[Console], None], *, initrd: str = "initrd.img"
+        self,
+        release: str,
+        session: Callable[[Console], None],
+        *,
+        initrd: str = "initrd.img",
+        devices: Sequence[str] = (),
     ) -> None:
-        """Boots the kernel of this release; the session has to end the machine."""
+        """Boots the kernel of this release, with further devices of QEMU; the session has to end
+        the machine."""
         number = len(self.reports) + 1
         logs = self.directory / f"boot{number}"
         logs.mkdir()
@@ -131,6 +141,8 @@ class System:
             running = disk.start("restricted0", self.image, sockets, logs)
             stack.callback(running.stop)
             command = self._command(logs, running.socket, sockets / "console")
+            for device in devices:
+                command += ["-device", device]
             machine = Process("QEMU", command, logs / "qemu.log")
             stack.callback(machine.kill)
             console = Console(sockets / "console", machine, logs / "console")
