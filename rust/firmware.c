@@ -14,6 +14,7 @@
 #include <linux/ioport.h>
 #include <linux/mm.h>
 #include <linux/of.h>
+#include <linux/of_address.h>
 #include <linux/of_reserved_mem.h>
 #include <linux/pci.h>
 #include <linux/property.h>
@@ -112,7 +113,8 @@ int virtio_swiotlb_named_pool(struct device *dev, phys_addr_t *start, u64 *bytes
 		/* Only memory that the kernel reserved at boot is found. */
 		struct reserved_mem *rmem = of_reserved_mem_lookup(to_of_node(node));
 
-		if (rmem) {
+		/* Of several ranges the kernel keeps one. */
+		if (rmem && of_address_count(to_of_node(node)) <= 1) {
 			*start = rmem->base;
 			*bytes = rmem->size;
 			ret = rmem->ops ? -EBUSY : VIRTIO_SWIOTLB_DEVICETREE;
@@ -155,20 +157,45 @@ enum virtio_swiotlb_ram virtio_swiotlb_ram(phys_addr_t start, u64 bytes)
 	return VIRTIO_SWIOTLB_RAM_RESERVED;
 }
 
+/* Whether @range is where a device behind @bridge has a BAR, or can be given one. */
+static bool is_in_window(struct pci_host_bridge *bridge, struct resource *range)
+{
+	struct resource_entry *window;
+
+	resource_list_for_each_entry(window, &bridge->windows) {
+		/* Without windows of its own the bridge has all addresses. */
+		if (window->res != &iomem_resource &&
+		    resource_type(window->res) == IORESOURCE_MEM &&
+		    resource_overlaps(window->res, range))
+			return true;
+	}
+	return false;
+}
+
+static bool is_in_bar(struct pci_dev *pdev, struct resource *range)
+{
+	struct resource *bar;
+
+	pci_dev_for_each_resource(pdev, bar) {
+		if (resource_type(bar) == IORESOURCE_MEM && bar->parent &&
+		    resource_overlaps(bar, range))
+			return true;
+	}
+	return false;
+}
+
 /* Whether the range overlaps a BAR of a PCI device, or a window of a bridge. */
 bool virtio_swiotlb_overlaps_bar(phys_addr_t start, u64 bytes)
 {
 	struct resource range = DEFINE_RES_MEM(start, bytes);
 	struct pci_dev *pdev = NULL;
-	struct resource *bar;
 
+	/* A device keeps its bridge. */
 	for_each_pci_dev(pdev) {
-		pci_dev_for_each_resource(pdev, bar) {
-			if (resource_type(bar) == IORESOURCE_MEM && bar->parent &&
-			    resource_overlaps(bar, &range)) {
-				pci_dev_put(pdev);
-				return true;
-			}
+		if (is_in_bar(pdev, &range) ||
+		    is_in_window(pci_find_host_bridge(pdev->bus), &range)) {
+			pci_dev_put(pdev);
+			return true;
 		}
 	}
 	return false;

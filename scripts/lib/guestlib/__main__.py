@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import Guest, GuestError, Module, Ordinary, Pool, Restricted
 from .devices import BACKENDS
@@ -153,7 +153,7 @@ def _device(kind: Callable[..., Restricted | Ordinary]) -> Callable[[str], objec
 
 def _pool(text: str) -> Pool:
     way, *pairs = text.split(",")
-    options = _pairs(pairs)
+    options: dict[str, Any] = dict(_pairs(pairs))
     names = options.pop("named_by", BRIDGE)
     try:
         return Pool(way, **options, named_by=names.split("+"))

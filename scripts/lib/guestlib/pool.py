@@ -46,10 +46,17 @@ class Pool:
     bytes     its length ("16M"), a multiple of 1 MiB
     named_by  what has the reference to it: "bridge" (the PCI host bridge); in a devicetree
               also names of devices on virtio-mmio (["bridge", "ordinary0"])
+    others    further nodes of reserved memory in the devicetree, as dtc takes them, by what has the
+              reference to each; what also names the pool names both
     """
 
     def __init__(
-        self, way: str, *, bytes: str | int = "16M", named_by: str | Sequence[str] = BRIDGE
+        self,
+        way: str,
+        *,
+        bytes: str | int = "16M",
+        named_by: str | Sequence[str] = BRIDGE,
+        others: Mapping[str, str] | None = None,
     ) -> None:
         if way not in WAYS:
             raise GuestError(f"no way {way} to a pool; there are: {', '.join(WAYS)}")
@@ -58,7 +65,8 @@ class Pool:
         if self.bytes == 0 or self.bytes % (1 << 20):
             raise GuestError(f"the bytes of a pool are a multiple of 1M: {bytes}")
         self.named_by = [named_by] if isinstance(named_by, str) else list(named_by)
-        if self.named_by != [BRIDGE] and way != "devicetree":
+        self.others = dict(others or {})
+        if (self.named_by != [BRIDGE] or self.others) and way != "devicetree":
             raise GuestError(f"with the way {way} no device names the pool")
 
     def place(self, architecture: str, memory: int) -> "PlacedPool":
@@ -177,14 +185,18 @@ class PlacedPool:
 
     def _overlay(self, nodes: Mapping[str, str]) -> str:
         """With the parameter alone there is a hole in the guest's RAM (no-map), and no pool."""
-        content, references = "no-map;", ""
+        content, others, references = "no-map;", "", ""
         if self.pool.way == "devicetree":
             content = 'compatible = "restricted-dma-pool";'
+            named = {name: ["&pool"] for name in self.pool.named_by}
+            for index, (name, other) in enumerate(self.pool.others.items()):
+                others += f"other{index}: other{index} {{ {other} }};\n"
+                named.setdefault(name, []).append(f"&other{index}")
             known = {BRIDGE: _BRIDGE_NODE, **nodes}
-            for name in self.pool.named_by:
+            for name, regions in named.items():
                 if name not in known:
                     raise GuestError(f"no device on virtio-mmio is {name}")
-                references += f"&{{{known[name]}}} {{ memory-region = <&pool>; }};\n"
+                references += f"&{{{known[name]}}} {{ memory-region = <{' '.join(regions)}>; }};\n"
         return f"""\
 /dts-v1/;
 /plugin/;
@@ -197,6 +209,7 @@ class PlacedPool:
 			{content}
 			reg = /bits/ 64 <{self.start:#x} {self.pool.bytes:#x}>;
 		}};
+		{others}
 	}};
 }};
 {references}"""
